@@ -1,0 +1,1 @@
+"""The daemon of Aegis: everything that decides, waits, forwards and records."""
