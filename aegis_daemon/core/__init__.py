@@ -1,0 +1,1 @@
+"""Decisions: pure, without IO, clock, randomness or logging."""

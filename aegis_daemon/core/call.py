@@ -1,0 +1,40 @@
+"""One governed request: everything a decision may look at, and nothing that changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.wire.jsonrpc import Frame, Id
+from aegis_daemon.wire.methods import Direction, Era, Method
+
+
+class Call(msgspec.Struct, frozen=True):
+    """`id` is ours (32 hex digits, 128 bits); `request_id` the sender's own."""
+
+    id: str
+    request_id: Id
+    session: str
+    principal: Principal
+    direction: Direction
+    row: Method
+    subject: str | None
+    name: str | None
+    backend: str
+    era: Era
+    frame: Frame
+
+    @property
+    def method(self) -> str:
+        """The JSON-RPC method."""
+        return self.row.name
+
+    @property
+    def arguments(self) -> Any:
+        """What the method is called with: `arguments` of a tool, else all parameters but `_meta`."""
+        params = self.frame.params
+        if self.row.name == "tools/call":
+            return params.get("arguments", {})
+        return {key: value for key, value in params.items() if key != "_meta"}

@@ -1,0 +1,100 @@
+"""What a gate may say of a call, and what the pipeline makes of it.
+
+A gate has an `Opinion`; only the pipeline gives a `Verdict`, and only a verdict carries a `Permit`, without which
+nothing can be sent (`core.ports.Peer.send` takes nothing else).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from aegis_daemon.core.call import Call
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Why not: a stage of `wire.errors.REFUSALS`, a text for the agent, and more for the log alone."""
+
+    stage: str
+    text: str
+    retryable: bool = False
+    retry_after_ms: int | None = None
+    code: str | None = None
+    """a stable word for `data.reason`"""
+    detail: str = ""
+    """what only an approver may read: the rule that decided"""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a call would consume: one use of a window. `agent` is None for a limit over all agents."""
+
+    scope: str
+    agent: str | None
+    backend: str
+    tool: str
+    """the tool's name or the pattern that the limit was written for"""
+    window_s: float
+    max_count: int
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What a person is asked: which rule wants it, how long there is, in seconds."""
+
+    rule: str
+    timeout_s: float
+
+
+class Pass(msgspec.Struct, frozen=True):
+    """No objection, at this price."""
+
+    claims: tuple[Claim, ...] = ()
+
+
+class Deny(msgspec.Struct, frozen=True):
+    """An objection, which ends the matter."""
+
+    reason: Reason
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """No objection if a person agrees. `claims` is filled in by the pipeline."""
+
+    call: Call
+    ask: Ask
+    claims: tuple[Claim, ...] = ()
+
+
+PASS = Pass()
+Opinion = Pass | Deny | Hold
+
+_MINT = object()
+
+
+class Permit:
+    """Leave to send one exact frame, once decided. Only `Pipeline` can make one."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, mint: object, call: Call) -> None:
+        if mint is not _MINT:
+            raise TypeError("a permit is minted by the pipeline alone")
+        self.call = call
+
+
+class Allow(msgspec.Struct, frozen=True):
+    """May go, at this price. `would` names the refusal that observe mode let pass."""
+
+    permit: Permit
+    claims: tuple[Claim, ...] = ()
+    would: Reason | None = None
+
+
+Verdict = Allow | Deny | Hold
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What became of an ask: approved, rejected, expired or withdrawn; by whom, and which ticket it was."""
+
+    outcome: str
+    ticket: str
+    by: str = ""
+    note: str = ""
