@@ -1,0 +1,102 @@
+"""Every file of Aegis has one place, and the shim and the daemon find the same one.
+
+`AEGIS_HOME=DIR` puts everything under DIR; otherwise the XDG base directories decide. The shim has its own copy of
+the two rules it needs (it imports nothing from here); `tests/config/test_paths.py` holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+import msgspec
+
+SOCKET_PATH_MAX = 103
+"""The longest socket path that works everywhere: `sun_path` has 104 bytes on macOS (108 on Linux), one is the NUL."""
+
+
+class PathError(ValueError):
+    """A directory or socket path cannot be used; the text says which, why, and what to do."""
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """Where the files of one installation are; all absolute."""
+
+    config: str
+    """`aegis.yaml`"""
+    approver_key: str
+    """`approver.key`, beside the config"""
+    run_dir: str
+    socket: str
+    """`aegis.sock`, where shims connect"""
+    manage_socket: str
+    """`manage.sock`, where the command line connects"""
+    lock: str
+    """`daemon.lock`, held by the one running daemon"""
+    state_dir: str
+    log: str
+    audit_db: str
+    """`audit.db`, unless `audit.db_path` says otherwise"""
+    state_db: str
+    journal: str
+    """`journal/`, a directory"""
+
+    @classmethod
+    def find(cls, env: Mapping[str, str]) -> Paths:
+        """Where things are, given an environment. Touches no file.
+
+        `AEGIS_HOME` wins over XDG; `AEGIS_CONFIG` names the config file and `AEGIS_SOCKET` the shims' socket in either
+        case. Empty variables count as unset, and so do relative XDG ones (XDG Base Directory 0.8).
+        """
+        home = env.get("AEGIS_HOME", "")
+        if home:
+            config_dir = run_dir = state_dir = os.path.abspath(home)
+        else:
+            user = _absolute(env.get("HOME", "")) or os.path.expanduser("~")
+            config_dir = os.path.join(_absolute(env.get("XDG_CONFIG_HOME", "")) or f"{user}/.config", "aegis")
+            state_dir = os.path.join(_absolute(env.get("XDG_STATE_HOME", "")) or f"{user}/.local/state", "aegis")
+            runtime = _absolute(env.get("XDG_RUNTIME_DIR", ""))
+            run_dir = os.path.join(runtime, "aegis") if runtime else os.path.join(state_dir, "run")
+        config = os.path.abspath(env.get("AEGIS_CONFIG", "") or os.path.join(config_dir, "aegis.yaml"))
+        return cls(
+            config=config,
+            approver_key=os.path.join(os.path.dirname(config), "approver.key"),
+            run_dir=run_dir,
+            socket=os.path.abspath(env.get("AEGIS_SOCKET", "") or os.path.join(run_dir, "aegis.sock")),
+            manage_socket=os.path.join(run_dir, "manage.sock"),
+            lock=os.path.join(run_dir, "daemon.lock"),
+            state_dir=state_dir,
+            log=os.path.join(state_dir, "daemon.log"),
+            audit_db=os.path.join(state_dir, "audit.db"),
+            state_db=os.path.join(state_dir, "state.db"),
+            journal=os.path.join(state_dir, "journal"),
+        )
+
+    def prepare(self) -> None:
+        """Make the run, state and journal directories (0700) and check that nobody else can change them.
+
+        :raises PathError: a directory belongs to another user, is open to writing by others, or a socket path is too
+            long for the system.
+        :raises OSError: a directory cannot be made.
+        """
+        for path in (self.socket, self.manage_socket):
+            if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+                raise PathError(
+                    f"socket path `{path}` is longer than {SOCKET_PATH_MAX} bytes; "
+                    "set AEGIS_HOME to a shorter directory"
+                )
+        for path in (self.run_dir, self.state_dir, self.journal):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            found = os.stat(path)
+            if found.st_uid != os.geteuid():
+                raise PathError(
+                    f"`{path}` belongs to uid {found.st_uid}, not to {os.geteuid()}; "
+                    "give it back with chown, or set AEGIS_HOME to a directory of your own"
+                )
+            if stat.S_IMODE(found.st_mode) & 0o022:
+                raise PathError(f"`{path}` can be written by other users; run `chmod 700 {path}`")
+
+
+def _absolute(path: str) -> str:
+    return path if path.startswith("/") else ""

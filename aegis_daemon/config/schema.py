@@ -1,0 +1,580 @@
+"""Every setting has its name, type, default and one-line description here, and nowhere else.
+
+The loader, the JSON Schema, the README's table and `config show` are all made from these models. Durations are float
+seconds. Names, defaults and meanings: seed A's configuration (kept as they are), seed B's `deny` and `allow`, and the
+additions listed in the README.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from aegis_daemon.config.units import UnitError, go_duration, parse_duration, parse_rate
+
+MASK: Final = "********"
+
+
+class Secret:
+    """A text that never prints: `str()`, `repr()`, f-strings, dumps and the JSON Schema show a mask.
+
+    Compares in constant time; `reveal()` is the only way to the text.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself: for the place that sends or compares it, never for one that shows it."""
+        return self._text
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+    def __format__(self, spec: str) -> str:
+        return format(MASK, spec)
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(
+            self._text.encode("utf-8", "surrogatepass"), other._text.encode("utf-8", "surrogatepass")
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a secret is not copied to another process or file; pass the place it comes from")
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            _as_secret, serialization=core_schema.plain_serializer_function_ser_schema(_mask)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string"}
+
+
+def reveal(text: str | Secret) -> str:
+    """The text of a value that may or may not be a secret."""
+    return text.reveal() if isinstance(text, Secret) else text
+
+
+def fault(message: str, hint: str = "") -> PydanticCustomError:
+    """An error whose text the loader shows as it is. Only for use inside validators."""
+    return PydanticCustomError("aegis", "{message}", {"message": message, "hint": hint})
+
+
+# --- the types of single values; the text in `Kind` is what the README's table calls them
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What a value is called in the table of settings."""
+
+    name: str
+
+
+def _as_secret(value: object) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    if isinstance(value, str):
+        return Secret(value)
+    raise fault("not a text", "put the value in quotes")
+
+
+def _mask(value: object) -> object:
+    return MASK if isinstance(value, Secret) else value
+
+
+def _as_text(value: object) -> str | Secret:
+    if isinstance(value, Secret | str):
+        return value
+    raise fault(f"{_shown(value)} is not a text", "put the value in quotes")
+
+
+def _as_token(value: object) -> Secret:
+    secret = _as_secret(value)
+    if len(secret.reveal()) < 16:
+        raise fault(
+            f"the token has {len(secret.reveal())} characters, at least 16 are needed",
+            "make one with `openssl rand -hex 32`",
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", secret.reveal()):
+        raise fault("the token holds characters that no header can carry", "make one with `openssl rand -hex 32`")
+    return secret
+
+
+def _as_url(schemes: tuple[str, ...]) -> Any:
+    def check(value: object) -> str | Secret:
+        text = reveal(_as_text(value))
+        try:
+            parts = urlsplit(text)
+            parts.port  # noqa: B018  raises for a bad one
+        except ValueError:
+            raise fault("not a url", f"write it like `{schemes[0]}://localhost:8080/mcp`") from None
+        if parts.scheme.lower() not in schemes or not parts.hostname or re.search(r"[\s\x00-\x1f\x7f]", text):
+            known = ", ".join(f"`{scheme}://`" for scheme in schemes)
+            raise fault("not a url of this kind", f"start it with {known} and a host name")
+        hidden = isinstance(value, Secret) or parts.username is not None or parts.password is not None or parts.query
+        return Secret(text) if hidden else text
+
+    return check
+
+
+def _as_webhook(value: object) -> Secret | None:
+    if value is None or (isinstance(value, str | Secret) and not value):
+        return None  # seed A's example has `webhook_url: ""` for "none"
+    return Secret(reveal(_as_url(("https", "http"))(value)))
+
+
+def _as_seconds(least: float) -> Any:
+    def check(value: object) -> float:
+        try:
+            seconds = parse_duration(value)
+        except UnitError as error:
+            raise fault(error.message, error.hint) from None
+        if seconds < least:
+            raise fault(f"`{value}` is too short", f"write at least `{go_duration(least)}`")
+        return seconds
+
+    return check
+
+
+def _as_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise fault(f"{_shown(value)} is not a name", "put the name in quotes")
+    if not value or len(value) > 128 or value in (".", "..") or re.search(r"[\s\x00-\x1f\x7f/\\?#%]", value):
+        raise fault(
+            f"`{value[:60]}` cannot be a name",
+            "use up to 128 letters, digits, `-`, `_` or `.`; it becomes part of addresses",
+        )
+    return value
+
+
+def _as_backend_name(value: object) -> str:
+    name = _as_name(value)
+    if "__" in name:
+        raise fault(f"`{name}` cannot be a backend's name", "use one `_`; two separate the backend from its tool")
+    return name
+
+
+def _as_glob(value: object) -> str:
+    if not isinstance(value, str):
+        raise fault(f"{_shown(value)} is not a name", "put the name in quotes")
+    if not value.strip() or value != value.strip() or re.search(r"[\x00-\x1f\x7f]", value):
+        raise fault(f"`{value}` is not a name or pattern", "write a name like `publish`, or a pattern like `delete_*`")
+    return value
+
+
+def _as_tool(value: object) -> str:
+    name = _as_glob(value)
+    if re.search(r"[*?\[\]]", name):
+        raise fault(f"`{name}` is a pattern, and a limit counts one tool", "write one limit for each tool's own name")
+    return name
+
+
+def _as_fact(value: object) -> Any:
+    if isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(item, str | bool | int) for item in value):
+        return tuple(value)
+    raise fault(f"{_shown(value)} is not a fact", "write a text, a whole number, `true` or `false`, or a list of those")
+
+
+def _as_listen(value: object) -> str:
+    text = value if isinstance(value, str) else ""
+    host, colon, port = text.rpartition(":")
+    good = colon and port.isascii() and port.isdigit() and int(port) < 65536 and not re.search(r"[\s/@]", host)
+    if not good or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+        raise fault(
+            f"{_shown(value)} is not an address to listen at", "write it like `127.0.0.1:18070` or `[::1]:18070`"
+        )
+    return text
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, Secret):
+        return "a secret"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, dict | list | tuple):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return f"`{str(value)[:60]}`"
+
+
+_DURATION_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d))+$"},
+    ]
+}
+_DURATION = (
+    PlainSerializer(go_duration, return_type=str, when_used="json"),
+    WithJsonSchema(_DURATION_SCHEMA),
+    Kind("duration"),
+)
+_TEXT = (PlainSerializer(_mask), WithJsonSchema({"type": "string"}))
+
+Seconds = Annotated[float, BeforeValidator(_as_seconds(0)), *_DURATION]
+Timeout = Annotated[float, BeforeValidator(_as_seconds(0.001)), *_DURATION]
+Flag = Annotated[bool, Field(strict=True), Kind("true or false")]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000), Kind("number")]
+Uid = Annotated[int, Field(strict=True, ge=0, le=2**32 - 2), Kind("uid")]
+Token = Annotated[Secret, PlainValidator(_as_token), WithJsonSchema({"type": "string"}), Kind("secret")]
+Webhook = Annotated[Secret | None, PlainValidator(_as_webhook), *_TEXT, Kind("url, secret")]
+Text = Annotated[str | Secret, PlainValidator(_as_text), *_TEXT, Kind("text")]
+BackendUrl = Annotated[str | Secret, PlainValidator(_as_url(("http", "https", "ws", "wss"))), *_TEXT, Kind("url")]
+WebUrl = Annotated[str | Secret, PlainValidator(_as_url(("http", "https"))), *_TEXT, Kind("url")]
+Name = Annotated[str, BeforeValidator(_as_name), Kind("name")]
+BackendName = Annotated[str, BeforeValidator(_as_backend_name), Kind("name")]
+Glob = Annotated[str, BeforeValidator(_as_glob), Kind("pattern")]
+ToolName = Annotated[str, BeforeValidator(_as_tool), Kind("name")]
+Listen = Annotated[str, BeforeValidator(_as_listen), Kind("address")]
+FactValue = Annotated[
+    str | bool | int | tuple[str | bool | int, ...],
+    PlainValidator(_as_fact),
+    WithJsonSchema({"type": ["string", "boolean", "integer", "array"]}),
+    Kind("text, number, true, false or a list"),
+]
+
+
+# --- the sections
+
+
+class Section(BaseModel):
+    """A mapping of the file: unknown keys are faults, and nothing changes once it is loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+
+class RateLimit(Section):
+    """At most `max_count` successful calls in any `window`; also written `10/minute`, `1/day`, `5/2h`."""
+
+    window_s: Timeout = Field(
+        validation_alias="window",
+        serialization_alias="window",
+        description="Length of the sliding window; a call stops counting this long after it was made.",
+    )
+    max_count: Count = Field(description="Successful calls allowed in any one window.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        if isinstance(value, dict | RateLimit):
+            return value
+        if not isinstance(value, str):
+            raise fault(f"{_shown(value)} is not a rate limit", "write `{ window: 24h, max_count: 1 }` or `1/day`")
+        try:
+            window, count = parse_rate(value)
+        except UnitError as error:
+            raise fault(error.message, error.hint) from None
+        return {"window": window, "max_count": count}
+
+
+class Server(Section):
+    """The HTTP address, and what one session or agent may have in flight."""
+
+    listen: Listen = Field(default="127.0.0.1:18070", description="Address of the HTTP server.")
+    read_timeout: Seconds = Field(default=300.0, description="Longest time to read one HTTP request.")
+    write_timeout: Seconds = Field(default=300.0, description="Longest time to write one HTTP answer.")
+    api_token: Token | None = Field(
+        default=None, description="Bearer token of the management API; at least 16 characters."
+    )
+    insecure_open_api: Flag = Field(
+        default=False, description="Lets whoever reaches the API decide approvals without a token, as seed A did."
+    )
+    max_in_flight_session: Count = Field(
+        default=256, description="Calls that one session may have open; more are refused."
+    )
+    max_in_flight_agent: Count = Field(
+        default=1024, description="Calls that one agent may have open over all its sessions."
+    )
+
+
+class Backend(Section):
+    """One MCP server: `command` for a process, `url` for an address, neither for what the shim hands over."""
+
+    command: str | None = Field(
+        default=None, description="Program to run; a path with a slash counts from the config file."
+    )
+    args: tuple[Text, ...] = Field(
+        default=(), description="Arguments of the program; `${env:NAME}` and `${file:PATH}` work."
+    )
+    env: dict[Name, Text] = Field(
+        default={}, description="Variables added to the program's environment; `${env:NAME}` and `${file:PATH}` work."
+    )
+    cwd: str | None = Field(default=None, description="Working directory of the program; counts from the config file.")
+    url: BackendUrl | None = Field(
+        default=None, description="Address of a server that runs elsewhere (http, https, ws, wss)."
+    )
+    transport: Literal["auto", "streamable-http", "sse", "websocket"] = Field(
+        default="auto", description="How to speak to `url`."
+    )
+    headers: dict[str, Text] = Field(
+        default={}, description="Headers sent to `url`; `${env:NAME}` and `${file:PATH}` work."
+    )
+    health_url: WebUrl | None = Field(default=None, description="Address asked for the backend's health.")
+    timeout: Timeout = Field(default=120.0, description="Longest wait for the answer to one call.")
+    count_tool_errors: Flag = Field(
+        default=False, description="Counts a call whose result says `isError` against rate limits as well."
+    )
+    tools_idempotent: tuple[Glob, ...] = Field(
+        default=(), description="Tools that may be called again after a lost answer."
+    )
+
+
+class Queue(Section):
+    """A backend's lane, in which calls of all agents run one after another, and its limits over all agents."""
+
+    enabled: Flag = Field(
+        default=False, description="Runs the backend's calls one at a time; limits below hold either way."
+    )
+    delay_min: Seconds = Field(
+        default=60.0, description="Shortest pause between the end of a call and the start of the next."
+    )
+    delay_max: Seconds = Field(default=600.0, description="Longest such pause; the real one is random between the two.")
+    max_pending: Count = Field(default=50, description="Calls that may wait in the lane; more are refused.")
+    bypass_tools: tuple[Glob, ...] = Field(
+        default=(), description="Tools that do not wait in the lane; limits hold for them."
+    )
+    global_rate_limits: dict[ToolName, RateLimit] = Field(
+        default={}, description="Limit of each tool over all agents together."
+    )
+
+
+class Access(Section):
+    """What one agent may do on one backend."""
+
+    allowed: Flag = Field(default=False, description="Whether the agent may use this backend at all.")
+    tool_allowlist: tuple[Glob, ...] | None = Field(
+        default=None, description="The only tools the agent sees and may call; without it, all that are not denied."
+    )
+    tool_denylist: tuple[Glob, ...] = Field(default=(), description="Tools hidden from the agent and refused by name.")
+    resource_allowlist: tuple[Glob, ...] | None = Field(
+        default=None, description="The only resource URIs the agent may read."
+    )
+    resource_denylist: tuple[Glob, ...] = Field(
+        default=(), description="Resource URIs hidden from the agent and refused."
+    )
+    prompt_allowlist: tuple[Glob, ...] | None = Field(default=None, description="The only prompts the agent may get.")
+    prompt_denylist: tuple[Glob, ...] = Field(default=(), description="Prompts hidden from the agent and refused.")
+    rate_limits: dict[ToolName, RateLimit] = Field(default={}, description="Limit of each tool for this agent.")
+    approval_required: tuple[Glob, ...] = Field(default=(), description="Tools whose every call waits for a person.")
+    server_requests: tuple[Literal["sampling", "elicitation", "roots"], ...] = Field(
+        default=(), description="What the backend may ask of the agent; nothing unless listed."
+    )
+
+
+class Agent(Section):
+    """One client: who it is and what it may use."""
+
+    display_name: str | None = Field(default=None, description="Name shown to people.")
+    backends: dict[Name, Access] = Field(
+        default={}, description="What the agent may use; backends not listed are refused."
+    )
+    identities: tuple[Uid, ...] = Field(
+        default=(),
+        description="System users (uids) whose processes may be this agent; empty means the daemon's own user.",
+    )
+    auth_token: Token | None = Field(
+        default=None, description="Bearer token the agent shows over HTTP; at least 16 characters."
+    )
+    roles: tuple[Name, ...] = Field(default=(), description="Roles, for policies.")
+    attributes: dict[Name, FactValue] = Field(default={}, description="Facts about the agent, for policies.")
+    tenant: Name = Field(default="default", description="Tenant the agent belongs to.")
+
+
+class Feishu(Section):
+    """Approval requests to a Feishu or Lark bot."""
+
+    webhook_url: Webhook = Field(default=None, description="Webhook of the bot; empty for none.")
+    secret: Secret | None = Field(default=None, description="Signing secret of the bot, where it has one.")
+
+
+class Generic(Section):
+    """Approval requests to any webhook."""
+
+    webhook_url: Webhook = Field(default=None, description="Where requests are posted as JSON; empty for none.")
+    secret: Secret | None = Field(default=None, description="Signs the posts (Standard Webhooks) when set.")
+
+
+class Approval(Section):
+    """How calls that need a person's word ask for it."""
+
+    timeout: Timeout = Field(default=600.0, description="How long a request waits before it is refused.")
+    max_pending_per_agent: Count = Field(
+        default=64, description="Requests one agent may have waiting; more are refused."
+    )
+    feishu: Feishu = Field(default=Feishu(), description="Feishu or Lark.")
+    generic: Generic = Field(default=Generic(), description="Any webhook.")
+    callback_base_url: WebUrl | None = Field(default=None, description="What approval links start with.")
+    listen: Listen | None = Field(default=None, description="A second address that serves the approval page alone.")
+    confirm: Literal["button", "code"] = Field(default="button", description="What the approval page asks for.")
+    get_decides: Flag = Field(
+        default=False, description="Lets opening a link decide, as seed A did; link previews decide too."
+    )
+
+
+class Audit(Section):
+    """The log of every governed request."""
+
+    db_path: str | None = Field(
+        default=None,
+        description="The log's file, counting from the config file; `audit.db` in the state directory by default.",
+    )
+    retention_days: Count = Field(default=90, description="Days for which records are kept; this version deletes none.")
+    durability: Literal["full", "process"] = Field(
+        default="full",
+        description="What a record survives: `full` a power loss, `process` any crash but the machine's.",
+    )
+
+
+class Defaults(Section):
+    """What holds where nothing else is said."""
+
+    unlisted: Literal["deny", "observe"] = Field(
+        default="deny",
+        description="What happens to agents and backends that no rule lists: refused, or passed and recorded.",
+    )
+
+
+class ToolRules(Section):
+    """Tools named for every agent and backend, by their own name or as `backend.tool`."""
+
+    tools: tuple[Glob, ...] = Field(default=(), description="Tool names or patterns, each `tool` or `backend.tool`.")
+
+
+class Config(Section):
+    """One whole configuration; what is left out has its default, and an empty one denies everything."""
+
+    mode: Literal["enforce", "observe"] = Field(
+        default="enforce",
+        description="`observe` lets calls pass that a rule would refuse, and records that it would have.",
+    )
+    denials: Literal["auto", "error", "tool_result"] = Field(
+        default="auto",
+        description="How refusals read: JSON-RPC errors, tool results, or what suits the protocol version.",
+    )
+    defaults: Defaults = Field(default=Defaults(), description="What holds where nothing else is said.")
+    server: Server = Field(default=Server(), description="The HTTP address, and what may be in flight.")
+    backends: dict[BackendName, Backend] = Field(default={}, description="The MCP servers, by name.")
+    queue: dict[Name, Queue] = Field(default={}, description="Lanes and limits over all agents, by backend.")
+    agents: dict[Name, Agent] = Field(default={}, description="The clients, by name.")
+    deny: ToolRules = Field(default=ToolRules(), description="Tools refused to every agent, whatever else allows them.")
+    allow: ToolRules | None = Field(default=None, description="If given, the only tools that any agent may call.")
+    approval: Approval = Field(default=Approval(), description="How a person is asked.")
+    audit: Audit = Field(default=Audit(), description="The log.")
+
+
+# --- what this version knows but does not do
+
+
+class NotYet(msgspec.Struct, frozen=True):
+    """A key that is known and not yet acted on: refused where ignoring it would leave a rule unenforced."""
+
+    path: tuple[str, ...]
+    """Keys from the top; `*` stands for any one."""
+    refused: bool
+    message: str
+    hint: str
+
+
+_NO_HTTP = "connect agents through `aegis-wrap`"
+_NO_WEBHOOK = "watch and decide requests with `aegis pending` and `aegis approve`"
+_NO_POLICY = "use the agent's lists; policies come with a later version"
+
+NOT_YET: Final = (
+    NotYet(
+        ("policy",),
+        True,
+        "policies are not supported by this version and would not be enforced",
+        "remove `policy`, and use `deny`, `allow` and the agents' lists",
+    ),
+    NotYet(
+        ("constraints", "*"),
+        True,
+        "constraints on arguments are not supported by this version and would not be enforced",
+        "remove it, and require approval for the tool or deny it",
+    ),
+    NotYet(
+        ("transforms", "*"),
+        True,
+        "transforms of answers are not supported by this version and nothing would be redacted",
+        "remove it, or deny the tool",
+    ),
+    NotYet(
+        ("backends", "*", "resilience"),
+        True,
+        "retries and circuit breakers are not supported by this version",
+        "remove `resilience`; `timeout` holds without it",
+    ),
+    NotYet(("server", "listen"), False, "this version serves no http, so nothing listens here", _NO_HTTP),
+    NotYet(("server", "read_timeout"), False, "this version serves no http, so nothing reads this", _NO_HTTP),
+    NotYet(("server", "write_timeout"), False, "this version serves no http, so nothing reads this", _NO_HTTP),
+    NotYet(("server", "api_token"), False, "this version serves no http, so there is no api to protect", _NO_HTTP),
+    NotYet(("server", "insecure_open_api"), False, "this version serves no http, so there is no api to open", _NO_HTTP),
+    NotYet(
+        ("backends", "*", "url"),
+        False,
+        "this version does not connect to addresses, so calls to this backend are refused",
+        "use `command`, or a program that bridges stdio to the address",
+    ),
+    NotYet(("backends", "*", "health_url"), False, "this version asks no address for its health", "it may stay"),
+    NotYet(("backends", "*", "transport"), False, "this version does not connect to addresses", "it may stay"),
+    NotYet(("backends", "*", "headers"), False, "this version does not connect to addresses", "it may stay"),
+    NotYet(("backends", "*", "tools_idempotent"), False, "this version never repeats a call by itself", "it may stay"),
+    NotYet(
+        ("agents", "*", "auth_token"),
+        False,
+        "this version serves no http, so nobody is asked for this token; on the socket the system user decides",
+        "set `identities` to the users that may be this agent",
+    ),
+    NotYet(("agents", "*", "roles"), False, "no policy reads roles in this version", _NO_POLICY),
+    NotYet(("agents", "*", "attributes"), False, "no policy reads attributes in this version", _NO_POLICY),
+    NotYet(("approval", "feishu", "webhook_url"), False, "this version posts no webhooks", _NO_WEBHOOK),
+    NotYet(("approval", "feishu", "secret"), False, "this version posts no webhooks", _NO_WEBHOOK),
+    NotYet(("approval", "generic", "webhook_url"), False, "this version posts no webhooks", _NO_WEBHOOK),
+    NotYet(("approval", "generic", "secret"), False, "this version posts no webhooks", _NO_WEBHOOK),
+    NotYet(("approval", "callback_base_url"), False, "this version makes no approval links", _NO_WEBHOOK),
+    NotYet(("approval", "listen"), False, "this version serves no approval page", _NO_WEBHOOK),
+    NotYet(("approval", "confirm"), False, "this version serves no approval page", _NO_WEBHOOK),
+    NotYet(("approval", "get_decides"), False, "this version makes no approval links", _NO_WEBHOOK),
+    NotYet(("audit", "retention_days"), False, "this version deletes no records", "it may stay"),
+)
+"""In the order of the models. A key whose feature arrives loses its row here, and that is all there is to do."""
