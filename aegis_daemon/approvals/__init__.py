@@ -1,0 +1,1 @@
+"""Where people decide: tickets, and the desk that keeps them."""

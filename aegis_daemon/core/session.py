@@ -1,0 +1,125 @@
+"""The requests open in one direction of one session: ids, progress tokens, cancellation and late answers.
+
+Pure: it is told what happened and says what it means. Towards the other side every request gets a number of ours
+that is never used again, so an answer belongs to exactly one request or to none (a late, repeated or invented one).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from aegis_daemon.core.call import Call
+from aegis_daemon.wire.jsonrpc import Id
+
+
+class State(enum.IntEnum):
+    """How far a request has come."""
+
+    WAITING = 0
+    """may still be withdrawn without a trace at the other side"""
+    COMMITTING = 1
+    """its intent is being written; not to be interrupted"""
+    SENT = 2
+    """the other side has it"""
+    DONE = 3
+
+
+class Open:
+    """One open request. `waiter` and `strand` belong to whoever carries it."""
+
+    __slots__ = ("call", "cancelled", "deadline", "number", "request_id", "slot", "state", "strand", "token", "waiter")
+
+    def __init__(self, request_id: Id, token: int | str | None) -> None:
+        self.request_id = request_id
+        self.token = token
+        self.call: Call | None = None
+        self.state = State.WAITING
+        self.cancelled = False
+        self.number = 0
+        self.slot = -1
+        self.deadline = 0.0
+        self.strand: Any = None
+        self.waiter: Any = None
+
+
+class TooMany(Exception):  # noqa: N818
+    """The session has as many requests open as it may have."""
+
+
+class Duplicate(Exception):  # noqa: N818
+    """A request with this id is still open."""
+
+
+class OpenRequests:
+    """All open requests of one direction."""
+
+    __slots__ = ("_by_number", "_by_request", "_by_token", "_limit", "_next")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._next = 0
+        self._by_request: dict[Id, Open] = {}
+        self._by_number: dict[int, Open] = {}
+        self._by_token: dict[int | str, Open] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_request)
+
+    def begin(self, request_id: Id, params: dict[str, Any]) -> Open:
+        """A request came. Raises `Duplicate` and `TooMany`."""
+        if request_id in self._by_request:
+            raise Duplicate
+        if len(self._by_request) >= self._limit:
+            raise TooMany
+        meta = params.get("_meta")
+        token = meta.get("progressToken") if type(meta) is dict else None
+        if token is not None and type(token) is not str and type(token) is not int:
+            token = None
+        opened = Open(request_id, token)
+        self._by_request[request_id] = opened
+        if token is not None:
+            self._by_token[token] = opened
+        return opened
+
+    def sent(self, opened: Open) -> int:
+        """The request goes out: the number it goes under."""
+        self._next += 1
+        opened.number = self._next
+        opened.state = State.SENT
+        self._by_number[self._next] = opened
+        return self._next
+
+    def answered(self, number: Id) -> Open | None:
+        """An answer came back: the request it belongs to, or None for a late, repeated or invented one."""
+        return self._by_number.pop(number, None) if type(number) is int else None
+
+    def peek(self, number: Id | None) -> Open | None:
+        """The request that went out under this number and has no answer yet."""
+        return self._by_number.get(number) if type(number) is int else None
+
+    def find(self, request_id: Any) -> Open | None:
+        """The open request with the sender's id."""
+        if type(request_id) is not int and type(request_id) is not str:
+            return None
+        return self._by_request.get(request_id)
+
+    def progressing(self, token: Any) -> Open | None:
+        """The open request whose sender wants progress under this token."""
+        if type(token) is not int and type(token) is not str:
+            return None
+        return self._by_token.get(token)
+
+    def end(self, opened: Open) -> None:
+        """The request is over, however it ended."""
+        opened.state = State.DONE
+        if self._by_request.get(opened.request_id) is opened:
+            del self._by_request[opened.request_id]
+        if opened.number:
+            self._by_number.pop(opened.number, None)
+        if opened.token is not None and self._by_token.get(opened.token) is opened:
+            del self._by_token[opened.token]
+
+    def all(self) -> list[Open]:
+        """Every open request, oldest first."""
+        return list(self._by_request.values())

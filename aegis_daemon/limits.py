@@ -1,0 +1,155 @@
+"""Sliding windows that are reserved before a call and settled after it: never over, however many calls race.
+
+A window holds the times of the calls that counted and the number of those under way. All of it happens on one
+thread without suspending, so reserving is atomic; what survives a restart is the audit log, from which `restore`
+fills the windows again. Times are monotonic seconds; a window is half open: a call stops counting exactly
+`window_s` after it ended.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+
+import msgspec
+
+from aegis_daemon.core.units import go_duration as go
+from aegis_daemon.core.verdict import Claim, Deny, Reason
+
+Key = tuple[str, str | None, str, str]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """How full a window is. `retry_after_s` is None while it has room, or while only calls under way fill it."""
+
+    claim: Claim
+    current: int
+    reserved: int
+    retry_after_s: float | None
+
+
+class Window:
+    """One limit's calls."""
+
+    __slots__ = ("claim", "reserved", "times")
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.times: deque[float] = deque()
+        self.reserved = 0
+
+    def expire(self, now: float) -> None:
+        """Drops the calls that no longer count."""
+        times = self.times
+        oldest = now - self.claim.window_s
+        while times and times[0] <= oldest:
+            times.popleft()
+
+    def add(self, at: float) -> None:
+        """One call counts from `at` on."""
+        if self.times and at < self.times[-1]:
+            ordered = list(self.times)
+            insort(ordered, at)
+            self.times = deque(ordered)
+        else:
+            self.times.append(at)
+
+    def retry_after(self, now: float) -> float | None:
+        """Seconds until the next call that counts leaves; None where that frees nothing."""
+        excess = len(self.times) + self.reserved - self.claim.max_count
+        if excess < 0 or excess >= len(self.times):
+            return None
+        return max(0.0, self.times[excess] + self.claim.window_s - now)
+
+
+class Lease:
+    """One call's share of each of its windows, until it is settled, once."""
+
+    __slots__ = ("_open", "_windows")
+
+    def __init__(self, windows: tuple[Window, ...]) -> None:
+        self._windows = windows
+        self._open = True
+
+    def commit(self, now: float) -> None:
+        """The call counts."""
+        if self._open:
+            self._open = False
+            for window in self._windows:
+                window.reserved -= 1
+                window.add(now)
+
+    def release(self) -> None:
+        """The call never counted."""
+        if self._open:
+            self._open = False
+            for window in self._windows:
+                window.reserved -= 1
+
+
+class Limits:
+    """All windows, by scope, agent, backend and tool. They outlive any one configuration."""
+
+    def __init__(self) -> None:
+        self._windows: dict[Key, Window] = {}
+
+    def _window(self, claim: Claim) -> Window:
+        key = (claim.scope, claim.agent, claim.backend, claim.tool)
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = Window(claim)
+        elif window.claim is not claim:
+            window.claim = claim  # a reload changed the numbers; what was counted stays counted
+        return window
+
+    def reserve(self, claims: tuple[Claim, ...], now: float) -> Lease | Deny:
+        """All claims or none; the first full window is named."""
+        windows = []
+        for claim in claims:
+            window = self._window(claim)
+            window.expire(now)
+            if len(window.times) + window.reserved >= claim.max_count:
+                return Deny(_full(window, now))
+            windows.append(window)
+        for window in windows:
+            window.reserved += 1
+        return Lease(tuple(windows))
+
+    def restore(self, claim: Claim, at: float) -> None:
+        """A call of an earlier daemon counted at `at` (which may lie before this machine's boot)."""
+        self._window(claim).add(at)
+
+    def usage(self, claim: Claim, now: float) -> Usage:
+        """How full the claim's window is."""
+        window = self._window(claim)
+        window.expire(now)
+        full = len(window.times) + window.reserved >= claim.max_count
+        return Usage(claim, len(window.times), window.reserved, window.retry_after(now) if full else None)
+
+    def sweep(self, now: float) -> None:
+        """Forgets windows that nothing fills, so that old configurations leave nothing behind."""
+        for key, window in list(self._windows.items()):
+            window.expire(now)
+            if not window.times and not window.reserved:
+                del self._windows[key]
+
+    def __iter__(self) -> Iterator[Window]:
+        return iter(self._windows.values())
+
+
+def _full(window: Window, now: float) -> Reason:
+    claim = window.claim
+    used = len(window.times) + window.reserved
+    after = window.retry_after(now)
+    whose = "all agents together" if claim.agent is None else "this agent"
+    when = "once a call under way has ended" if after is None else f"in {go(after)}"
+    return Reason(
+        "rate_limit",
+        f"rate limit exceeded for {claim.tool}: {used}/{claim.max_count} calls in {go(claim.window_s)} window "
+        f"({whose}); not executed; try again {when}",
+        retryable=True,
+        retry_after_ms=None if after is None else int(after * 1000) + 1,
+        code="rate_limited",
+        detail=f"{claim.scope} limit of `{claim.backend}` `{claim.tool}`",
+    )

@@ -1,0 +1,266 @@
+"""Bytes in and frames out of non-blocking descriptors, with every buffer bounded and every write accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import deque
+from collections.abc import Callable
+
+_AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
+
+
+class Outbox:
+    """Writers with something to send. Frames that one event caused leave in one write per descriptor."""
+
+    __slots__ = ("_dirty", "_loop", "_scheduled")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._dirty: list[FrameWriter] = []
+        self._scheduled = False
+
+    def add(self, writer: FrameWriter) -> None:
+        """Notes that `writer` has frames; whoever handles an event calls `flush` at its end, else the next turn does."""
+        self._dirty.append(writer)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Writes everything that was noted."""
+        self._scheduled = False
+        while self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for writer in dirty:
+                writer.flush()
+
+
+class FrameWriter:
+    """Whole frames onto one descriptor, in order.
+
+    `on_sent(count)` tells how many frames went out whole; `on_full(bool)` that the peer reads too slowly (more than
+    `high` bytes wait) or again fast enough; `on_broken` that nobody reads any more. `before` and `after` frame each
+    system call, for whoever keeps a mark of half-written frames.
+    """
+
+    __slots__ = (
+        "_buffer", "_frames", "_full", "_head", "_loop", "_outbox", "_queued", "_watching", "before", "broken", "fd",
+        "high", "on_broken", "on_full", "on_sent",
+    )  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, fd: int, high: int = 1 << 18) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self.fd = fd
+        self.high = high
+        self.broken = False
+        self.on_sent: Callable[[int], None] | None = None
+        self.on_full: Callable[[bool], None] | None = None
+        self.on_broken: Callable[[], None] | None = None
+        self.before: Callable[[bool], None] | None = None
+        self._frames: deque[bytes] = deque()
+        self._head = 0  # bytes of the first frame that are already out
+        self._buffer = 0  # bytes that wait
+        self._queued = False
+        self._watching = False
+        self._full = False
+
+    @property
+    def waiting(self) -> int:
+        """Bytes not yet taken by the peer."""
+        return self._buffer
+
+    def send(self, frame: bytes) -> None:
+        """Queues one frame, newline added. Frames for a broken descriptor are dropped."""
+        if self.broken:
+            return
+        self._frames.append(frame + b"\n")
+        self._buffer += len(frame) + 1
+        if not self._queued and not self._watching:
+            self._queued = True
+            self._outbox.add(self)
+
+    def flush(self) -> None:
+        """Writes what can be written now."""
+        self._queued = False
+        if self.broken:
+            return
+        frames = self._frames
+        sent = 0
+        mark = self.before
+        if mark is not None:
+            mark(True)
+        try:
+            while frames:
+                if len(frames) > 1 and not self._head:
+                    chunk = b"".join(frames) if self._buffer <= 1 << 17 else frames[0]
+                else:
+                    chunk = frames[0][self._head :] if self._head else frames[0]
+                done = os.write(self.fd, chunk)
+                self._buffer -= done
+                left = done
+                while frames:
+                    rest = len(frames[0]) - self._head
+                    if left < rest:
+                        self._head += left
+                        break
+                    left -= rest
+                    self._head = 0
+                    frames.popleft()
+                    sent += 1
+                if done < len(chunk):
+                    break
+        except OSError as error:
+            if error.errno not in _AGAIN:
+                self._break()
+                return
+        if mark is not None and not self._head:
+            mark(False)
+        if sent and self.on_sent is not None:
+            self.on_sent(sent)
+        self._watch(bool(frames))
+        full = self._buffer > self.high
+        if full is not self._full:
+            self._full = full
+            if self.on_full is not None:
+                self.on_full(full)
+
+    def _watch(self, wanted: bool) -> None:
+        if wanted is self._watching:
+            return
+        self._watching = wanted
+        if wanted:
+            self._loop.add_writer(self.fd, self.flush)
+        else:
+            self._loop.remove_writer(self.fd)
+
+    def _break(self) -> None:
+        self.broken = True
+        self._watch(False)
+        self._frames.clear()
+        self._buffer = 0
+        if self.on_broken is not None:
+            self.on_broken()
+
+    def close(self) -> None:
+        """Stops watching; the descriptor itself belongs to the caller."""
+        self.broken = True
+        self._watch(False)
+        self._frames.clear()
+
+
+class LineReader:
+    """Lines from one descriptor, read into memory of our own.
+
+    `on_lines(lines)` gets complete lines without newline; `on_long(head, tail)` a line over `limit`, of which only
+    the ends were kept; `on_end` the end of input or an error.
+    """
+
+    __slots__ = (
+        "_buffer", "_chunk", "_head", "_limit", "_loop", "_outbox", "_reading", "_skipping", "_view", "fd", "on_end",
+        "on_lines", "on_long",
+    )  # fmt: skip
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, outbox: Outbox, fd: int, limit: int, *, chunk: int = 1 << 16
+    ) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self.fd = fd
+        self._limit = limit
+        self._chunk = chunk
+        self._view = bytearray(0)
+        self._buffer = bytearray()
+        self._skipping = False
+        self._head = b""
+        self._reading = False
+        self.on_lines: Callable[[list[bytes]], None] = lambda lines: None
+        self.on_long: Callable[[bytes, bytes], None] = lambda head, tail: None
+        self.on_end: Callable[[], None] = lambda: None
+
+    def resume(self) -> None:
+        """Reads again."""
+        if not self._reading and self.fd >= 0:
+            self._reading = True
+            self._loop.add_reader(self.fd, self._ready)
+
+    def pause(self) -> None:
+        """Leaves what comes in the kernel's buffer."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self.fd)
+
+    def close(self) -> None:
+        """Stops for good; the descriptor itself belongs to the caller."""
+        self.pause()
+        self.fd = -1
+
+    def _ready(self) -> None:
+        try:
+            data = os.read(self.fd, self._chunk)
+        except OSError as error:
+            if error.errno in _AGAIN:
+                return
+            data = b""
+        if not data:
+            self.pause()
+            self.on_end()
+        else:
+            self.feed(data)
+        self._outbox.flush()
+
+    def feed(self, data: bytes) -> None:
+        """Takes bytes as if they had just been read."""
+        buffer = self._buffer
+        if not buffer and not self._skipping and data.endswith(b"\n"):
+            # The usual case: whole lines and nothing left over.
+            if data.find(b"\n") == len(data) - 1:
+                lines = [data[:-1]]
+            else:
+                lines = data[:-1].split(b"\n")
+            self._deliver(lines)
+            return
+        if self._skipping:
+            end = data.find(b"\n")
+            if end < 0:
+                buffer += data[-4096:]
+                del buffer[:-4096]
+                return
+            buffer += data[:end]
+            head, tail = self._head, bytes(buffer[-4096:])
+            self._skipping = False
+            self._head = b""
+            buffer.clear()
+            self.on_long(head, tail)
+            if end + 1 < len(data):
+                self.feed(data[end + 1 :])
+            return
+        # A newline can only be in what is new: the buffer holds none.
+        end = data.rfind(b"\n")
+        if end < 0:
+            buffer += data
+            if len(buffer) > self._limit + 1:
+                self._skipping = True
+                self._head = bytes(buffer[:4096])
+                del buffer[:-4096]
+            elif len(buffer) > self._chunk:
+                self._chunk = 1 << 20  # a large frame is on its way
+            return
+        buffer += data[:end]
+        lines = bytes(buffer).split(b"\n")
+        buffer.clear()
+        buffer += data[end + 1 :]
+        self._deliver(lines)
+
+    def _deliver(self, lines: list[bytes]) -> None:
+        limit = self._limit
+        if len(lines) == 1 or all(len(line) <= limit + 1 for line in lines):
+            if len(lines) == 1 and len(lines[0]) > limit + 1:
+                self.on_long(lines[0][:4096], lines[0][-4096:])
+                return
+            self.on_lines([line[:-1] if line.endswith(b"\r") else line for line in lines if line and line != b"\r"])
+            return
+        for line in lines:
+            self._deliver([line])

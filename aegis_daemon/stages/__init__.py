@@ -1,0 +1,8 @@
+"""The gates, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ORDER: Final = ("acl", "rate_limit", "approval")
+"""Every stage is the file of that name; `config.runtime` builds them in this order."""

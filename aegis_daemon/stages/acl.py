@@ -1,0 +1,150 @@
+"""Access: an agent meets only the backends, tools, resources and prompts that its lists leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from aegis_daemon.core.call import Call
+from aegis_daemon.core.names import Names, plain_uri
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.verdict import PASS, Deny, Opinion, Reason
+from aegis_daemon.wire.methods import BadParams, listened_resources
+
+HIDDEN = "is not available to this agent"
+
+
+class Lists(msgspec.Struct, frozen=True):
+    """An allow-list (None: everything) and a deny-list, which wins."""
+
+    allow: Names | None = None
+    deny: Names | None = None
+
+    def admits(self, name: str) -> bool:
+        """Whether the name may be used."""
+        if self.deny is not None and name in self.deny:
+            return False
+        return self.allow is None or name in self.allow
+
+
+class Route(msgspec.Struct, frozen=True):
+    """What one agent may do on one backend."""
+
+    tools: Lists = Lists()
+    resources: Lists = Lists()
+    prompts: Lists = Lists()
+    server_requests: frozenset[str] = frozenset()
+
+    def admits(self, subject: str, name: str) -> bool:
+        """Whether this kind of thing of this name may be used."""
+        if subject == "tool":
+            return self.tools.admits(name)
+        if subject == "resource":
+            lists = self.resources
+            if lists.allow is None and lists.deny is None:
+                return True
+            return lists.admits(name) and lists.admits(plain_uri(name))
+        if subject == "prompt":
+            return self.prompts.admits(name)
+        if subject == "server_request":
+            return name in self.server_requests
+        return True  # a task is reached through the session that made it
+
+
+class Acl:
+    """`routes` maps (agent, backend) to what is allowed there; `deny` and `allow` hold for every agent.
+
+    `open_unlisted` is `defaults.unlisted: observe`: agents and backends that no rule lists pass and are recorded.
+    """
+
+    name = "acl"
+
+    def __init__(
+        self,
+        routes: Mapping[tuple[str, str], Route],
+        *,
+        deny: Names | None = None,
+        allow: Names | None = None,
+        open_unlisted: bool = False,
+        refused: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:
+        self._routes = dict(routes)
+        self._deny = deny if deny else None
+        self._allow = allow
+        self._open = open_unlisted
+        self._refused = refused
+        self._wide = Route(server_requests=frozenset())
+
+    def route(self, agent: str, backend: str) -> Route | None:
+        """What the agent may do there; None where it may do nothing."""
+        route = self._routes.get((agent, backend))
+        if route is None and self._open and (agent, backend) not in self._refused:
+            return self._wide
+        return route
+
+    def _everywhere(self, backend: str, tool: str) -> bool:
+        if self._deny is not None and (tool in self._deny or f"{backend}.{tool}" in self._deny):
+            return False
+        return self._allow is None or tool in self._allow or f"{backend}.{tool}" in self._allow
+
+    def decide(self, call: Call, now: float) -> Opinion:
+        """Passes what the lists leave; the text never tells whether a hidden name exists."""
+        agent = call.principal.agent
+        route = self._routes.get((agent, call.backend)) or self.route(agent, call.backend)
+        if route is None:
+            return Deny(
+                Reason(
+                    "acl",
+                    f"the backend `{call.backend}` {HIDDEN}",
+                    code="backend_not_allowed",
+                    detail=f"`agents.{agent}.backends.{call.backend}` does not say `allowed: true`",
+                )
+            )
+        name = call.name
+        if name is None:
+            if call.method == "subscriptions/listen":
+                return self._listen(route, call)
+            return PASS
+        subject = call.subject
+        assert subject is not None
+        if not route.admits(subject, name) or (subject == "tool" and not self._everywhere(call.backend, name)):
+            return Deny(self._reason(call, subject, name))
+        return PASS
+
+    def _listen(self, route: Route, call: Call) -> Opinion:
+        try:
+            uris = listened_resources(call.frame.params)
+        except BadParams as error:
+            return Deny(Reason("params", str(error), code="bad_params"))
+        for uri in uris:
+            if not route.admits("resource", uri):
+                return Deny(self._reason(call, "resource", uri))
+        return PASS
+
+    def _reason(self, call: Call, subject: str, name: str) -> Reason:
+        if subject == "server_request":
+            return Reason(
+                "acl",
+                f"the client does not accept `{call.method}` from this server",
+                code="server_request_not_allowed",
+                detail=f"`agents.{call.principal.agent}.backends.{call.backend}.server_requests` does not list `{name}`",
+            )
+        where = f"agents.{call.principal.agent}.backends.{call.backend}"
+        return Reason(
+            "acl",
+            f"the {subject} `{name[:200]}` {HIDDEN}",
+            code="not_allowed",
+            detail=f"`{where}` (or the file's `deny` and `allow`) does not admit the {subject} `{name[:200]}`",
+        )
+
+    def visible(self, principal: Principal, backend: str, subject: str, name: str) -> bool:
+        """As `decide`; a template is shown unless a list names it."""
+        route = self.route(principal.agent, backend)
+        if route is None or not route.admits(subject, name):
+            return False
+        return subject != "tool" or self._everywhere(backend, name)
+
+    def labels(self, principal: Principal, backend: str, tool: str) -> tuple[str, ...]:
+        """None: what is not allowed is not shown at all."""
+        return ()
