@@ -188,27 +188,26 @@ def heard(line: bytes) -> tuple[str, str]:
     return word, rest
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Words in front of a server's own name, and the options of theirs that take the next word as a value.
-_LAUNCHERS = frozenset(
-    ("npx", "npm", "pnpm", "yarn", "bunx", "bun", "node", "deno", "tsx", "ts-node", "uvx", "uv", "pipx", "pdm")
-    + ("poetry", "hatch", "docker", "podman", "env", "run", "exec", "dlx", "tool", "x", "start")
+_LAUNCHERS = _words(
+    "npx npm pnpm yarn bunx bun node deno tsx ts-node uvx uv pipx pdm poetry hatch docker podman env"
+    " run exec dlx tool x start"
 )
 _CONTAINERS = ("docker", "podman")
-_VALUED = frozenset(
-    ("--directory", "--project", "--with", "--with-requirements", "--python", "--index", "--index-url", "--extra")
-    + ("--env-file", "--group", "--require", "--import", "--loader", "--config", "--cwd", "--prefix", "--dir")
-    + ("--from", "--package", "-p", "--spec")
+_VALUED = _words(
+    "--directory --project --with --with-requirements --python --index --index-url --extra --env-file --group"
+    " --require --import --loader --config --cwd --prefix --dir --from --package -p --spec"
 )
-_VALUED_BY_CONTAINERS = frozenset(
-    ("--env", "--volume", "--mount", "--name", "--network", "--workdir", "--user", "--platform", "--entrypoint")
-    + ("--add-host", "--publish", "--label", "--pull", "--memory", "--cpus", "--env-file", "--net", "--gpus")
-    + ("-e", "-v", "-w", "-u", "-m", "-l", "-p", "-h", "-c")
+_VALUED_BY_CONTAINERS = _words(
+    "--env --volume --mount --name --network --net --workdir --user --platform --entrypoint --add-host --publish"
+    " --label --pull --memory --cpus --env-file --gpus -e -v -w -u -m -l -p -h -c"
 )
 _EXTENSIONS = (".js", ".mjs", ".cjs", ".ts", ".mts", ".py", ".sh", ".exe", ".cmd", ".git")
-_BLANK = frozenset(
-    ("index", "main", "server", "app", "cli", "dist", "build", "src", "lib", "bin", "out", "mcp", "stdio")
-    + ("__main__", "run", "start")
-)
+_BLANK = _words("index main server app cli dist build src lib bin out mcp stdio __main__ run start")
 _PREFIXES = ("mcp-server-", "server-", "mcp-")
 _SUFFIXES = ("-mcp-server", "-mcp", "-server")
 
