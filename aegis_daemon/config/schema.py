@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from aegis_daemon.config.units import UnitError, go_duration, parse_duration, parse_rate
+from aegis_daemon.core.units import UnitError, go_duration, parse_duration, parse_rate
 
 MASK: Final = "********"
 
