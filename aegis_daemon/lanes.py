@@ -214,7 +214,5 @@ class Lanes:
                 state = "delay" if first and wait > 0 else turn.state
                 starts = wait if first else 0.0 if state == "running" else None
                 call_id, agent, tool = turn.label
-                rows.append(
-                    QueueRow(call_id, agent, lane.backend, tool, position, state, now - turn.entered, starts)
-                )
+                rows.append(QueueRow(call_id, agent, lane.backend, tool, position, state, now - turn.entered, starts))
         return rows

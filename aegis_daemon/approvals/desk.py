@@ -24,11 +24,11 @@ REPLAY_S = 600.0
 """How long an answer that nobody received is kept for an identical call."""
 
 
-class NoSuchTicket(Exception):  # noqa: N818
+class NoSuchTicket(Exception):
     """No open ticket has this id."""
 
 
-class Decided(Exception):  # noqa: N818
+class Decided(Exception):
     """The ticket was decided before; `ticket` says how and by whom."""
 
     def __init__(self, ticket: Ticket) -> None:
@@ -45,7 +45,10 @@ class Timer(Protocol):
 
 
 class Desk:
-    """All tickets. `on_event(event, ticket)` hears opened, attached, waiter_gone, approved, rejected, expired, consumed."""
+    """All tickets.
+
+    `on_event(event, ticket)` hears opened, attached, waiter_gone, approved, rejected, expired and consumed.
+    """
 
     def __init__(
         self,
@@ -191,7 +194,10 @@ class Desk:
         return ticket
 
     def decide(self, id: str, approve: bool, by: str, note: str = "") -> Ticket:
-        """One decision each: raises `Decided` for a second one, `NoSuchTicket`, `sqlite3.Error` if it cannot be kept."""
+        """One decision each.
+
+        Raises `Decided` for a second one, `NoSuchTicket`, and `sqlite3.Error` where it cannot be kept.
+        """
         ticket = self.get(id)
         if ticket.state != PENDING:
             raise Decided(ticket)

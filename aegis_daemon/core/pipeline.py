@@ -18,7 +18,7 @@ from aegis_daemon.wire.methods import Era
 _log = logging.getLogger("aegis.pipeline")
 
 
-class Unreadable(Exception):  # noqa: N818
+class Unreadable(Exception):
     """A list whose items cannot be told apart; it is withheld (hard rule 7)."""
 
 
@@ -48,7 +48,7 @@ class Pipeline:
                     hold = hold or opinion  # type: ignore[assignment]
                 elif kind is Deny:
                     if not self._observe:
-                        return opinion
+                        return opinion  # type: ignore[return-value]
                     would = would or opinion.reason  # type: ignore[union-attr]
                 else:
                     raise TypeError("a gate answered with something that is no opinion")
@@ -67,7 +67,7 @@ class Pipeline:
         return self._observe
 
     def resume(self, call: Call, now: float) -> Verdict:
-        """Today's verdict on a call that a person has approved: every gate is asked again, the ask counts as answered."""
+        """Today's verdict on a call that a person approved: every gate is asked again, the ask counts as answered."""
         verdict = self.admit(call, now)
         if type(verdict) is Hold:
             return Allow(Permit(_MINT, call), verdict.claims)

@@ -1,23 +1,41 @@
-"""What the call's path needs of the siblings, so that they need not know each other."""
+"""What the path of a call needs of the siblings, so that they need not know each other."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.verdict import Claim, Decision, Deny, Hold, Permit
+from aegis_daemon.core.verdict import Claim, Hold, Permit, Reason
 from aegis_daemon.wire.jsonrpc import Answer
 
 
 class Fault(Exception):
-    """A call that failed after it was allowed: `reason` is a stable word, `known` whether the server never saw it."""
+    """A call that failed after it was allowed.
+
+    `reason` is a stable word for `data.reason`; `not_executed` tells that the other side never saw the call.
+    """
 
     def __init__(self, reason: str, text: str, *, not_executed: bool = False) -> None:
         super().__init__(text)
         self.reason = reason
         self.text = text
         self.not_executed = not_executed
+
+
+class AuditUnavailable(Exception):
+    """The record was not committed, so what it stands for must not happen; the text says why and what to do."""
+
+
+class Awaited(Protocol):
+    """Something awaited by a call that may have happened already."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has."""
+        ...
+
+    def __await__(self) -> Any: ...
 
 
 class Peer(Protocol):
@@ -43,16 +61,21 @@ class Lease(Protocol):
 class Limits(Protocol):
     """The windows."""
 
-    def reserve(self, claims: tuple[Claim, ...], now: float) -> Lease | Deny:
-        """All claims or none."""
+    def reserve(self, claims: tuple[Claim, ...], now: float) -> Any:
+        """A `Lease` on all claims, or `Deny` and none."""
         ...
 
 
 class Turn(Protocol):
     """A place in a lane."""
 
-    def ready(self) -> Awaitable[None]:
-        """Done when it is this call's turn and its delay is over."""
+    @property
+    def position(self) -> int:
+        """How many are before it."""
+        ...
+
+    def ready(self) -> Awaited:
+        """Done when it is this call's turn and its pause is over."""
         ...
 
     def leave(self) -> None:
@@ -61,26 +84,98 @@ class Turn(Protocol):
 
 
 class Lanes(Protocol):
-    """The FIFO of each backend that has one."""
+    """The order of each backend that has one."""
 
-    def enter(self, call: Call) -> Turn | Deny | None:
-        """A reserved place that is not in the order yet; None where the call needs none; a refusal where all are taken."""
+    def enter(self, call: Call) -> Any:
+        """A reserved `Turn`, not in the order yet; None where the call needs none; `Deny` where all are taken."""
         ...
 
 
-class Settled(Protocol):
-    """A ticket that allows its call to run once."""
+class Ticket(Protocol):
+    """One ask. It owns its call's lease and place while nobody waits for it."""
 
-    ticket: str
-
-    def consumed(self, answer: bytes | None, delivered: bool) -> None:
-        """The call ran. `answer` (result JSON) is kept for an identical retry where it was not delivered."""
-        ...
+    id: str
+    call_id: str
+    state: str
+    by: str
+    outcome: bytes | None
+    lease: Any
+    turn: Any
 
 
 class Desk(Protocol):
     """Where people decide."""
 
-    def settle(self, hold: Hold, release: Callable[[], None]) -> Awaitable[Decision]:
-        """Opens a ticket for the hold, or attaches to one, and waits for its end."""
+    def find(self, hold: Hold) -> Any:
+        """The `Ticket` that an identical call attaches to, or None."""
+        ...
+
+    def open(self, hold: Hold) -> Any:
+        """A new `Ticket`, or `Deny`."""
+        ...
+
+    def attach(self, ticket: Any, call: Call) -> Awaited:
+        """Waits for the ticket's `Decision`."""
+        ...
+
+    def leave(self, ticket: Any) -> None:
+        """Nobody waits for the ticket any more; it stays."""
+        ...
+
+    def consume(self, ticket: Any) -> bool:
+        """Takes the ticket's one use; False where it has none."""
+        ...
+
+    def finish(self, ticket: Any, undelivered: bytes | None) -> None:
+        """The call ran; an answer that nobody received is kept."""
+        ...
+
+    def delivered(self, ticket: Any) -> None:
+        """The kept answer was received."""
+        ...
+
+
+class Story(Protocol):
+    """The records of one call; what is set on it goes into the next record."""
+
+    acl: str
+    limit: str
+    approval: str
+    approver: str
+    ticket: str
+    note: str
+    position: int
+    wait_us: int
+
+    def held(self, ticket: str, rule: str) -> None:
+        """The call waits for a person. Raises `AuditUnavailable`."""
+        ...
+
+    def intent(self) -> Awaited | None:
+        """The call is about to leave: None where that is committed, else what to wait for.
+
+        Raises `AuditUnavailable`, then or when awaited: the call must not leave.
+        """
+        ...
+
+    def outcome(
+        self, status: str, duration_us: int, *, consumed: bool, result: bytes = b"", code: int = 0, message: str = ""
+    ) -> None:
+        """The call ended."""
+        ...
+
+    def denied(self, reason: Reason, *, would: bool = False) -> None:
+        """The call was refused, or with `would` only would have been."""
+        ...
+
+
+class AuditLog(Protocol):
+    """The log of everything."""
+
+    def story(self, call: Call) -> Story:
+        """Begins the records of a call."""
+        ...
+
+    def dropped(self, agent: str, backend: str, session: str, direction: str, reason: str, count: int) -> None:
+        """Frames that were neither forwarded nor answered."""
         ...

@@ -43,11 +43,11 @@ class Open:
         self.waiter: Any = None
 
 
-class TooMany(Exception):  # noqa: N818
+class TooMany(Exception):
     """The session has as many requests open as it may have."""
 
 
-class Duplicate(Exception):  # noqa: N818
+class Duplicate(Exception):
     """A request with this id is still open."""
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
-_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
-
-if _BOOTTIME is not None:
+if sys.platform == "linux":
 
     def monotonic() -> float:
         """Seconds since boot, suspend included: no change of the calendar moves it."""
-        return time.clock_gettime(_BOOTTIME)
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 else:  # macOS: its monotonic clock stops during sleep, so a window lasts longer there, never shorter
 

@@ -22,7 +22,7 @@ class Outbox:
         self._scheduled = False
 
     def add(self, writer: FrameWriter) -> None:
-        """Notes that `writer` has frames; whoever handles an event calls `flush` at its end, else the next turn does."""
+        """Notes that `writer` has frames: they leave when whoever handles an event flushes, else in the next turn."""
         self._dirty.append(writer)
         if not self._scheduled:
             self._scheduled = True
@@ -216,11 +216,8 @@ class LineReader:
         buffer = self._buffer
         if not buffer and not self._skipping and data.endswith(b"\n"):
             # The usual case: whole lines and nothing left over.
-            if data.find(b"\n") == len(data) - 1:
-                lines = [data[:-1]]
-            else:
-                lines = data[:-1].split(b"\n")
-            self._deliver(lines)
+            whole = data[:-1]
+            self._deliver([whole] if b"\n" not in whole else whole.split(b"\n"))
             return
         if self._skipping:
             end = data.find(b"\n")

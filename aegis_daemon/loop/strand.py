@@ -1,4 +1,4 @@
-"""A call is a coroutine stepped by hand: it runs until it has to wait, and costs no task and no loop turn if it never does.
+"""A call is a coroutine stepped by hand: it runs until it has to wait, and costs neither a task nor a loop turn before.
 
 Measured in `scripts/bench` (S4): a Task and a Future per call cost about as much as everything else a call does.
 """

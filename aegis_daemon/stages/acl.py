@@ -123,14 +123,14 @@ class Acl:
         return PASS
 
     def _reason(self, call: Call, subject: str, name: str) -> Reason:
+        where = f"agents.{call.principal.agent}.backends.{call.backend}"
         if subject == "server_request":
             return Reason(
                 "acl",
                 f"the client does not accept `{call.method}` from this server",
                 code="server_request_not_allowed",
-                detail=f"`agents.{call.principal.agent}.backends.{call.backend}.server_requests` does not list `{name}`",
+                detail=f"`{where}.server_requests` does not list `{name}`",
             )
-        where = f"agents.{call.principal.agent}.backends.{call.backend}"
         return Reason(
             "acl",
             f"the {subject} `{name[:200]}` {HIDDEN}",

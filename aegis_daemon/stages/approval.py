@@ -24,7 +24,7 @@ class Approval:
         if call.method != "tools/call":
             return PASS
         required = self._required.get((call.principal.agent, call.backend))
-        if required is None or call.name not in required:
+        if required is None or call.name is None or call.name not in required:
             return PASS
         rule = f"agents.{call.principal.agent}.backends.{call.backend}.approval_required"
         return Hold(call, Ask(rule, self._timeout))

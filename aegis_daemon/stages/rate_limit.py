@@ -6,18 +6,16 @@ from collections.abc import Mapping
 
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.principal import Principal
-from aegis_daemon.core.verdict import PASS, Claim, Opinion, Pass
 from aegis_daemon.core.units import short_duration as short
+from aegis_daemon.core.verdict import PASS, Claim, Opinion, Pass
 
 
 class RateLimit:
-    """`shared` maps (backend, tool) to the claim of all agents together, `own` (agent, backend, tool) to the agent's."""
+    """`shared` maps (backend, tool) to everybody's claim, `own` (agent, backend, tool) to one agent's."""
 
     name = "rate_limit"
 
-    def __init__(
-        self, shared: Mapping[tuple[str, str], Claim], own: Mapping[tuple[str, str, str], Claim]
-    ) -> None:
+    def __init__(self, shared: Mapping[tuple[str, str], Claim], own: Mapping[tuple[str, str, str], Claim]) -> None:
         self._shared = dict(shared)
         self._own = dict(own)
         self._passes: dict[tuple[str, str, str], Pass] = {}
@@ -25,6 +23,11 @@ class RateLimit:
             both = self._shared.get((backend, tool))
             self._passes[agent, backend, tool] = Pass((both, claim) if both else (claim,))
         self._shared_passes = {key: Pass((claim,)) for key, claim in self._shared.items()}
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Every limit there is, shared ones first."""
+        return (*self._shared.values(), *self._own.values())
 
     def decide(self, call: Call, now: float) -> Opinion:
         """Passes with the claims of a tool call: the shared window first, then the agent's own."""

@@ -54,7 +54,7 @@ class Kind(enum.IntEnum):
     ANSWER = 3
 
 
-class WireFault(Exception):  # noqa: N818  (a fault of the wire, named as the house names faults)
+class WireFault(Exception):
     """A frame that is refused. `id` is the frame's own where exactly one legal one could be read, else None."""
 
     def __init__(self, code: int, text: str, id: Id | None = None) -> None:
@@ -152,9 +152,9 @@ def _frame(value: dict[str, Any], size: int) -> Frame:
         kind_of_id = type(id)
         if kind_of_id is not int and kind_of_id is not str:
             raise WireFault(INVALID_REQUEST, "a request id must be a string or an integer")
-        if kind_of_id is str or not -(2**63) <= id < 2**63:  # type: ignore[operator]
-            if len(id_text(id)) > MAX_ID:  # type: ignore[arg-type]
-                raise WireFault(INVALID_REQUEST, f"a request id may have {MAX_ID} bytes as JSON text; use a shorter one")
+        ordinary = kind_of_id is int and -(2**63) <= id < 2**63  # type: ignore[operator]
+        if not ordinary and len(id_text(id)) > MAX_ID:  # type: ignore[arg-type]
+            raise WireFault(INVALID_REQUEST, f"a request id may have {MAX_ID} bytes as JSON text; use a shorter one")
     method = value.get("method")
     if "method" in value:
         if type(method) is not str:
@@ -334,7 +334,9 @@ def _read_slowly(raw: bytes) -> Any:
     try:
         _encode(value)
     except (UnicodeEncodeError, RecursionError):
-        raise WireFault(INVALID_REQUEST, "a string holds half of a surrogate pair, or nesting is too deep", id) from None
+        raise WireFault(
+            INVALID_REQUEST, "a string holds half of a surrogate pair, or nesting is too deep", id
+        ) from None
     return value
 
 
@@ -375,7 +377,7 @@ def parse_from_server(raw: bytes, limit: int = MAX_FRAME_OUT) -> Answer | Frame:
         return parse(raw, limit)
     id = lean.id
     body = lean.result
-    size = len(body)  # type: ignore[arg-type]
+    size = len(body)
     if size and id is not None and lean.jsonrpc == "2.0":
         text = b"%d" % id if type(id) is int else _encode(id)
         # The two spellings that servers use. Equal lengths leave no room for a second `result`, space or other key.

@@ -68,7 +68,8 @@ _ROWS: Final = (
     Method("tools/list",                _S, Rule.LIST,     True,  True,  "tool",     "name",    "tools"),
     Method("tools/call",                _S, Rule.GOVERNED, True,  True,  "tool",     "name"),
     Method("resources/list",            _S, Rule.LIST,     True,  True,  "resource", "uri",     "resources"),
-    Method("resources/templates/list",  _S, Rule.LIST,     True,  True,  "resource", "uriTemplate", "resourceTemplates"),
+    Method("resources/templates/list",  _S, Rule.LIST,     True,  True,  "resource", "uriTemplate",
+           "resourceTemplates"),
     Method("resources/read",            _S, Rule.GOVERNED, True,  True,  "resource", "uri"),
     Method("resources/subscribe",       _S, Rule.GOVERNED, True,  False, "resource", "uri"),
     Method("resources/unsubscribe",     _S, Rule.GOVERNED, True,  False, "resource", "uri"),
@@ -106,7 +107,7 @@ SERVER_REQUESTS: Final = {
 """What a server may ask of a client → the word in the configuration that allows it."""
 
 
-class BadParams(Exception):  # noqa: N818  (not an error of ours: the text of a -32602)
+class BadParams(Exception):
     """The parameters that name what a request is about are missing or of another type."""
 
 

@@ -1,0 +1,183 @@
+"""What is written of a call: held, allowed, refused and ended, each before the next thing happens.
+
+The facts that do not change within a session are set once; the journal fills in sequence, clocks and chain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.record import Denied, Dropped, Hold, Intent, Outcome, clip
+from aegis_daemon.core.call import Call
+from aegis_daemon.core.ports import AuditUnavailable
+from aegis_daemon.core.verdict import Reason
+from aegis_daemon.loop.strand import Waiter
+from aegis_daemon.wire.errors import REFUSALS
+from aegis_daemon.wire.jsonrpc import id_text
+
+_encode = msgspec.json.encode
+_ERAS = {0: "none", 1: "legacy", 2: "modern"}
+
+
+def arguments_json(call: Call) -> bytes:
+    """What the log keeps of a call's arguments."""
+    return _encode(call.arguments)
+
+
+class Story:
+    """The records of one call."""
+
+    __slots__ = ("_call", "_journal", "acl", "approval", "approver", "limit", "note", "position", "ticket", "wait_us")
+
+    def __init__(self, journal: Journal, call: Call) -> None:
+        self._journal = journal
+        self._call = call
+        self.acl = "allowed"
+        self.limit = "none"
+        self.approval = "not_required"
+        self.approver = ""
+        self.ticket = ""
+        self.note = ""
+        self.position = 0
+        self.wait_us = 0
+
+    def _facts(self) -> dict[str, Any]:
+        call = self._call
+        return {
+            "agent": call.principal.agent,
+            "backend": call.backend,
+            "call": call.id,
+            "era": _ERAS[call.era],
+            "method": call.row.name,
+            "name": call.name or "",
+            "principal": call.principal.name,
+            "request": id_text(call.request_id).decode(),
+            "session": call.session,
+        }
+
+    def held(self, ticket: str, rule: str) -> None:
+        """The call waits for a person. Raises `AuditUnavailable`."""
+        self.ticket = ticket
+        self.approval = "pending"
+        self._journal.append(
+            Hold(**self._facts(), acl=self.acl, approval="pending", limit=self.limit, policy=rule, ticket=ticket),
+            arguments_json(self._call),
+        )
+
+    def intent(self) -> Waiter[None] | None:
+        """The call is about to leave. None where that is committed already, else what to wait for.
+
+        Raises `AuditUnavailable`, then or when awaited: the call must not leave.
+        """
+        call = self._call
+        journal = self._journal
+        seq = journal.append(
+            Intent(
+                acl=self.acl,
+                agent=call.principal.agent,
+                approval=self.approval,
+                approver=self.approver,
+                backend=call.backend,
+                call=call.id,
+                era=_ERAS[call.era],
+                limit=self.limit,
+                method=call.row.name,
+                name=call.name or "",
+                note=self.note,
+                principal=call.principal.name,
+                queue_position=self.position,
+                queue_wait_us=self.wait_us,
+                request=id_text(call.request_id).decode(),
+                session=call.session,
+                ticket=self.ticket,
+            ),
+            _encode(call.arguments),
+        )
+        if journal.durable_seq >= seq:
+            return None
+        waiter: Waiter[None] = Waiter()
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                waiter.set(None)
+            else:
+                waiter.fail(error)
+
+        journal.when_durable(seq, done)
+        return waiter
+
+    def outcome(
+        self,
+        status: str,
+        duration_us: int,
+        *,
+        consumed: bool,
+        result: bytes = b"",
+        code: int = 0,
+        message: str = "",
+    ) -> None:
+        """The call ended. A full disk loses the outcome, never the intent: the call then counts as unknown."""
+        try:
+            self._journal.append(
+                Outcome(
+                    call=self._call.id,
+                    consumed=consumed,
+                    duration_us=duration_us,
+                    error_code=code,
+                    error_message=message[:500],
+                    status=status,
+                ),
+                clip(result) or None,
+                len(result),
+            )
+        except AuditUnavailable:
+            pass
+
+    def denied(self, reason: Reason, *, would: bool = False) -> None:
+        """The call was refused (or, with `would`, observe mode let it pass)."""
+        row = REFUSALS.get(reason.stage)
+        try:
+            self._journal.append(
+                Denied(
+                    **self._facts(),
+                    acl=self.acl,
+                    approval=self.approval,
+                    approver=self.approver,
+                    code=row.legacy if row is not None else 0,
+                    limit=self.limit,
+                    note=self.note,
+                    policy=reason.detail,
+                    queue_position=self.position,
+                    queue_wait_us=self.wait_us,
+                    reason=reason.text,
+                    stage=reason.stage,
+                    ticket=self.ticket,
+                    would=would,
+                ),
+                arguments_json(self._call),
+            )
+        except AuditUnavailable:
+            pass  # refused all the same, and the journal tells `aegis status` what ails it
+
+
+class Scribe:
+    """Begins stories. See `core.ports.AuditLog`."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def story(self, call: Call) -> Story:
+        """The records of one call."""
+        return Story(self._journal, call)
+
+    def dropped(self, agent: str, backend: str, session: str, direction: str, reason: str, count: int) -> None:
+        """Frames that were neither forwarded nor answered."""
+        try:
+            self._journal.append(
+                Dropped(agent=agent, backend=backend, count=count, direction=direction, reason=reason, session=session)
+            )
+        except AuditUnavailable:
+            pass

@@ -1,0 +1,60 @@
+"""One configuration in force: compiled, immutable, swapped whole. Counters, tickets and places live outside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from aegis_daemon.core.pipeline import Pipeline
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.verdict import Claim
+
+
+class BackendRule(msgspec.Struct, frozen=True):
+    """A backend, for the path of a call. `timeout` in seconds; `command` is None where the shim hands one over."""
+
+    timeout: float = 120.0
+    count_tool_errors: bool = False
+    command: tuple[str, ...] | None = None
+    env: Mapping[str, str] = {}
+    cwd: str | None = None
+    url: str | None = None
+
+
+class AgentRule(msgspec.Struct, frozen=True):
+    """What the path of a call needs of an agent. `uids` are the users that may be it; None: the daemon's own."""
+
+    principal: Principal
+    uids: frozenset[int] | None = None
+
+
+class Runtime(msgspec.Struct, frozen=True):
+    """`server_requests` maps (agent, backend) to what the server may ask of the client."""
+
+    pipeline: Pipeline
+    denials: str
+    backends: Mapping[str, BackendRule]
+    agents: Mapping[str, AgentRule]
+    server_requests: Mapping[tuple[str, str], frozenset[str]]
+    claims: tuple[Claim, ...]
+    lanes: Mapping[str, Any]
+    session_limit: int
+    agent_limit: int
+    pending_limit: int
+    unlisted_open: bool
+    isolated: bool
+    digest: str
+
+    def backend(self, name: str) -> BackendRule:
+        """The rule of a backend; the defaults for one that is not configured."""
+        return self.backends.get(name) or _DEFAULT
+
+    def may_ask(self, agent: str, backend: str) -> frozenset[str]:
+        """What the server may ask of this agent."""
+        return self.server_requests.get((agent, backend)) or _NOTHING
+
+
+_DEFAULT = BackendRule()
+_NOTHING: frozenset[str] = frozenset()

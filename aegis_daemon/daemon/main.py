@@ -1,0 +1,336 @@
+"""The daemon: the one place where everything is made, introduced to each other, run, and taken down."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+from aegis_daemon import __version__
+from aegis_daemon.approvals.desk import Desk
+from aegis_daemon.approvals.store import TicketStore
+from aegis_daemon.approvals.ticket import Ticket
+from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.record import Admin, Approval, Outcome, Start
+from aegis_daemon.audit.store import Reader
+from aegis_daemon.audit.story import Scribe
+from aegis_daemon.audit.writer import WriterHandle
+from aegis_daemon.backends.children import Nursery
+from aegis_daemon.config.load import ConfigFaults
+from aegis_daemon.config.paths import PathError, Paths
+from aegis_daemon.core.ports import AuditUnavailable
+from aegis_daemon.core.verdict import Claim, Deny
+from aegis_daemon.daemon import reload as reloading
+from aegis_daemon.daemon.governor import Governor
+from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, approver_key
+from aegis_daemon.daemon.reload import InForce
+from aegis_daemon.daemon.sessions import Sessions
+from aegis_daemon.lanes import Lanes
+from aegis_daemon.limits import Limits
+from aegis_daemon.loop.clock import monotonic, wall
+from aegis_daemon.manage import shapes
+from aegis_daemon.manage.server import ManageServer
+from aegis_daemon.relay.carry import Shell
+from aegis_daemon.transports.unix_relay import Peer, UnixRelay
+
+_log = logging.getLogger("aegis")
+STOP_GRACE_S = 5.0
+"""How long calls under way get when the daemon stops."""
+
+
+class Daemon:
+    """Everything of one run. `start` raises what keeps a daemon from starting; `stop` undoes it."""
+
+    def __init__(self, paths: Paths, force: InForce, loop: asyncio.AbstractEventLoop) -> None:
+        self._paths = paths
+        self._force = force
+        self._loop = loop
+        self._done = asyncio.Event()
+        self._restart = False
+        config = force.config
+        self._db_path = Path(config.audit.db_path or paths.audit_db)
+        self._journal = Journal(
+            Path(paths.journal), durability=config.audit.durability, loop=loop, clock=clocks, db_path=self._db_path
+        )
+        self._limits = Limits()
+        self._lanes = Lanes(monotonic, loop.call_later)
+        self._lanes.configure(dict(force.runtime.lanes))
+        self._nursery = Nursery()
+        self._governor: Governor | None = None
+        self._tickets = TicketStore(Path(paths.state_db), full=config.audit.durability == "full")
+        self._desk = Desk(
+            self._tickets,
+            wall=wall,
+            call_later=loop.call_later,
+            on_event=self._ticket_event,
+            max_pending=force.runtime.pending_limit,
+        )
+        shell = Shell(
+            runtime=lambda: self._force.runtime,
+            now=monotonic,
+            audit=Scribe(self._journal),
+            limits=self._limits,
+            lanes=self._lanes,
+            desk=self._desk,
+        )
+        self._sessions = Sessions(loop, shell, self._nursery)
+        self._relay = UnixRelay(
+            loop,
+            Path(paths.socket),
+            accepts=self._accepts,
+            on_attach=self._sessions.attach,
+            mode=0o666 if force.runtime.isolated else 0o600,
+        )
+        self._writer: WriterHandle | None = None
+        self._manage: ManageServer | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+
+    # --- start and stop -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Takes up what an earlier daemon left, then opens the sockets."""
+        recovery = self._journal.open()
+        self._writer = WriterHandle(self._journal, self._db_path, self._loop)
+        digest = self._force.runtime.digest
+        self._journal.append(Start(config_digest=digest, pid=os.getpid(), version=__version__))
+        for note in recovery.notes:
+            self._journal.append(Admin(action="recovery", detail=note))
+        for intent in recovery.open_intents:
+            text = "the daemon ended before the answer came; the outcome is unknown and the call is never repeated"
+            self._journal.append(Outcome(call=intent.call, consumed=True, error_message=text, status="unknown"))
+        await self._writer.flush()
+        self._restore_limits()
+        self._desk.restore(self._reserve)
+        self._nursery.start()
+        self._governor = Governor(
+            socket=self._paths.socket,
+            in_force=lambda: self._force,
+            reload=self.reload,
+            stop=self.stop_soon,
+            sessions=self._sessions,
+            desk=self._desk,
+            limits=self._limits,
+            lanes=self._lanes,
+            journal=self._journal,
+            writer=self._writer,
+            nursery=self._nursery,
+            key=approver_key(Path(self._paths.approver_key)),
+        )
+        self._manage = ManageServer(self._governor, self._paths.manage_socket)
+        await self._manage.start()
+        self._relay.open()
+        self._tick()
+
+    def _restore_limits(self) -> None:
+        """Fills the windows with the calls that still count, by the boot clock where that is the same boot's."""
+        claims = self._force.runtime.claims
+        if not claims:
+            return
+        by_tool: dict[tuple[str | None, str, str], Claim] = {(c.agent, c.backend, c.tool): c for c in claims}
+        now, today = monotonic(), wall()
+        longest = max(claim.window_s for claim in claims)
+        boot = self._journal.boot
+        for agent, backend, tool, row_boot, mono_us, ts_us in Reader(self._db_path).consumed_since(
+            int((today - longest) * 1e6)
+        ):
+            # A calendar that was set back since makes a call look new, which errs on the side of the limit.
+            at = mono_us / 1e6 if row_boot == boot else now - max(0.0, today - ts_us / 1e6)
+            for who in (None, agent):
+                claim = by_tool.get((who, backend, tool))
+                if claim is not None and at > now - claim.window_s:
+                    self._limits.restore(claim, min(at, now))
+
+    def _reserve(self, ticket: Ticket) -> None:
+        """A restored ticket holds its claims and its place again, as far as there is room."""
+        lease = self._limits.reserve(ticket.claims, monotonic()) if ticket.claims else None
+        ticket.lease = None if isinstance(lease, Deny) else lease
+        turn = self._lanes.hold(ticket.backend, (ticket.call_id, ticket.agent, ticket.name))
+        ticket.turn = None if isinstance(turn, Deny) else turn
+
+    def stop_soon(self, restart: bool = False) -> None:
+        """Asks `run` to end."""
+        self._restart = self._restart or restart
+        self._done.set()
+
+    async def run(self) -> None:
+        """Until somebody asks for the end."""
+        await self._done.wait()
+
+    async def stop(self) -> None:
+        """Lets go in the order that loses nothing."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._relay.close()
+        await self._sessions.stop(self._restart, STOP_GRACE_S)
+        if self._manage is not None:
+            await self._manage.close()
+        await self._nursery.close()
+        try:
+            self._journal.append(Admin(action="restart" if self._restart else "stop"))
+        except AuditUnavailable as error:
+            _log.error("the end could not be recorded: %s", error)
+        if self._writer is not None:
+            await self._writer.close()
+        self._journal.close()
+        self._tickets.close()
+
+    # --- while it runs ------------------------------------------------------------------------------------------
+
+    def _accepts(self, peer: Peer) -> bool:
+        if peer.uid == os.geteuid():
+            return True
+        return any(rule.uids is not None and peer.uid in rule.uids for rule in self._force.runtime.agents.values())
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(1.0, self._tick)
+        try:
+            self._sessions.sweep()
+            self._limits.sweep(monotonic())
+        except Exception:
+            _log.exception("the sweep failed")
+
+    def _ticket_event(self, event: str, ticket: Ticket) -> None:
+        if event in ("approved", "rejected", "expired", "consumed", "attached"):
+            record = Approval(
+                call=ticket.call_id, decision=event, ticket=ticket.id, by=ticket.by, note=ticket.note, via="desk"
+            )
+            try:
+                self._journal.append(record)
+            except AuditUnavailable as error:
+                _log.error("a decision could not be recorded: %s", error)
+        if self._governor is not None:
+            self._governor.happened(event, ticket)
+
+    def reload(self) -> shapes.Reloaded:
+        """The file, again, or `ConfigFaults` and nothing has changed."""
+        old = self._force
+        path = old.path or (Path(self._paths.config) if Path(self._paths.config).exists() else None)
+        force = reloading.read(path)
+        changed, restart = reloading.changed(old.config, force.config)
+        try:
+            self._journal.append(Admin(action="reload", detail=force.runtime.digest))
+        except AuditUnavailable as error:
+            _log.error("a reload could not be recorded: %s", error)
+        self._force = force
+        self._lanes.configure(dict(force.runtime.lanes))
+        self._desk.max_pending = force.runtime.pending_limit
+        self._sessions.reloaded()
+        _log.info("configuration reloaded: %s", ", ".join(changed) or "nothing changed")
+        return shapes.Reloaded(
+            message="config reloaded", changed=changed, restart_required=restart, warnings=force.warnings
+        )
+
+    def reload_on_signal(self) -> None:
+        """SIGHUP: as `reload`, faults to the log."""
+        try:
+            self.reload()
+        except ConfigFaults as faults:
+            _log.error("the configuration was not reloaded, the old one stays in force:\n%s", faults)
+        except Exception:
+            _log.exception("the configuration was not reloaded, the old one stays in force")
+
+
+def clocks() -> tuple[int, int]:
+    """(microseconds since the epoch, microseconds on the clock that windows use)."""
+    return int(wall() * 1e6), int(monotonic() * 1e6)
+
+
+async def _main(paths: Paths, force: InForce, foreground: bool) -> int:
+    loop = asyncio.get_running_loop()
+    daemon = Daemon(paths, force, loop)
+    for number, call in (
+        (signal.SIGTERM, daemon.stop_soon),
+        (signal.SIGINT, daemon.stop_soon),
+        (signal.SIGHUP, daemon.reload_on_signal),
+    ):
+        loop.add_signal_handler(number, call)
+    try:
+        await daemon.start()
+    except (AuditUnavailable, sqlite3.Error, OSError) as error:
+        _log.error("the daemon cannot start: %s", error)
+        await daemon.stop()
+        return 1
+    for warning in force.warnings:
+        _log.warning("%s", warning)
+    _log.info(
+        "aegis %s is ready at %s (%s tier, %s, durability %s)",
+        __version__, paths.socket, "isolated" if force.runtime.isolated else "advisory", force.config.mode,
+        force.config.audit.durability,
+    )  # fmt: skip
+    # Everything made so far stays; collecting it again and again would only cost pauses.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    await daemon.run()
+    _log.info("stopping")
+    await daemon.stop()
+    return 0
+
+
+def _runner() -> Any:
+    if sys.platform == "win32":
+        return asyncio.Runner()
+    import uvloop
+
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _raise_descriptor_limit() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            pass  # as many sessions as there are descriptors, then
+
+
+def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
+    """Runs a daemon until it is stopped. `config_path` None: the usual place, and without a file deny everything.
+
+    Gives the exit code: 0 done, 1 the configuration has faults or the daemon cannot start or another one runs.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        paths.prepare()
+        lock = Lock(Path(paths.lock))
+    except AlreadyRunning as running:
+        if foreground:
+            print(f"aegis: {running}; stop it with `aegis daemon stop`", file=sys.stderr)
+            return 1
+        return 0  # several shims started one each; the first one serves them all
+    except (PathError, OSError) as error:
+        print(f"aegis: {error}", file=sys.stderr)
+        return 1
+    try:
+        if config_path is None and Path(paths.config).exists():
+            config_path = Path(paths.config)
+        try:
+            force = reloading.read(config_path)
+        except ConfigFaults as faults:
+            print(f"aegis: the configuration has faults, nothing was started:\n{faults}", file=sys.stderr)
+            return 1
+        os.umask(0o077)
+        _raise_descriptor_limit()
+        with _runner() as runner:
+            return int(runner.run(_main(paths, force, foreground)))
+    finally:
+        lock.release()
+
+
+def main() -> int:
+    """What `aegis-wrap` starts in the background."""
+    paths = Paths.find(os.environ)
+    return serve(None, paths, foreground=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

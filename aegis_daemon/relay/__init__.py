@@ -1,0 +1,1 @@
+"""One call, and one session of calls."""

@@ -1,0 +1,71 @@
+"""Which agent a greeting may speak for, and which server it gets; pure.
+
+In the advisory tier, where agent and daemon are one user, the shim may hand over a command line. In the isolated tier
+it names a backend and nothing else, since a command run for another user would run with rights that user lacks.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+import msgspec
+
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.runtime import Runtime
+from aegis_shim.hello import Hello, backend_name
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What the session is: `argv` is None where the agent may not use the backend, so no server is started."""
+
+    principal: Principal
+    backend: str
+    argv: tuple[str, ...] | None = None
+    cwd: str | None = None
+    env: Mapping[str, str] = {}
+
+
+class Refused(Exception):
+    """The greeting is refused; the text goes to the agent's log."""
+
+
+def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Mapping[str, str]) -> Plan:
+    """What to make of a greeting from a process of user `uid`. Raises `Refused`."""
+    name = hello.agent
+    rule = runtime.agents.get(name)
+    if rule is None:
+        if uid != own_uid:
+            raise Refused(f"the agent `{name}` is not configured for uid {uid}; add it to `agents` with `identities`")
+        principal = Principal(name, uid)
+    else:
+        if uid not in (rule.uids if rule.uids is not None else (own_uid,)):
+            raise Refused(f"uid {uid} may not be the agent `{name}`; list it in `agents.{name}.identities`")
+        principal = msgspec.structs.replace(rule.principal, uid=uid)
+    backend = hello.backend or backend_name(hello.args)
+    if not runtime.unlisted_open and (name, backend) not in runtime.server_requests:
+        return Plan(principal, backend)
+    settings = runtime.backend(backend)
+    if settings.url is not None:
+        raise Refused(f"`backends.{backend}` is reached by `url`, which this version does not serve yet; use `command`")
+    same_user = uid == own_uid and not runtime.isolated
+    env = {key: value for key, value in daemon_env.items() if not key.startswith("AEGIS_")}
+    if same_user:
+        env = dict(hello.env)
+    env.update(settings.env)
+    if settings.command is not None:
+        if hello.args and tuple(hello.args) != settings.command:
+            raise Refused(
+                f"`backends.{backend}.command` is `{shlex.join(settings.command)}`, and the agent's entry says "
+                f"`{shlex.join(hello.args)}`; make them the same, or take the command out of one"
+            )
+        return Plan(principal, backend, settings.command, settings.cwd or (hello.cwd if same_user else None), env)
+    if not hello.args:
+        raise Refused(f"no command for the backend `{backend}`; write it after `aegis-wrap`, or set "
+                      f"`backends.{backend}.command`")  # fmt: skip
+    if not same_user:
+        raise Refused(
+            f"a command handed over by another user is not run (isolated tier); set `backends.{backend}.command` and "
+            f"use `aegis-wrap --backend {backend}`"
+        )
+    return Plan(principal, backend, tuple(hello.args), settings.cwd or hello.cwd, env)

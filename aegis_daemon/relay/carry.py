@@ -1,0 +1,502 @@
+"""The path of one call, read downward: judged, reserved, agreed to, its turn awaited, recorded, sent, settled.
+
+The same path serves both directions: a server's request to its client is a call with the client as its peer. A call
+that has to wait for nothing runs through to its sending without suspending.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from aegis_daemon.core.call import Call
+from aegis_daemon.core.pipeline import Unreadable
+from aegis_daemon.core.ports import (
+    AuditLog,
+    AuditUnavailable,
+    Desk,
+    Fault,
+    Lanes,
+    Lease,
+    Limits,
+    Peer,
+    Story,
+    Ticket,
+    Turn,
+)
+from aegis_daemon.core.runtime import Runtime
+from aegis_daemon.core.session import Open, State
+from aegis_daemon.core.verdict import Allow, Decision, Deny, Hold, Permit, Reason, Verdict
+from aegis_daemon.wire.errors import INTERNAL_ERROR, refusal_frame
+from aegis_daemon.wire.jsonrpc import Answer, encode, error_frame, id_text, result_frame
+from aegis_daemon.wire.methods import LEGACY_VERSIONS, SERVER_REQUESTS, Direction, Rule
+
+_log = logging.getLogger("aegis.call")
+REPLAYED_KEY = "aegis/replayed"
+CONTINUE_S = 600.0
+"""How long the lease of an `input_required` answer waits for its retry."""
+
+
+class Withdrawn(Exception):
+    """The caller cancelled or went away before the call was sent."""
+
+
+class Shell(msgspec.Struct):
+    """What every call needs of the daemon. `runtime` gives today's configuration, `now` monotonic seconds."""
+
+    runtime: Callable[[], Runtime]
+    now: Callable[[], float]
+    audit: AuditLog
+    limits: Limits
+    lanes: Lanes
+    desk: Desk
+
+
+class Origin(Protocol):
+    """Where a call came from."""
+
+    def answer(self, opened: Open, frame: bytes) -> bool:
+        """Gives the answer back; False where nobody is there to take it."""
+        ...
+
+    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
+        """Tells the caller from time to time that it has to wait; returns what stops that."""
+        ...
+
+    def continued(self, opened: Open) -> Lease | None:
+        """The lease of the `input_required` answer that this call takes up, once."""
+        ...
+
+    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
+        """Keeps the lease of an `input_required` answer for the retry."""
+        ...
+
+
+class _State:
+    """What a call holds while it is under way."""
+
+    __slots__ = ("agreed", "lease", "ticket", "turn", "would")
+
+    def __init__(self) -> None:
+        self.lease: Lease | None = None
+        self.turn: Turn | None = None
+        self.ticket: Ticket | None = None
+        self.agreed = False
+        self.would: Reason | None = None
+
+    def let_go(self) -> None:
+        """Gives back what the call held; what a ticket keeps stays with the ticket."""
+        if self.lease is not None:
+            self.lease.release()
+        if self.turn is not None:
+            self.turn.leave()
+
+
+async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: Shell) -> None:
+    """Carries one call to its end. Every ending is recorded and, unless the caller has gone, answered."""
+    story = shell.audit.story(call)
+    state = _State()
+    try:
+        lease = origin.continued(opened) if call.frame.params.get("requestState") is not None else None
+        if lease is not None:
+            state.lease, state.agreed = lease, True
+        verdict = await _decide(call, opened, origin, shell, story, state)
+        if type(verdict) is not Allow:
+            assert type(verdict) is Deny
+            state.let_go()
+            _refuse(call, opened, origin, shell, story, verdict.reason)
+            return
+        if verdict.would is not None or state.would is not None:
+            story.note = "observe"
+            story.denied(verdict.would or state.would, would=True)  # type: ignore[arg-type]
+        opened.state = State.COMMITTING
+        committed = story.intent()
+        if committed is not None:
+            await committed
+            if opened.cancelled:
+                raise Withdrawn("the caller left while the intent was being written")
+    except Withdrawn as gone:
+        _withdrawn(call, opened, origin, shell, story, state, gone)
+        return
+    except _Replay as again:
+        _replay(again.ticket, call, opened, origin, shell, story, state)
+        return
+    except AuditUnavailable as error:
+        state.let_go()
+        _return_ticket(shell, state)
+        reason = Reason(
+            "audit",
+            f"the audit log cannot be written ({error}); nothing was executed; free space and repeat the call",
+            retryable=True,
+            code="audit_unavailable",
+        )
+        _refuse(call, opened, origin, shell, story, reason)
+        return
+    except Exception:
+        _log.exception("call %s was refused because of a fault", call.id)
+        state.let_go()
+        _return_ticket(shell, state)
+        reason = Reason("internal", "a fault in Aegis; nothing was executed; see `aegis logs`", code="fault")
+        _refuse(call, opened, origin, shell, story, reason)
+        return
+    await _forward(verdict.permit, call, opened, origin, peer, shell, story, state)
+
+
+async def _decide(call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State) -> Verdict:
+    """The verdict after everything the call had to wait for, with its claims reserved and its turn come."""
+    verdict = _admit(call, shell, state)
+    kind = type(verdict)
+    if kind is Deny:
+        return verdict
+    ticket = shell.desk.find(verdict) if kind is Hold else None  # type: ignore[arg-type]
+    if ticket is not None:
+        state.lease, ticket.lease = ticket.lease, None
+        state.turn, ticket.turn = ticket.turn, None
+    claims = verdict.claims  # type: ignore[union-attr]
+    if claims and state.lease is None:
+        lease = shell.limits.reserve(claims, shell.now())
+        if type(lease) is Deny:
+            if not shell.runtime().pipeline.observe:
+                story.limit = "denied"
+                _hand_back(state, ticket)
+                return lease
+            state.would = lease.reason
+        else:
+            state.lease = lease
+    if claims:
+        story.limit = "allowed"
+    if state.turn is None:
+        turn = shell.lanes.enter(call)
+        if type(turn) is Deny:
+            if not shell.runtime().pipeline.observe:
+                _hand_back(state, ticket)
+                return turn
+        elif turn is not None:
+            state.turn = turn
+    if kind is Hold:
+        refusal = await _ask(verdict, ticket, opened, origin, shell, story, state)  # type: ignore[arg-type]
+        if refusal is not None:
+            return refusal
+        verdict = _admit(call, shell, state)
+        if type(verdict) is Deny:
+            return verdict
+    if state.turn is not None:
+        since = shell.now()
+        ready = state.turn.ready()
+        if not ready.done:
+            position = story.position = max(1, state.turn.position)
+            stop = origin.heartbeat(opened, lambda: f"waiting in the queue of `{call.backend}`, position {position}")
+            try:
+                await ready
+            finally:
+                stop()
+            story.wait_us = int((shell.now() - since) * 1e6)
+            # Rules may have changed while the call stood in line: today's decide.
+            verdict = _admit(call, shell, state)
+            if type(verdict) is Deny:
+                return verdict
+    if type(verdict) is Hold:
+        raise RuntimeError("an undecided call came to its turn")
+    return verdict
+
+
+def _admit(call: Call, shell: Shell, state: _State) -> Verdict:
+    pipeline = shell.runtime().pipeline
+    return pipeline.resume(call, shell.now()) if state.agreed else pipeline.admit(call, shell.now())
+
+
+def _hand_back(state: _State, ticket: Ticket | None) -> None:
+    """What was taken from a ticket returns to it when its call is refused for another reason."""
+    if ticket is not None:
+        ticket.lease, state.lease = state.lease, None
+        ticket.turn, state.turn = state.turn, None
+
+
+async def _ask(
+    hold: Hold, ticket: Ticket | None, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State
+) -> Deny | None:
+    """Waits for a person. None where the call may go on: then its ticket is used up, on disk."""
+    desk = shell.desk
+    call = hold.call
+    if ticket is None:
+        made = desk.open(hold)
+        if type(made) is Deny:
+            return made
+        ticket = made
+    assert ticket is not None
+    # From here on the ticket owns them, so that they outlive a client that stops waiting.
+    ticket.lease, state.lease = state.lease, None
+    ticket.turn, state.turn = state.turn, None
+    if ticket.state == "consumed":
+        raise _Replay(ticket)
+    story.held(ticket.id, hold.ask.rule)
+    waiter = desk.attach(ticket, call)
+    state.ticket = ticket
+    if not waiter.done:
+        id = ticket.id
+        stop = origin.heartbeat(opened, lambda: f"waiting for approval {id}")
+        try:
+            decision: Decision = await waiter
+        finally:
+            stop()
+    else:
+        decision = await waiter
+    story.approval, story.approver = decision.outcome, decision.by
+    if decision.outcome == "expired":
+        story.approval = "timeout"
+    if decision.outcome != "approved":
+        state.ticket = None
+        return Deny(_not_approved(call, decision))
+    state.lease, ticket.lease = ticket.lease, None
+    state.turn, ticket.turn = ticket.turn, None
+    if not desk.consume(ticket):
+        return Deny(Reason("audit", "the approval could not be recorded; not executed; free space and repeat", True))
+    state.agreed = True
+    return None
+
+
+class _Replay(Exception):
+    """The approved call ran already, and nobody received its answer."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__(ticket.id)
+        self.ticket = ticket
+
+
+def _replay(
+    ticket: Ticket, call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State
+) -> None:
+    """Gives the kept answer of an earlier, identical call; nothing runs."""
+    state.let_go()
+    text = f"the answer of the approved call {ticket.call_id} was given again; nothing was executed"
+    story.ticket, story.approval, story.approver = ticket.id, "replayed", ticket.by
+    story.denied(Reason("replay", text, code="replayed"))
+    assert ticket.outcome is not None
+    if origin.answer(opened, replayed(ticket.outcome, id_text(opened.request_id))):
+        shell.desk.delivered(ticket)
+
+
+def _not_approved(call: Call, decision: Decision) -> Reason:
+    if decision.outcome == "rejected":
+        note = f": {decision.note}" if decision.note else ""
+        text = (
+            f"a person rejected this call (approval {decision.ticket}){note}; not executed; do not repeat it as it is"
+        )
+        return Reason("approval", text, code="rejected", detail=f"rejected by {decision.by}")
+    text = f"nobody approved this call in time (approval {decision.ticket}); not executed; it may be asked again"
+    return Reason("approval", text, retryable=True, code="approval_timeout")
+
+
+def _return_ticket(shell: Shell, state: _State) -> None:
+    if state.ticket is not None:
+        shell.desk.finish(state.ticket, None)
+
+
+def _withdrawn(
+    call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State, gone: Withdrawn
+) -> None:
+    """The caller is not there any more, and nothing was sent."""
+    ticket = state.ticket
+    if ticket is not None and not state.agreed:
+        # The ticket keeps its lease and place: an identical call may come back for it.
+        shell.desk.leave(ticket)
+        state.lease = state.turn = None
+        story.approval = "pending"
+    state.let_go()
+    if state.agreed:
+        _return_ticket(shell, state)
+    story.denied(Reason("withdrawn", str(gone), code="withdrawn"))
+    origin.answer(opened, b"")
+
+
+def _refuse(call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, reason: Reason) -> None:
+    if reason.stage == "acl":
+        story.acl = "denied"
+    story.denied(reason)
+    text = reason.text
+    if reason.stage in ("acl", "policy"):
+        text = f"{text}; a person can look at it with `aegis audit show {call.id[:12]}`"
+    frame = refusal_frame(
+        opened.request_id,
+        stage=reason.stage if reason.stage != "withdrawn" else "internal",
+        text=text,
+        call_id=call.id,
+        era=call.era,
+        method=call.method,
+        style=shell.runtime().denials,
+        retryable=reason.retryable,
+        retry_after_ms=reason.retry_after_ms,
+        reason=reason.code,
+    )
+    origin.answer(opened, frame)
+
+
+async def _forward(
+    permit: Permit, call: Call, opened: Open, origin: Origin, peer: Peer, shell: Shell, story: Story, state: _State
+) -> None:
+    """From the sending on: whatever happens now, the call may have been executed."""
+    began = shell.now()
+    error: Fault | None = None
+    answer: Answer | None = None
+    try:
+        answer = await peer.send(permit)
+    except Fault as fault:
+        error = fault
+    except Exception as fault:
+        _log.exception("call %s ended in a fault", call.id)
+        error = Fault("fault", f"a fault in Aegis after the call was forwarded ({type(fault).__name__})")
+    duration = int((shell.now() - began) * 1e6)
+    if answer is None:
+        assert error is not None
+        _failed(call, opened, origin, shell, story, state, error, duration)
+        return
+    body = answer.body
+    try:
+        frame, failed, waits = _released(call, opened, answer, shell)
+    except _Withheld as withheld:
+        error = Fault(withheld.code, withheld.text)
+        _failed(call, opened, origin, shell, story, state, error, duration)
+        return
+    counted = not failed or shell.runtime().backend(call.backend).count_tool_errors
+    if waits and state.lease is not None:
+        origin.suspend(opened, body, state.lease)
+        state.lease = None
+        counted = False
+    lease = state.lease
+    if lease is not None:
+        if counted:
+            lease.commit(shell.now())
+        else:
+            lease.release()
+    if state.turn is not None:
+        state.turn.leave()
+    delivered = origin.answer(opened, frame)
+    if state.ticket is not None:
+        keep = body if not delivered and answer.ok else None
+        shell.desk.finish(state.ticket, keep)
+    story.outcome(
+        "error" if failed else "success",
+        duration,
+        consumed=counted and lease is not None,
+        result=body,
+        code=0 if answer.ok else _error_code(body),
+        message="" if delivered else "the answer came after the caller had left",
+    )
+
+
+def _failed(
+    call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State, error: Fault, duration: int
+) -> None:
+    lease = state.lease
+    if lease is not None:
+        if error.not_executed:
+            lease.release()
+        else:
+            lease.commit(shell.now())  # it may have happened, so it counts
+    if state.turn is not None:
+        state.turn.leave()
+    _return_ticket(shell, state)
+    data = {
+        "by": "aegis",
+        "call_id": call.id,
+        "stage": "forward",
+        "reason": error.reason,
+        "retryable": error.not_executed,
+        "retry_after_ms": None,
+    }
+    origin.answer(opened, error_frame(id_text(opened.request_id), INTERNAL_ERROR, error.text, data))
+    story.outcome(
+        "error" if error.not_executed else "unknown",
+        duration,
+        consumed=lease is not None and not error.not_executed,
+        code=INTERNAL_ERROR,
+        message=f"{error.reason}: {error.text}",
+    )
+
+
+# --- what comes back --------------------------------------------------------------------------------------------------
+
+
+class _Withheld(Exception):
+    """The answer exists and is not shown."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class _Result(msgspec.Struct):
+    isError: bool = False  # noqa: N815  (the protocol's name)
+    resultType: str = "complete"  # noqa: N815
+    inputRequests: dict[str, Any] | None = None  # noqa: N815
+
+
+_result = msgspec.json.Decoder(_Result)
+
+
+def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[bytes, bool, bool]:
+    """The frame for the caller, whether the call failed, and whether it waits for the caller's input."""
+    id_json = id_text(opened.request_id)
+    if not answer.ok:
+        return answer.with_id(id_json), True, False
+    body = answer.body
+    rule = call.row.rule
+    if rule is Rule.LIST:
+        try:
+            cleaned = shell.runtime().pipeline.clean_list(call, body)
+        except Unreadable as error:
+            raise _Withheld("unreadable_list", f"the server's list is withheld: {error}") from error
+        if cleaned is body:
+            return answer.with_id(id_json), False, False
+        return result_frame(id_json, cleaned), False, False
+    if call.direction is Direction.TO_CLIENT:
+        return answer.with_id(id_json), False, False
+    failed = waits = False
+    if b'"isError"' in body or b'"input_required"' in body or b"\\u" in body:
+        try:
+            result = _result.decode(body)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise _Withheld("unreadable_answer", "the server's answer is withheld: it has another shape") from error
+        failed = result.isError
+        waits = result.resultType == "input_required"
+        if waits:
+            _check_asks(call, result.inputRequests, shell)
+    if call.method == "initialize":
+        version = answer.value().get("protocolVersion") if body.startswith(b"{") else None
+        if version not in LEGACY_VERSIONS:
+            raise _Withheld("unsupported_version", "the server speaks a protocol version that Aegis does not know")
+    return answer.with_id(id_json), failed, waits
+
+
+def _check_asks(call: Call, asks: dict[str, Any] | None, shell: Shell) -> None:
+    """The questions inside an `input_required` answer are a server's requests like any others."""
+    allowed = shell.runtime().may_ask(call.principal.agent, call.backend)
+    for ask in (asks or {}).values():
+        method = ask.get("method") if type(ask) is dict else None
+        word = SERVER_REQUESTS.get(method) if type(method) is str else None
+        if word is None or word not in allowed:
+            raise _Withheld(
+                "server_request_not_allowed",
+                f"the server asked the client for `{str(method)[:60]}`, which is not allowed; the answer is withheld",
+            )
+
+
+def _error_code(body: bytes) -> int:
+    try:
+        code = msgspec.json.decode(body)["code"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return 0
+    return code if type(code) is int else 0
+
+
+def replayed(body: bytes, id_json: bytes) -> bytes:
+    """The kept answer of an approved call, marked as such."""
+    result = msgspec.json.decode(body)
+    if type(result) is dict:
+        meta = result.get("_meta")
+        result["_meta"] = {**(meta if type(meta) is dict else {}), REPLAYED_KEY: True}
+    return result_frame(id_json, encode(result))

@@ -1,0 +1,889 @@
+"""One session: a client, its own server process, and every frame between them, both ways.
+
+The server's process belongs to this session alone. Nothing is sent to it before the client's first frame, and it is
+replaced when the client changes the protocol's era, because servers settle on one with the first frame they see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from aegis_daemon.core.call import Call
+from aegis_daemon.core.ports import Fault, Lease
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
+from aegis_daemon.core.verdict import Permit, Reason
+from aegis_daemon.loop.strand import Strand, Waiter
+from aegis_daemon.relay import handshake
+from aegis_daemon.relay.carry import CONTINUE_S, Shell, Withdrawn, carry
+from aegis_daemon.relay.ports import Backend, Client, StartServer
+from aegis_daemon.wire.errors import (
+    INTERNAL_ERROR,
+    METHOD_NOT_FOUND,
+    UNSUPPORTED_VERSION,
+    refusal_frame,
+)
+from aegis_daemon.wire.jsonrpc import (
+    INVALID_REQUEST,
+    Answer,
+    Frame,
+    Kind,
+    WireFault,
+    encode,
+    error_frame,
+    guess_id,
+    id_text,
+    notification_frame,
+    parse,
+    parse_from_server,
+    result_frame,
+)
+from aegis_daemon.wire.methods import (
+    LEGACY_VERSIONS,
+    META_SUBSCRIPTION,
+    MODERN_VERSION,
+    TO_CLIENT,
+    TO_SERVER,
+    BadParams,
+    Direction,
+    Era,
+    Method,
+    Rule,
+    era_of,
+    subject_of,
+)
+
+_log = logging.getLogger("aegis.session")
+
+HEARTBEAT_S: Final = 15.0
+"""Seconds between progress notifications of a call that waits."""
+CANCELLED_S: Final = 30.0
+"""How long the answer to a cancelled request is waited for before its outcome counts as unknown."""
+RESPAWNS: Final = 16
+"""How often one session may have its server replaced."""
+_UNKNOWN_METHOD: Final = {
+    way: Method("(unknown)", way, Rule.GOVERNED, True, True) for way in (Direction.TO_SERVER, Direction.TO_CLIENT)
+}
+
+
+class CallIds:
+    """128 random bits as 32 hex digits, drawn in bulk: a system call for each would cost as much as judging a call."""
+
+    __slots__ = ("_at", "_pool")
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._at = 0
+
+    def __call__(self) -> str:
+        """The next one."""
+        if self._at >= len(self._pool):
+            self._pool = os.urandom(4096)
+            self._at = 0
+        made = self._pool[self._at : self._at + 16].hex()
+        self._at += 16
+        return made
+
+
+class Load:
+    """How many calls each agent has in flight over all its sessions."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+
+    def enter(self, agent: str, limit: int) -> bool:
+        """One more, unless there are `limit` already."""
+        count = self._open.get(agent, 0)
+        if count >= limit:
+            return False
+        self._open[agent] = count + 1
+        return True
+
+    def leave(self, agent: str) -> None:
+        """One less."""
+        count = self._open[agent] - 1
+        if count:
+            self._open[agent] = count
+        else:
+            del self._open[agent]
+
+
+class Conversation:
+    """The event machine of one session. `on_end` is called once, when everything of it is gone."""
+
+    def __init__(
+        self,
+        session: str,
+        principal: Principal,
+        backend: str,
+        client: Client,
+        start_server: StartServer | None,
+        shell: Shell,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        ids: CallIds,
+        load: Load,
+        on_end: Callable[[Conversation], None],
+    ) -> None:
+        self.session = session
+        self.principal = principal
+        self.backend = backend
+        self.client = client
+        self.shell = shell
+        self.loop = loop
+        self.calls = 0
+        self.since = 0.0
+        self.era = Era.NONE
+        self.server: Backend | None = None
+        self._start_server = start_server
+        self._ids = ids
+        self._load = load
+        self._on_end = on_end
+        runtime = shell.runtime()
+        self.to_server = OpenRequests(runtime.session_limit)
+        self.to_client = OpenRequests(runtime.session_limit)
+        self._suspended: dict[str, tuple[Lease, asyncio.TimerHandle]] = {}
+        self._retired: set[Backend] = set()
+        self._respawns = 0
+        self._replay: Open | None = None
+        self._dropped: dict[tuple[str, str], int] = {}
+        self._ending = False
+        self._code = 0
+        self._over = False
+        self._to_server_side = _ToServer(self)
+        self._to_client_side = _ToClient(self)
+        client.on_line = self._client_line
+        client.on_long = self._client_long
+        client.on_end = self.client_left
+        client.on_full = self._client_full
+
+    # --- beginning and end --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the server, takes up what an earlier daemon left, and reads the client."""
+        if self._start_server is not None:
+            self._spawn()
+        era = self.client.era
+        if era:
+            self.era = Era(era)
+        kept = self.client.handshake
+        if kept is not None and self.era is Era.LEGACY and self.server is not None:
+            self._replay_handshake(kept)
+        else:
+            self.client.start()
+
+    def _spawn(self) -> None:
+        assert self._start_server is not None
+        self.server = self._start_server(self)
+
+    def _replay_handshake(self, kept: bytes) -> None:
+        """Shows the new server the handshake the client had with the old one; its answer is nobody's."""
+        try:
+            frame = parse(kept)
+        except WireFault:
+            self.client.start()
+            return
+        opened = Open("aegis-handshake", None)
+        opened.waiter = Waiter()
+        self._replay = opened
+        number = self.to_server.sent(opened)
+        opened.deadline = self.shell.now() + 60.0
+        assert self.server is not None
+        self.server.send(frame.encoded(number))
+
+    def _replayed(self) -> None:
+        self._replay = None
+        if self.client.initialized and self.server is not None:
+            self.server.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+        self.client.start()
+
+    def client_left(self) -> None:
+        """The client's input ended, or its shim went away: nothing new comes, what was sent may still be answered."""
+        if self._ending:
+            return
+        self._ending = True
+        self.client.stop()
+        for opened in self.to_server.all():
+            if opened.state is State.WAITING and opened.strand is not None:
+                opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
+            elif opened.state is State.COMMITTING:
+                opened.cancelled = True
+        self._close_server()
+
+    def _close_server(self) -> None:
+        if self.server is not None:
+            self.server.close_stdin()
+            self.server.end()
+        else:
+            self._finish()
+
+    def shim_gone(self) -> None:
+        """Nobody is left to read: as `client_left`, and nothing more is written."""
+        self.client.abandon()
+        self.client_left()
+
+    def stop(self) -> None:
+        """The daemon ends: calls that wait are answered, the rest is left to the ledger."""
+        for opened in self.to_server.all():
+            if opened.state is State.WAITING and opened.strand is not None:
+                self.cancel_waiting(opened, "the daemon stops")
+        self.client.stop()
+
+    def cancel_waiting(self, opened: Open, why: str) -> None:
+        """Ends a call that was not sent yet, with an answer."""
+        data = {"by": "aegis", "reason": "not_executed", "retryable": True, "retry_after_ms": None}
+        if not opened.cancelled and not self.client.gone:
+            text = f"not executed: {why}; repeat the call if it is still wanted"
+            self.client.send(error_frame(id_text(opened.request_id), INTERNAL_ERROR, text, data), opened.slot)
+            opened.slot = -1
+        if opened.strand is not None:
+            opened.strand.interrupt(Withdrawn(why))
+
+    def server_exited(self, server: Backend, code: int) -> None:
+        """A server process and its whole tree are gone, its output read to the end."""
+        if server in self._retired:
+            self._retired.discard(server)
+            if self._over and not self._retired:
+                self._on_end(self)
+            return
+        if server is not self.server:
+            return
+        self.server = None
+        self._code = code
+        fault = Fault("server_exited", f"the server ended ({_ending_of(code)}) before it answered; outcome unknown")
+        self._fail_sent(fault)
+        for opened in self.to_server.all():
+            if opened.state is State.WAITING and opened.strand is not None:
+                opened.strand.interrupt(Withdrawn("the server ended before the call was forwarded"))
+        self._finish()
+
+    def server_failed(self, server: Backend, text: str) -> None:
+        """The server could not be started: the client is told why, and the session ends."""
+        _log.warning("session %s: %s", self.session, text)
+        self.server = None
+        self._code = 127
+        self.client.refuse(text)
+        self._fail_sent(Fault("server_not_started", text, not_executed=True))
+        self._finish()
+
+    def _fail_sent(self, fault: Fault) -> None:
+        for opened in [*self.to_server.all(), *self.to_client.all()]:
+            if opened.waiter is not None:
+                opened.waiter.fail(fault)
+
+    def _finish(self) -> None:
+        """The server is gone: the client gets what is still to be written, then the server's status."""
+        if self._over:
+            return
+        self._over = True
+        self._ending = True
+        self.client.stop()
+        for opened in self.to_client.all():
+            if opened.waiter is not None:
+                opened.waiter.fail(Fault("server_exited", "the server ended"))
+        for lease, timer in self._suspended.values():
+            timer.cancel()
+            lease.commit(self.shell.now())
+        self._suspended.clear()
+        self._report_dropped()
+        self.client.close(self._code)
+        if not self._retired:
+            self._on_end(self)
+
+    # --- the client's frames ------------------------------------------------------------------------------------
+
+    def _client_line(self, line: bytes, end: int) -> None:
+        if not line:
+            self.client.consume(end)
+            return
+        try:
+            frame = parse(line)
+        except WireFault as fault:
+            self.client.consume(end)
+            self._drop("to_server", fault.text)
+            id_json = b"null" if fault.id is None else id_text(fault.id)
+            self.client.send(error_frame(id_json, fault.code, fault.text, {"by": "aegis"}), -1)
+            return
+        if frame.kind is Kind.REQUEST:
+            self._request(frame, end)
+            return
+        if frame.kind is Kind.NOTIFICATION:
+            self._client_notification(frame)
+        else:
+            self._client_answer(frame)
+        self.client.consume(end)
+
+    def _client_long(self) -> None:
+        self._drop("to_server", "too long")
+        text = "the message is longer than 1 MB and was dropped whole; send less at once"
+        self.client.send(error_frame(b"null", INVALID_REQUEST, text, {"by": "aegis"}), -1)
+
+    def _request(self, frame: Frame, end: int) -> None:
+        id = frame.id
+        assert id is not None
+        runtime = self.shell.runtime()
+        fault: Reason | None = None
+        try:
+            opened = self.to_server.begin(id, frame.params)
+        except Duplicate:
+            self.client.consume(end)
+            self._drop("to_server", "duplicate id")
+            text = "a request with this id is still open; use each id once"
+            self.client.send(error_frame(id_text(id), INVALID_REQUEST, text, {"by": "aegis"}), -1)
+            return
+        except TooMany:
+            opened = Open(id, None)
+            fault = _too_many(f"this session has {runtime.session_limit} requests in flight")
+        agent = self.principal.agent
+        if fault is None:
+            if not self._load.enter(agent, runtime.agent_limit):
+                self.to_server.end(opened)
+                fault = _too_many(f"this agent has {runtime.agent_limit} requests in flight")
+            else:
+                opened.slot = self.client.take_slot(id_text(id), end)
+                if opened.slot < 0:
+                    self.to_server.end(opened)
+                    self._load.leave(agent)
+                    fault = _too_many("this session has as many requests in flight as can be kept")
+        self.client.consume(end)
+        row = TO_SERVER.get(frame.method)
+        subject = name = None
+        era = self.era
+        if fault is None:
+            if row is None:
+                fault = Reason("method", f"the method `{frame.method[:100]}` is not known to Aegis; it is refused")
+            else:
+                try:
+                    subject, name = subject_of(row, frame.params)
+                    frame, era, fault = self._in_era(frame, row, end)
+                except BadParams as error:
+                    fault = Reason("params", f"{error} in `{row.name}`")
+        call = Call(
+            self._ids(), id, self.session, self.principal, Direction.TO_SERVER,
+            row or _UNKNOWN_METHOD[Direction.TO_SERVER], subject, name, self.backend, era or Era.LEGACY, frame,
+        )  # fmt: skip
+        opened.call = call
+        if fault is not None:
+            self._refuse_early(opened, call, fault)
+            return
+        self.calls += 1
+        if row.rule is Rule.PING:  # type: ignore[union-attr]
+            self._ping(opened, frame)
+            return
+        strand = Strand(carry(call, opened, self._to_server_side, self._to_server_side, self.shell))
+        opened.strand = strand
+        strand.start()
+
+    def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
+        self.shell.audit.story(call).denied(reason)
+        opened.state = State.WAITING
+        known = self.to_server.find(opened.request_id) is opened
+        data_frame = refusal_frame(
+            opened.request_id, stage=reason.stage, text=reason.text, call_id=call.id, era=call.era,
+            method=call.method, style=self.shell.runtime().denials, retryable=reason.retryable, reason=reason.code,
+        )  # fmt: skip
+        if reason.stage == "version":
+            requested = reason.detail or None
+            data = {"supported": [MODERN_VERSION, *LEGACY_VERSIONS], "requested": requested, "by": "aegis"}
+            data_frame = error_frame(id_text(opened.request_id), UNSUPPORTED_VERSION, reason.text, data)
+        if known:
+            self._answer(opened, data_frame)
+        else:
+            self.client.send(data_frame, -1)
+
+    def _in_era(self, frame: Frame, row: Method, end: int) -> tuple[Frame, Era, Reason | None]:
+        """The request as its server may see it, after the session has taken on its era."""
+        era = era_of(frame.method, frame.params, self.era)
+        allowed = self.shell.runtime().may_ask(self.principal.agent, self.backend)
+        if era is Era.MODERN:
+            try:
+                frame = handshake.modern(frame, allowed)
+            except handshake.BadVersion as bad:
+                stage = "version" if bad.version is not None else "params"
+                return frame, era, Reason(stage, str(bad), detail=str(bad.version or "")[:100])
+        if era is not self.era:
+            refusal = self._turn_to(era)
+            if refusal is not None:
+                return frame, era, refusal
+        if frame.method == "initialize":
+            frame = handshake.initialize(frame, allowed)
+            self.client.keep_handshake(frame.encoded())
+        return frame, era, None
+
+    def _turn_to(self, era: Era) -> Reason | None:
+        server = self.server
+        if self.era is not Era.NONE and server is not None and server.touched:
+            if self._respawns >= RESPAWNS:
+                return Reason("internal", "this session changed the protocol's era too often; start a new one")
+            self._respawns += 1
+            self._retired.add(server)
+            self._fail_sent(Fault("era_changed", "the client changed the protocol's era; outcome unknown"))
+            server.close_stdin()
+            server.end()
+            self._spawn()
+        self.era = era
+        self.client.keep_era(era)
+        return None
+
+    def _ping(self, opened: Open, frame: Frame) -> None:
+        """Never judged, queued or recorded; answered by the server itself."""
+        if self.server is None:
+            self._answer(opened, result_frame(id_text(opened.request_id), b"{}"))
+            return
+        Strand(self._carry_ping(opened, frame, self.to_server, self._to_server_side)).start()
+
+    async def _carry_ping(self, opened: Open, frame: Frame, requests: OpenRequests, side: _Side) -> None:
+        opened.waiter = Waiter()
+        number = requests.sent(opened)
+        opened.deadline = self.shell.now() + self.shell.runtime().backend(self.backend).timeout
+        side.put(frame.encoded(number), opened)
+        try:
+            answer: Answer = await opened.waiter
+        except Fault as fault:
+            side.answer(opened, error_frame(id_text(opened.request_id), INTERNAL_ERROR, fault.text, {"by": "aegis"}))
+            return
+        side.answer(opened, answer.with_id(id_text(opened.request_id)))
+
+    def _client_notification(self, frame: Frame) -> None:
+        method = frame.method
+        if method == "notifications/cancelled":
+            self._client_cancelled(frame)
+            return
+        if not method.startswith("notifications/"):
+            self._drop("to_server", "a request without an id")
+            return
+        server = self.server
+        if server is None:
+            return
+        if method == "notifications/progress":
+            opened = self.to_client.progressing(frame.params.get("progressToken"))
+            if opened is None or opened.state is not State.SENT:
+                self._drop("to_server", "progress for no open request")
+                return
+        elif method == "notifications/initialized":
+            self.client.keep_initialized()
+        if not self._route_open():
+            return
+        server.send(frame.encoded())
+
+    def _route_open(self) -> bool:
+        """Whether today's rules still leave this agent this backend."""
+        runtime = self.shell.runtime()
+        return runtime.unlisted_open or (self.principal.agent, self.backend) in runtime.server_requests
+
+    def _client_cancelled(self, frame: Frame) -> None:
+        opened = self.to_server.find(frame.params.get("requestId"))
+        if opened is None or opened.call is None or opened.call.method == "initialize" or opened.cancelled:
+            return
+        if opened.state is State.WAITING:
+            if opened.strand is not None:
+                opened.strand.interrupt(Withdrawn("cancelled by the client before it was forwarded"))
+            return
+        opened.cancelled = True
+        if opened.state is State.SENT and self.server is not None:
+            opened.deadline = self.shell.now() + CANCELLED_S
+            params = {**frame.params, "requestId": opened.number}
+            self.server.send(encode({**frame.value, "params": params}))
+
+    def _client_answer(self, frame: Frame) -> None:
+        opened = self.to_client.answered(frame.id)  # type: ignore[arg-type]
+        if opened is None or opened.waiter is None:
+            self._drop("to_server", "an answer to no open request")
+            return
+        body = encode(frame.value["result"] if "result" in frame.value else frame.value["error"])
+        whole = frame.encoded(0)
+        head = b'{"jsonrpc":"2.0","id":'
+        if whole.startswith(head + b"0,"):
+            answer = Answer(0, head, whole[len(head) + 1 :], "result" in frame.value, body)
+        else:
+            rest = {key: value for key, value in frame.value.items() if key not in ("jsonrpc", "id")}
+            answer = Answer(0, head, b"," + encode(rest)[1:], "result" in frame.value, body)
+        opened.waiter.set(answer)
+
+    def _client_full(self, full: bool) -> None:
+        """A client that does not read stops its own server's output, and nobody else's."""
+        if self.server is not None:
+            self.server.pause(full)
+
+    def server_full(self, server: Backend, full: bool) -> None:
+        """A server that does not read stops its own client's input."""
+        if server is self.server and not self._ending and self._replay is None:
+            self.client.pause(full)
+
+    # --- the server's frames ------------------------------------------------------------------------------------
+
+    def server_lines(self, server: Backend, lines: list[bytes]) -> None:
+        """Complete lines of the session's server; those of a replaced one go nowhere."""
+        if server is not self.server:
+            return
+        for line in lines:
+            try:
+                frame = parse_from_server(line)
+            except WireFault as fault:
+                self._server_fault(line, fault)
+                continue
+            if type(frame) is Answer:
+                opened = self.to_server.answered(frame.id)
+                if opened is None:
+                    self._drop("to_client", "an answer to no open request")
+                elif opened is self._replay:
+                    self._replayed()
+                else:
+                    opened.waiter.set(frame)
+            elif frame.kind is Kind.REQUEST:  # type: ignore[union-attr]
+                self._server_request(frame)  # type: ignore[arg-type]
+            elif frame.kind is Kind.NOTIFICATION:  # type: ignore[union-attr]
+                self._server_notification(frame, line)  # type: ignore[arg-type]
+            else:
+                self._drop("to_client", "an answer that is none")
+
+    def _server_fault(self, line: bytes, fault: WireFault) -> None:
+        opened = self.to_server.peek(fault.id)
+        if opened is not None and opened.waiter is not None:
+            self.to_server.answered(opened.number)
+            opened.waiter.fail(Fault("bad_answer", f"{fault.text}; the answer is withheld, outcome unknown"))
+            return
+        self._drop("to_client", fault.text if line[:1] == b"{" else "not a message")
+
+    def server_long(self, server: Backend, head: bytes, tail: bytes) -> None:
+        """A frame over the limit: whoever waits for it is told so. If that cannot be known, everybody who may."""
+        if server is not self.server:
+            return
+        self._drop("to_client", "too long")
+        fault = Fault("answer_too_large", "the server's answer is larger than 10 MB and was dropped; ask for less")
+        opened = self.to_server.peek(guess_id(head, tail))
+        for one in [opened] if opened is not None else self.to_server.all():
+            if one.state is State.SENT and one.waiter is not None:
+                self.to_server.answered(one.number)
+                one.waiter.fail(fault)
+
+    def _server_request(self, frame: Frame) -> None:
+        id = frame.id
+        assert id is not None
+        server = self.server
+        assert server is not None
+        row = TO_CLIENT.get(frame.method)
+        if row is None or self.era is Era.MODERN:
+            self._drop("to_client", "an unknown request")
+            text = f"the method `{frame.method[:100]}` is not known to Aegis"
+            server.send(error_frame(id_text(id), METHOD_NOT_FOUND, text, {"by": "aegis"}))
+            return
+        try:
+            opened = self.to_client.begin(id, frame.params)
+        except (Duplicate, TooMany):
+            self._drop("to_client", "a request too many, or with the id of an open one")
+            text = "this id is open already, or too many requests are; it is refused"
+            server.send(error_frame(id_text(id), INVALID_REQUEST, text, {"by": "aegis"}))
+            return
+        if row.rule is Rule.PING:
+            Strand(self._carry_ping(opened, frame, self.to_client, self._to_client_side)).start()
+            return
+        subject, name = subject_of(row, frame.params)
+        call = Call(
+            self._ids(), id, self.session, self.principal, Direction.TO_CLIENT, row, subject, name, self.backend,
+            Era.LEGACY, frame,
+        )  # fmt: skip
+        opened.call = call
+        strand = Strand(carry(call, opened, self._to_client_side, self._to_client_side, self.shell))
+        opened.strand = strand
+        strand.start()
+
+    def _server_notification(self, frame: Frame, line: bytes) -> None:
+        method = frame.method
+        params = frame.params
+        if method == "notifications/progress":
+            opened = self.to_server.progressing(params.get("progressToken"))
+            if opened is None or opened.state is not State.SENT or opened.cancelled:
+                self._drop("to_client", "progress for no open request")
+                return
+            opened.deadline = self.shell.now() + self.shell.runtime().backend(self.backend).timeout
+        elif method == "notifications/cancelled":
+            opened = self.to_client.find(params.get("requestId"))
+            if opened is None:
+                if self.era is Era.MODERN:
+                    self._listen_ended(frame)
+                return
+            if opened.state is State.WAITING and opened.strand is not None:
+                opened.strand.interrupt(Withdrawn("cancelled by the server before it was forwarded"))
+                return
+            opened.cancelled = True
+            if opened.state is State.SENT:
+                opened.deadline = self.shell.now() + CANCELLED_S
+                self.client.send(encode({**frame.value, "params": {**params, "requestId": opened.number}}), -1)
+            return
+        elif method == "notifications/resources/updated":
+            uri = params.get("uri")
+            if type(uri) is not str or not self.shell.runtime().pipeline.visible(
+                self.principal, self.backend, "resource", uri
+            ):
+                self._drop("to_client", "an update of a resource that is not allowed")
+                return
+        elif not method.startswith("notifications/"):
+            self._drop("to_client", "a request without an id")
+            return
+        meta = params.get("_meta")
+        if type(meta) is dict and META_SUBSCRIPTION in meta:
+            opened = self.to_server.peek(meta[META_SUBSCRIPTION])
+            if opened is None or opened.cancelled:
+                self._drop("to_client", "a notification for no open subscription")
+                return
+            opened.deadline = float("inf")
+            meta = {**meta, META_SUBSCRIPTION: opened.request_id}
+            self.client.send(encode({**frame.value, "params": {**params, "_meta": meta}}), -1)
+            return
+        self.client.send(line, -1)
+
+    def _listen_ended(self, frame: Frame) -> None:
+        """A modern server ends a `subscriptions/listen` by cancelling it under the id it knows."""
+        opened = self.to_server.peek(frame.params.get("requestId"))
+        if opened is not None and opened.call is not None and opened.call.method == "subscriptions/listen":
+            params = {**frame.params, "requestId": opened.request_id}
+            self.client.send(encode({**frame.value, "params": params}), -1)
+
+    # --- answers, waits, and what was dropped -------------------------------------------------------------------
+
+    def _answer(self, opened: Open, frame: bytes) -> bool:
+        wanted = bool(frame) and not opened.cancelled and not self.client.gone
+        self.to_server.end(opened)
+        self._load.leave(self.principal.agent)
+        slot, opened.slot = opened.slot, -1
+        if wanted:
+            self.client.send(frame, slot)
+        else:
+            self.client.free_slot(slot)
+        return wanted
+
+    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
+        """Progress every 15 s for a caller that gave a token; fractions below 1, so that a server's own still grow."""
+        if opened.token is None:
+            return _nothing
+        count = 0
+        timer: asyncio.TimerHandle | None = None
+
+        def beat() -> None:
+            nonlocal count, timer
+            count += 1
+            params = {"progressToken": opened.token, "progress": count / 1_000_000, "message": text()}
+            self.client.send(notification_frame("notifications/progress", params), -1)
+            timer = self.loop.call_later(HEARTBEAT_S, beat)
+
+        beat()
+
+        def stop() -> None:
+            if timer is not None:
+                timer.cancel()
+
+        return stop
+
+    def continued(self, opened: Open) -> Lease | None:
+        """See `carry.Origin`."""
+        assert opened.call is not None
+        found = self._suspended.pop(_continuation(opened.call), None)
+        if found is None:
+            return None
+        lease, timer = found
+        timer.cancel()
+        return lease
+
+    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
+        """See `carry.Origin`."""
+        assert opened.call is not None
+        if lease is None:
+            return
+        try:
+            given = msgspec.json.decode(body).get("requestState")
+        except (msgspec.DecodeError, AttributeError):
+            given = None
+        key = _continuation(opened.call, given)
+        if type(given) is not str or key in self._suspended or len(self._suspended) >= 256:
+            lease.commit(self.shell.now())
+            return
+
+        def lapse() -> None:
+            self._suspended.pop(key, None)
+            lease.commit(self.shell.now())  # what the server did before it asked may have had its effect
+
+        self._suspended[key] = (lease, self.loop.call_later(CONTINUE_S, lapse))
+
+    def sweep(self, now: float) -> None:
+        """Ends requests whose time is over; called about once a second."""
+        for requests in (self.to_server, self.to_client):
+            for opened in requests.all():
+                if opened.state is State.SENT and opened.deadline <= now and opened.waiter is not None:
+                    self._time_out(requests, opened)
+        replay = self._replay
+        if replay is not None and replay.deadline <= now:
+            self.client.refuse("the server did not take up the session again; start it anew")
+            self._close_server()
+        self._report_dropped()
+
+    def _time_out(self, requests: OpenRequests, opened: Open) -> None:
+        requests.answered(opened.number)
+        timeout = self.shell.runtime().backend(self.backend).timeout
+        if not opened.cancelled and requests is self.to_server and self.server is not None:
+            params = {"requestId": opened.number, "reason": "no answer in time"}
+            self.server.send(notification_frame("notifications/cancelled", params))
+        text = (
+            f"no answer within {timeout:g} s; outcome unknown; for slow tools raise `backends.{self.backend}.timeout`"
+        )
+        opened.waiter.fail(Fault("timeout", text))
+
+    def reloaded(self) -> None:
+        """The rules changed: a legacy client whose server announces list changes hears of one."""
+        for method in self._list_changes:
+            self.client.send(notification_frame(method, {}), -1)
+
+    _list_changes: tuple[str, ...] = ()
+
+    def note_capabilities(self, result: dict[str, Any]) -> None:
+        """Remembers which lists the server announced changes for."""
+        capabilities = result.get("capabilities")
+        if type(capabilities) is dict:
+            self._list_changes = tuple(
+                f"notifications/{kind}/list_changed"
+                for kind in ("tools", "prompts", "resources")
+                if type(capabilities.get(kind)) is dict and capabilities[kind].get("listChanged") is True
+            )
+
+    def _drop(self, direction: str, why: str) -> None:
+        key = (direction, why)
+        self._dropped[key] = self._dropped.get(key, 0) + 1
+
+    def _report_dropped(self) -> None:
+        # One record a second at most and kind, so that a flood of nonsense does not become a flood of records.
+        if self._dropped:
+            counts, self._dropped = self._dropped, {}
+            for (direction, why), count in counts.items():
+                self.shell.audit.dropped(self.principal.agent, self.backend, self.session, direction, why, count)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _ending_of(code: int) -> str:
+    return f"status {code}" if code >= 0 else f"signal {-code}"
+
+
+def _too_many(text: str) -> Reason:
+    return Reason("queue", f"{text} already; not executed; wait for answers first", retryable=True, code="too_many")
+
+
+def _continuation(call: Call, state: object = None) -> str:
+    """What a retry of an `input_required` answer shares with its first call, and the state it was given."""
+    params = {
+        key: value for key, value in call.frame.params.items() if key not in ("_meta", "inputResponses", "requestState")
+    }
+    given = call.frame.params.get("requestState") if state is None else state
+    return msgspec.json.encode([call.method, params, given], order="sorted").decode()
+
+
+class _Side:
+    """Origin and peer of one direction."""
+
+    __slots__ = ("conversation",)
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+
+    def put(self, frame: bytes, opened: Open) -> None:
+        """Writes a frame to the peer."""
+        raise NotImplementedError
+
+    def answer(self, opened: Open, frame: bytes) -> bool:
+        """See `carry.Origin`."""
+        raise NotImplementedError
+
+
+class _ToServer(_Side):
+    """Calls of the client: it is their origin, its server their peer."""
+
+    __slots__ = ()
+
+    def put(self, frame: bytes, opened: Open) -> None:
+        server = self.conversation.server
+        if server is not None:
+            self.conversation.client.dispatched(opened.slot)
+            server.send(frame)
+
+    def send(self, permit: Permit) -> Waiter[Answer]:
+        """See `core.ports.Peer`."""
+        call = permit.call
+        conversation = self.conversation
+        server = conversation.server
+        opened = conversation.to_server.find(call.request_id)
+        if server is None or opened is None:
+            raise Fault("no_server", "the server is not running; not executed; start it again", not_executed=True)
+        waiter: Waiter[Answer] = Waiter()
+        opened.waiter = waiter
+        shell = conversation.shell
+        opened.deadline = shell.now() + shell.runtime().backend(call.backend).timeout
+        conversation.client.dispatched(opened.slot)
+        server.send(call.frame.encoded(conversation.to_server.sent(opened)))
+        return waiter
+
+    def answer(self, opened: Open, frame: bytes) -> bool:
+        return self.conversation._answer(opened, frame)
+
+    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
+        """See `carry.Origin`."""
+        return self.conversation.heartbeat(opened, text)
+
+    def continued(self, opened: Open) -> Lease | None:
+        """See `carry.Origin`."""
+        return self.conversation.continued(opened)
+
+    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
+        """See `carry.Origin`."""
+        self.conversation.suspend(opened, body, lease)
+
+
+class _ToClient(_Side):
+    """Requests of the server: it is their origin, the client their peer."""
+
+    __slots__ = ()
+
+    def put(self, frame: bytes, opened: Open) -> None:
+        self.conversation.client.send(frame, -1)
+
+    def send(self, permit: Permit) -> Waiter[Answer]:
+        """See `core.ports.Peer`."""
+        call = permit.call
+        conversation = self.conversation
+        opened = conversation.to_client.find(call.request_id)
+        if opened is None or conversation.client.gone or conversation._ending:
+            raise Fault("no_client", "the client is not there any more", not_executed=True)
+        waiter: Waiter[Answer] = Waiter()
+        opened.waiter = waiter
+        # A person may have to answer: the client's own time limit holds, ours only keeps memory bounded.
+        opened.deadline = conversation.shell.now() + 3600.0
+        conversation.client.send(call.frame.encoded(conversation.to_client.sent(opened)), -1)
+        return waiter
+
+    def answer(self, opened: Open, frame: bytes) -> bool:
+        conversation = self.conversation
+        wanted = bool(frame) and not opened.cancelled and conversation.server is not None
+        conversation.to_client.end(opened)
+        if wanted:
+            assert conversation.server is not None
+            conversation.server.send(frame)
+        return wanted
+
+    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
+        """Servers are not told that they wait."""
+        return _nothing
+
+    def continued(self, opened: Open) -> Lease | None:
+        """There is no such thing towards a client."""
+        return None
+
+    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
+        """There is no such thing towards a client."""

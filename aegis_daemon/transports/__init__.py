@@ -1,0 +1,1 @@
+"""The clients' side: how agents reach the daemon."""

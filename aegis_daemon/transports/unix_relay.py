@@ -1,0 +1,260 @@
+"""Shims connect here: one greeting, four descriptors, and from then on the socket only says how it ends.
+
+The daemon never reads frames from this socket: in hand-over the descriptors are the client's own, in relay they are
+pipes that the shim pumps. Who the peer is comes from the kernel (SO_PEERCRED), never from the greeting.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from aegis_shim import hello as greeting
+
+_log = logging.getLogger("aegis.unix")
+GREETING_S = 10.0
+"""Seconds a peer has for its greeting."""
+_AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Who is at the other end of a Unix socket, as the kernel says. `pid` is None where it does not."""
+
+    uid: int
+    pid: int | None
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Raises OSError where the platform cannot tell, which refuses the peer."""
+    if sys.platform == "linux":
+        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return Peer(uid, pid)
+    # macOS: LOCAL_PEERCRED: struct xucred {version, uid, ngroups, groups[16]}; LOCAL_PEERPID
+    credentials = connection.getsockopt(0, 1, 76)
+    uid = struct.unpack_from("II", credentials)[1]
+    pid = struct.unpack("i", connection.getsockopt(0, 2, 4))[0]
+    return Peer(uid, pid or None)
+
+
+class Control:
+    """The socket of one attached shim: lines to it, and its leaving."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+        self._loop = loop
+        self._connection = connection
+        self._open = True
+        self.on_gone: Callable[[], None] = lambda: None
+        loop.add_reader(connection.fileno(), self._ready)
+
+    def _ready(self) -> None:
+        try:
+            if self._connection.recv(4096):
+                return  # a shim has nothing to say; what it says all the same is not read
+        except OSError as error:
+            if error.errno in _AGAIN:
+                return
+        self._loop.remove_reader(self._connection.fileno())
+        self.on_gone()
+
+    def say(self, line: bytes) -> None:
+        """One line; a shim that has gone does not hear it."""
+        try:
+            self._connection.send(line)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Leaves."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._connection.fileno())
+            self._connection.close()
+
+
+class Attachment(msgspec.Struct):
+    """One shim that greeted: the descriptors now belong to the receiver."""
+
+    hello: greeting.Hello
+    peer: Peer
+    control: Control
+    client_in: int
+    client_out: int
+    stderr: int
+    ledger: int
+
+    def refuse(self, reason: str) -> None:
+        """Says no and lets go of everything."""
+        self.control.say(greeting.say_no(reason))
+        self.control.close()
+        self.close_descriptors()
+
+    def close_descriptors(self) -> None:
+        """Closes what was handed over."""
+        for name in ("client_in", "client_out", "stderr", "ledger"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                setattr(self, name, -1)
+                os.close(fd)
+
+
+class _Greeting:
+    """A connection that has not said everything yet."""
+
+    def __init__(self, server: UnixRelay, connection: socket.socket, peer: Peer) -> None:
+        self._server = server
+        self._connection = connection
+        self._peer = peer
+        self._data = bytearray()
+        self._fds: list[int] = []
+        self._timer = server.loop.call_later(GREETING_S, self._drop, "no greeting in time")
+        server.loop.add_reader(connection.fileno(), self._ready)
+
+    def _ready(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._connection.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 16))
+        except OSError as error:
+            if error.errno in _AGAIN:
+                return
+            data, ancillary, flags = b"", [], 0
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                self._fds.extend(received)
+        if not data:
+            self._drop("left before greeting")
+            return
+        self._data += data
+        if flags & socket.MSG_CTRUNC or len(self._fds) > greeting.FDS:
+            self._drop("wrong number of descriptors")
+            return
+        try:
+            expected = greeting.expected(bytes(self._data[: greeting.PREFIX]))
+            if expected and len(self._data) >= expected:
+                self._complete(greeting.decode(bytes(self._data)))
+        except ValueError as error:
+            self._connection.setblocking(False)
+            try:
+                self._connection.send(greeting.say_no(str(error)))
+            except OSError:
+                pass
+            self._drop(str(error))
+
+    def _complete(self, hello: greeting.Hello) -> None:
+        if len(self._fds) != greeting.FDS:
+            raise ValueError("the greeting came without its descriptors")
+        for fd in self._fds[: greeting.STDERR]:
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
+                raise ValueError("only pipes and sockets can be handed over")
+            os.set_blocking(fd, False)
+        self._server.loop.remove_reader(self._connection.fileno())
+        self._timer.cancel()
+        fds, self._fds = self._fds, []
+        control = Control(self._server.loop, self._connection)
+        attachment = Attachment(hello, self._peer, control, *fds)
+        self._server.greeted(self)
+        try:
+            self._server.on_attach(attachment)
+        except Exception:
+            _log.exception("a session could not be started")
+            attachment.refuse("a fault in the daemon; see `aegis logs`")
+
+    def _drop(self, why: str) -> None:
+        _log.info("a connection was dropped: %s", why)
+        self._timer.cancel()
+        self._server.loop.remove_reader(self._connection.fileno())
+        self._connection.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self._server.greeted(self)
+
+    drop = _drop
+
+
+class UnixRelay:
+    """The socket that agents use. `accepts(peer)` tells whether a user may connect at all."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        path: Path,
+        *,
+        accepts: Callable[[Peer], bool],
+        on_attach: Callable[[Attachment], None],
+        mode: int = 0o600,
+    ) -> None:
+        self.loop = loop
+        self._path = path
+        self._accepts = accepts
+        self.on_attach = on_attach
+        self._mode = mode
+        self._socket: socket.socket | None = None
+        self._greeting: set[_Greeting] = set()
+
+    def open(self) -> None:
+        """Listens. The caller holds the daemon's lock, so a socket file in the way is a dead daemon's."""
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o777 & ~self._mode)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(mask)
+        listener.listen(512)
+        listener.setblocking(False)
+        self._socket = listener
+        self.loop.add_reader(listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._socket is not None
+        for _ in range(64):
+            try:
+                connection, _ = self._socket.accept()
+            except OSError as error:
+                if error.errno not in _AGAIN:
+                    # Out of descriptors: the waiting ones stay in the kernel's queue until some come free.
+                    _log.error("cannot accept a connection: %s", error)
+                    self.loop.remove_reader(self._socket.fileno())
+                    self.loop.call_later(0.2, self._again)
+                return
+            connection.setblocking(False)
+            try:
+                peer = peer_of(connection)
+                welcome = self._accepts(peer)
+            except OSError:
+                welcome = False
+            if not welcome or len(self._greeting) >= 1024:
+                connection.close()
+                continue
+            self._greeting.add(_Greeting(self, connection, peer))
+
+    def _again(self) -> None:
+        if self._socket is not None:
+            self.loop.add_reader(self._socket.fileno(), self._accept)
+
+    def greeted(self, done: _Greeting) -> None:
+        """A greeting is over."""
+        self._greeting.discard(done)
+
+    def close(self) -> None:
+        """No more connections."""
+        if self._socket is not None:
+            self.loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+            self._path.unlink(missing_ok=True)
+        for waiting in list(self._greeting):
+            waiting.drop("the daemon ends")
