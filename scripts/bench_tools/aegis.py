@@ -1,0 +1,131 @@
+"""An Aegis of our own for one run: its home, its configuration, its daemon, and the commands that wrap a server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .driver import Target
+from .machine import REPO, BenchError
+
+RULES_PER_AGENT = 10
+
+
+def shim_command() -> list[str]:
+    installed = Path(sys.prefix) / "bin" / "aegis-wrap"
+    if installed.exists():
+        return [str(installed)]
+    return [sys.executable, "-I", "-S", str(REPO / "aegis_shim")]
+
+
+def config(durability: str, port: int, window: str = "1h", agents: int = 0) -> str:
+    """One agent with access rules, a limit that counts and never strikes, and the audit log; `agents` more like it.
+
+    With `agents`, each (and `bench` itself) has RULES_PER_AGENT rules.
+    """
+    many = agents > 0
+    denied = ["danger_*", *(f"forbidden_{i}_*" for i in range(RULES_PER_AGENT - 5))] if many else ["danger_*"]
+    asked = ["publish_*"] if many else []
+    limited = {"echo": 1_000_000_000}
+    if many:
+        limited |= {"create_item": 1_000_000, "write_note": 1_000_000}
+    rules = [
+        "    backends:",
+        "      bench:",
+        "        allowed: true",
+        f"        tool_denylist: [{', '.join(f'{name!r}' for name in denied)}]",
+        *([f"        approval_required: [{', '.join(f'{name!r}' for name in asked)}]"] if asked else []),
+        "        rate_limits:",
+        *(f"          {tool}: {{window: {window}, max_count: {count}}}" for tool, count in limited.items()),
+    ]
+    if many:
+        assert len(denied) + len(asked) + len(limited) == RULES_PER_AGENT
+    lines = [
+        "server:",
+        f"  listen: 127.0.0.1:{port}",
+        "backends:",
+        "  bench: {}",
+        "audit:",
+        f"  durability: {durability}",
+        "agents:",
+    ]
+    for name in ["bench", *(f"agent{i:04d}" for i in range(agents))]:
+        lines += [f"  {name}:", *rules]
+    return "\n".join(lines) + "\n"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Daemon:
+    """A running daemon. `start` returns when its socket accepts."""
+
+    def __init__(self, home: Path, durability: str, window: str = "1h", agents: int = 0) -> None:
+        self.home, self.durability = home, durability
+        home.mkdir(mode=0o700)
+        (home / "aegis.yaml").write_text(config(durability, _free_port(), window, agents))
+        self.env = {"AEGIS_HOME": str(home)}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.idle_rss_kb = self.idle_root_rss_kb = 0
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    def last_words(self) -> str:
+        words = ""
+        for name in ("daemon.out", "daemon.log"):
+            try:
+                text = (self.home / name).read_text(errors="replace").strip()
+            except OSError:
+                continue
+            words += "".join(f"\n    {line}" for line in text.splitlines()[-8:])
+        return words
+
+    def start(self, patience: float = 60) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("AEGIS_")} | self.env
+        command = [sys.executable, "-I", "-m", "aegis_daemon.daemon.main"]
+        with open(self.home / "daemon.out", "ab") as out:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise BenchError(
+                    f"the daemon (D={self.durability}) ended with {self.process.returncode}{self.last_words()}"
+                )
+            with socket.socket(socket.AF_UNIX) as knock:
+                try:
+                    knock.connect(str(self.home / "aegis.sock"))
+                    return
+                except OSError:
+                    time.sleep(0.02)
+        self.stop()
+        raise BenchError(f"the daemon (D={self.durability}) opened no socket in {patience} s{self.last_words()}")
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def target(self, name: str, label: str, way: str, server: Path) -> Target:
+        wrap = [*shim_command(), "--no-autostart", "--agent", "bench", "--backend", "bench", "--", str(server)]
+        return Target(
+            name, label, "aegis", tuple(wrap), self.env | {"AEGIS_WAY": way}, self.pid, gov="PRA", governs=True
+        )
