@@ -16,7 +16,7 @@ from aegis_daemon.approvals.ticket import spoken
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.backends.children import Nursery
-from aegis_daemon.config.schema import masked
+from aegis_daemon.config.load import masked
 from aegis_daemon.core.session import State
 from aegis_daemon.core.units import go_duration
 from aegis_daemon.daemon.reload import InForce

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from aegis_daemon.config.load import load
+from aegis_daemon.config.load import digest, load
 from aegis_daemon.config.runtime import build
-from aegis_daemon.config.schema import Config, digest
+from aegis_daemon.config.schema import Config
 from aegis_daemon.core.runtime import Runtime
 
 RESTART_KEYS = (
@@ -39,7 +39,7 @@ def read(path: Path | None) -> InForce:
         config = Config()
         note = "no configuration file: every call is refused; write one with `aegis config init`"
         return InForce(config, build(config, digest(config)), None, (note,))
-    loaded = load(path)
+    loaded = load(str(path))
     runtime = build(loaded.config, digest(loaded.config))
     return InForce(loaded.config, runtime, path, tuple(str(warning) for warning in loaded.warnings))
 
