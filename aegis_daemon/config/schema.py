@@ -27,9 +27,15 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from aegis_daemon.core.units import UnitError, go_duration, parse_duration, parse_rate
+from aegis_daemon.config.source import HIDDEN_NAME
+from aegis_daemon.core.units import UnitError, go_duration, parse_duration, parse_rate, short_duration
 
 MASK: Final = "********"
+NO_PLACEHOLDER: Final = "`${env:…}` and `${file:…}` are not replaced here"
+PLACEHOLDERS: Final = "they work in tokens, secrets, urls, `args`, `env` and `headers`; write the value itself"
+
+_HIDDEN = re.compile(HIDDEN_NAME, re.IGNORECASE)
+_LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")
 
 
 class Secret:
@@ -123,7 +129,63 @@ def _mask(value: object) -> object:
 def _as_text(value: object) -> str | Secret:
     if isinstance(value, Secret | str):
         return value
-    raise fault(f"{_shown(value)} is not a text", "put the value in quotes")
+    raise fault("not a text", "put the value in quotes")  # the value may be a secret: a PIN, say
+
+
+def _as_plain(value: object, what: str = "a text") -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Secret):
+        raise fault(NO_PLACEHOLDER, PLACEHOLDERS)
+    raise fault(f"{shown(value)} is not {what}", "put it in quotes")
+
+
+def _as_command(value: object) -> str:
+    text = _as_plain(value, "a program")
+    words = text.split()
+    if not words or "\x00" in text:
+        raise fault("the program has no name", "write the program's name or path, and its arguments in `args`")
+    if len(words) > 1 and "/" not in words[0]:
+        raise fault("`command` is the program alone", "keep its first word, and write the others in `args`")
+    return text
+
+
+def _as_path(value: object) -> str:
+    text = _as_plain(value, "a path")
+    if not text.strip() or "\x00" in text:
+        raise fault("the path is empty", "write a path, or remove the key")
+    return text
+
+
+def _as_variable(value: object) -> str:
+    text = _as_plain(value, "a variable's name")
+    if not text or re.search(r"[=\x00\s]", text):
+        raise fault(f"`{text[:60]}` cannot be a variable's name", "write it like `API_KEY`")
+    return text
+
+
+def _as_header(value: object) -> str:
+    text = _as_plain(value, "a header's name")
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text):  # RFC 9110 §5.6.2
+        raise fault(f"`{text[:60]}` cannot be a header's name", "write it like `X-Api-Key`")
+    return text
+
+
+def _as_header_value(value: object) -> str | Secret:
+    text = _as_text(value)
+    if re.search(r"[\r\n\x00]", reveal(text)):
+        raise fault("the header's value holds a line break", "write it on one line")
+    return text
+
+
+def _hide_named(values: object) -> object:
+    """What is called a token, key or password, or is an address with a password, is a secret without being asked."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: Secret(text) if isinstance(text, str) and (_HIDDEN.fullmatch(str(name)) or _LOGIN.search(text)) else text
+        for name, text in values.items()
+    }
 
 
 def _as_token(value: object) -> Secret:
@@ -163,20 +225,21 @@ def _as_webhook(value: object) -> Secret | None:
 
 def _as_seconds(least: float) -> Any:
     def check(value: object) -> float:
+        if isinstance(value, Secret):
+            raise fault(NO_PLACEHOLDER, PLACEHOLDERS)
         try:
             seconds = parse_duration(value)
         except UnitError as error:
             raise fault(error.message, error.hint) from None
         if seconds < least:
-            raise fault(f"`{value}` is too short", f"write at least `{go_duration(least)}`")
+            raise fault(f"`{value}` is too short", f"write at least `{short_duration(least)}`")
         return seconds
 
     return check
 
 
 def _as_name(value: object) -> str:
-    if not isinstance(value, str):
-        raise fault(f"{_shown(value)} is not a name", "put the name in quotes")
+    value = _as_plain(value, "a name")
     if not value or len(value) > 128 or value in (".", "..") or re.search(r"[\s\x00-\x1f\x7f/\\?#%]", value):
         raise fault(
             f"`{value[:60]}` cannot be a name",
@@ -193,8 +256,7 @@ def _as_backend_name(value: object) -> str:
 
 
 def _as_glob(value: object) -> str:
-    if not isinstance(value, str):
-        raise fault(f"{_shown(value)} is not a name", "put the name in quotes")
+    value = _as_plain(value, "a name or pattern")
     if not value.strip() or value != value.strip() or re.search(r"[\x00-\x1f\x7f]", value):
         raise fault(f"`{value}` is not a name or pattern", "write a name like `publish`, or a pattern like `delete_*`")
     return value
@@ -212,25 +274,26 @@ def _as_fact(value: object) -> Any:
         return value
     if isinstance(value, list | tuple) and all(isinstance(item, str | bool | int) for item in value):
         return tuple(value)
-    raise fault(f"{_shown(value)} is not a fact", "write a text, a whole number, `true` or `false`, or a list of those")
+    if isinstance(value, Secret):
+        raise fault(NO_PLACEHOLDER, PLACEHOLDERS)
+    raise fault(f"{shown(value)} is not a fact", "write a text, a whole number, `true` or `false`, or a list of those")
 
 
 def _as_listen(value: object) -> str:
-    text = value if isinstance(value, str) else ""
+    text = _as_plain(value, "an address to listen at")
     host, colon, port = text.rpartition(":")
     good = colon and port.isascii() and port.isdigit() and int(port) < 65536 and not re.search(r"[\s/@]", host)
     if not good or (":" in host and not (host.startswith("[") and host.endswith("]"))):
         raise fault(
-            f"{_shown(value)} is not an address to listen at", "write it like `127.0.0.1:18070` or `[::1]:18070`"
+            f"{shown(value)} is not an address to listen at", "write it like `127.0.0.1:18070` or `[::1]:18070`"
         )
     return text
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as an error text repeats it: short, in backticks; mappings and lists by their kind."""
     if value is None:
         return "nothing"
-    if isinstance(value, Secret):
-        return "a secret"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, dict | list | tuple):
@@ -257,10 +320,16 @@ Flag = Annotated[bool, Field(strict=True), Kind("true or false")]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000), Kind("number")]
 Uid = Annotated[int, Field(strict=True, ge=0, le=2**32 - 2), Kind("uid")]
 Token = Annotated[Secret, PlainValidator(_as_token), WithJsonSchema({"type": "string"}), Kind("secret")]
+SigningSecret = Annotated[Secret, Kind("secret")]
 Webhook = Annotated[Secret | None, PlainValidator(_as_webhook), *_TEXT, Kind("url, secret")]
 Text = Annotated[str | Secret, PlainValidator(_as_text), *_TEXT, Kind("text")]
 BackendUrl = Annotated[str | Secret, PlainValidator(_as_url(("http", "https", "ws", "wss"))), *_TEXT, Kind("url")]
 WebUrl = Annotated[str | Secret, PlainValidator(_as_url(("http", "https"))), *_TEXT, Kind("url")]
+HeaderText = Annotated[str | Secret, PlainValidator(_as_header_value), *_TEXT, Kind("text")]
+Command = Annotated[str, BeforeValidator(_as_command), Kind("program")]
+PathText = Annotated[str, BeforeValidator(_as_path), Kind("path")]
+Variable = Annotated[str, BeforeValidator(_as_variable), Kind("name")]
+Header = Annotated[str, BeforeValidator(_as_header), Kind("name")]
 Name = Annotated[str, BeforeValidator(_as_name), Kind("name")]
 BackendName = Annotated[str, BeforeValidator(_as_backend_name), Kind("name")]
 Glob = Annotated[str, BeforeValidator(_as_glob), Kind("pattern")]
@@ -293,13 +362,17 @@ class RateLimit(Section):
     )
     max_count: Count = Field(description="Successful calls allowed in any one window.")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler.resolve_ref_schema(handler(schema)), {"type": "string"}]}
+
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: object) -> object:
         if isinstance(value, dict | RateLimit):
             return value
         if not isinstance(value, str):
-            raise fault(f"{_shown(value)} is not a rate limit", "write `{ window: 24h, max_count: 1 }` or `1/day`")
+            raise fault(f"{shown(value)} is not a rate limit", "write `{ window: 24h, max_count: 1 }` or `1/day`")
         try:
             window, count = parse_rate(value)
         except UnitError as error:
@@ -317,7 +390,8 @@ class Server(Section):
         default=None, description="Bearer token of the management API; at least 16 characters."
     )
     insecure_open_api: Flag = Field(
-        default=False, description="Lets whoever reaches the API decide approvals without a token, as seed A did."
+        default=False,
+        description="Lets whoever reaches the API decide approvals without a token; for old integrations only.",
     )
     max_in_flight_session: Count = Field(
         default=256, description="Calls that one session may have open; more are refused."
@@ -330,23 +404,25 @@ class Server(Section):
 class Backend(Section):
     """One MCP server: `command` for a process, `url` for an address, neither for what the shim hands over."""
 
-    command: str | None = Field(
+    command: Command | None = Field(
         default=None, description="Program to run; a path with a slash counts from the config file."
     )
     args: tuple[Text, ...] = Field(
         default=(), description="Arguments of the program; `${env:NAME}` and `${file:PATH}` work."
     )
-    env: dict[Name, Text] = Field(
+    env: Annotated[dict[Variable, Text], BeforeValidator(_hide_named)] = Field(
         default={}, description="Variables added to the program's environment; `${env:NAME}` and `${file:PATH}` work."
     )
-    cwd: str | None = Field(default=None, description="Working directory of the program; counts from the config file.")
+    cwd: PathText | None = Field(
+        default=None, description="Working directory of the program; counts from the config file."
+    )
     url: BackendUrl | None = Field(
         default=None, description="Address of a server that runs elsewhere (http, https, ws, wss)."
     )
     transport: Literal["auto", "streamable-http", "sse", "websocket"] = Field(
         default="auto", description="How to speak to `url`."
     )
-    headers: dict[str, Text] = Field(
+    headers: Annotated[dict[Header, HeaderText], BeforeValidator(_hide_named)] = Field(
         default={}, description="Headers sent to `url`; `${env:NAME}` and `${file:PATH}` work."
     )
     health_url: WebUrl | None = Field(default=None, description="Address asked for the backend's health.")
@@ -424,14 +500,14 @@ class Feishu(Section):
     """Approval requests to a Feishu or Lark bot."""
 
     webhook_url: Webhook = Field(default=None, description="Webhook of the bot; empty for none.")
-    secret: Secret | None = Field(default=None, description="Signing secret of the bot, where it has one.")
+    secret: SigningSecret | None = Field(default=None, description="Signing secret of the bot, where it has one.")
 
 
 class Generic(Section):
     """Approval requests to any webhook."""
 
     webhook_url: Webhook = Field(default=None, description="Where requests are posted as JSON; empty for none.")
-    secret: Secret | None = Field(default=None, description="Signs the posts (Standard Webhooks) when set.")
+    secret: SigningSecret | None = Field(default=None, description="Signs the posts (Standard Webhooks) when set.")
 
 
 class Approval(Section):
@@ -446,15 +522,13 @@ class Approval(Section):
     callback_base_url: WebUrl | None = Field(default=None, description="What approval links start with.")
     listen: Listen | None = Field(default=None, description="A second address that serves the approval page alone.")
     confirm: Literal["button", "code"] = Field(default="button", description="What the approval page asks for.")
-    get_decides: Flag = Field(
-        default=False, description="Lets opening a link decide, as seed A did; link previews decide too."
-    )
+    get_decides: Flag = Field(default=False, description="Lets opening a link decide; link previews then decide too.")
 
 
 class Audit(Section):
     """The log of every governed request."""
 
-    db_path: str | None = Field(
+    db_path: PathText | None = Field(
         default=None,
         description="The log's file, counting from the config file; `audit.db` in the state directory by default.",
     )
@@ -555,10 +629,27 @@ NOT_YET: Final = (
         "this version does not connect to addresses, so calls to this backend are refused",
         "use `command`, or a program that bridges stdio to the address",
     ),
-    NotYet(("backends", "*", "health_url"), False, "this version asks no address for its health", "it may stay"),
-    NotYet(("backends", "*", "transport"), False, "this version does not connect to addresses", "it may stay"),
-    NotYet(("backends", "*", "headers"), False, "this version does not connect to addresses", "it may stay"),
-    NotYet(("backends", "*", "tools_idempotent"), False, "this version never repeats a call by itself", "it may stay"),
+    NotYet(
+        ("backends", "*", "health_url"),
+        False,
+        "this version asks no address for its health",
+        "it can stay for a later one",
+    ),
+    NotYet(
+        ("backends", "*", "transport"),
+        False,
+        "this version does not connect to addresses",
+        "it can stay for a later one",
+    ),
+    NotYet(
+        ("backends", "*", "headers"), False, "this version does not connect to addresses", "it can stay for a later one"
+    ),
+    NotYet(
+        ("backends", "*", "tools_idempotent"),
+        False,
+        "this version never repeats a call by itself",
+        "it can stay for a later one",
+    ),
     NotYet(
         ("agents", "*", "auth_token"),
         False,
@@ -575,6 +666,6 @@ NOT_YET: Final = (
     NotYet(("approval", "listen"), False, "this version serves no approval page", _NO_WEBHOOK),
     NotYet(("approval", "confirm"), False, "this version serves no approval page", _NO_WEBHOOK),
     NotYet(("approval", "get_decides"), False, "this version makes no approval links", _NO_WEBHOOK),
-    NotYet(("audit", "retention_days"), False, "this version deletes no records", "it may stay"),
+    NotYet(("audit", "retention_days"), False, "this version deletes no records", "it can stay for a later one"),
 )
 """In the order of the models. A key whose feature arrives loses its row here, and that is all there is to do."""

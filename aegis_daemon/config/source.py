@@ -51,12 +51,14 @@ _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fals
 _INT = re.compile(r"[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
-# lines that may hold a secret are never shown whole
-_HIDDEN_NAME = (
-    r"[\w.-]*(?:token|secret|password|passwd|passphrase|api[_-]?key|credential|authorization|webhook_url)[\w.-]*"
+HIDDEN_NAME: Final = (
+    r"[\w.-]*(?:token|secret|passw(?:or)?d|passphrase|[_-]pass\b|[_-]key\b|apikey|credential|authorization|cookie"
+    r"|webhook_url)[\w.-]*"
 )
-_SECRET_VALUE = re.compile(rf"(?i)(\b{_HIDDEN_NAME}[\"']?\s*[:=\s]\s*)\S.*")
-_SECRET_KEY = re.compile(rf"(?i){_HIDDEN_NAME}|env|headers|args")
+"""Names whose values are hidden wherever they stand; matched without regard to case."""
+# lines that may hold a secret are never shown whole
+_HIDDEN_VALUE = re.compile(rf"(?i)(\b{HIDDEN_NAME}[\"']?\s*[:=\s]\s*)\S.*")
+_HIDDEN_KEY = re.compile(rf"(?i){HIDDEN_NAME}|env|headers|args|feishu|generic")
 _KEY_OF_LINE = re.compile(r"(\s*(?:- +)*)[\"']?([^\s:\"'#][^:\"'#]*)[\"']?\s*:(?=\s|$)(.*)")
 _URL_PARTS = re.compile(r"(://)[^/\s\"']*@|(\?)[^\s\"'#]+")
 
@@ -93,7 +95,7 @@ class Fault(msgspec.Struct, frozen=True):
         return f"{self}\n{gutter}{self.source}\n{' ' * (len(gutter) - 2)}| {pad}{'^' * max(width, 1)}"
 
 
-class ConfigFaults(ValueError):  # noqa: N818  the plural says what it holds
+class ConfigFaults(ValueError):
     """A configuration that cannot be used; `faults` holds everything that is wrong with it, in file order."""
 
     def __init__(self, faults: list[Fault]) -> None:
@@ -132,8 +134,12 @@ class Source:
         self._lines: list[str] | None = None
 
     def fault(self, line: int, column: int, path: Path, message: str, hint: str) -> None:
-        """Note a fault at a place counted from 0."""
-        self.faults.append(self.make(line, column, path, message, hint))
+        """Note a fault at a place counted from 0; after `MAX_FAULTS` of them only that there are more."""
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(self.make(line, column, path, message, hint))
+        elif len(self.faults) == MAX_FAULTS:
+            more = f"there are more than {MAX_FAULTS} faults"
+            self.faults.append(Fault(self.name, 0, 0, "", more, "mend those shown first"))
 
     def make(self, line: int, column: int, path: Path, message: str, hint: str) -> Fault:
         """A fault at a place counted from 0, with its line of the file."""
@@ -274,12 +280,12 @@ class _Builder:
         documents = 0
         for event in events:
             kind = type(event)
-            if self.total > MAX_VALUES or len(self.source.faults) > MAX_FAULTS:
+            if self.total > MAX_VALUES:
                 mark = event.start_mark
-                what = "values" if self.total > MAX_VALUES else "faults"
-                count = MAX_VALUES if self.total > MAX_VALUES else MAX_FAULTS
-                hint = "use patterns in place of single names" if what == "values" else "mend these first"
-                self.source.fault(mark.line, mark.column, (), f"the file holds more than {count} {what}", hint)
+                message = f"the file holds more than {MAX_VALUES} values"
+                self.source.fault(mark.line, mark.column, (), message, "use patterns in place of single names")
+                return False
+            if len(self.source.faults) > MAX_FAULTS:
                 return False
             if kind is ScalarEvent:
                 self._scalar(event)
@@ -502,18 +508,18 @@ def _shown_line(lines: list[str], number: int) -> str:
     line = _UNPRINTABLE.sub("\ufffd", lines[number][:_SHOWN])
     indent, last = len(line) - len(line.lstrip(" -")), number
     own = _KEY_OF_LINE.match(line)
-    if own and _SECRET_KEY.fullmatch(own[2].strip()):
+    if own and _HIDDEN_KEY.fullmatch(own[2].strip()):
         return _masked_from(line, own.start(3))
-    for above in range(last - 1, max(-1, last - 200), -1):
+    for above in range(last - 1, max(-1, last - 200), -1) if indent else ():
         key = _KEY_OF_LINE.match(lines[above][:_SHOWN])
         if key is None or len(key[1]) >= indent:
             continue
-        if _SECRET_KEY.fullmatch(key[2].strip()):
+        if _HIDDEN_KEY.fullmatch(key[2].strip()):
             return _masked_from(line, own.start(3) if own else indent)
         indent = len(key[1])
         if not indent:
             break
-    return _URL_PARTS.sub(lambda part: f"{part[1] or part[2]}…", _SECRET_VALUE.sub(r"\1…", line))
+    return _URL_PARTS.sub(lambda part: f"{part[1] or part[2]}…", _HIDDEN_VALUE.sub(r"\1…", line))
 
 
 def _masked_from(line: str, at: int) -> str:

@@ -1,0 +1,500 @@
+"""A file becomes a checked `Config`, or a list of everything that is wrong with it; never half of one.
+
+Four readings of one tree, all of which report: YAML (`source`), what this version does not do (`NOT_YET`), types and
+names (the models), and what must agree across sections. Reads the file and the files and variables that it names;
+writes nothing, prints nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from pydantic import ValidationError
+
+from aegis_daemon.config.describe import (
+    SHAPE,
+    Shape,
+    describe_settings,
+    digest,
+    json_schema,
+    masked,
+    places,
+    starter,
+)
+from aegis_daemon.config.schema import (
+    NO_PLACEHOLDER,
+    NOT_YET,
+    PLACEHOLDERS,
+    Config,
+    NotYet,
+    Queue,
+    Secret,
+    reveal,
+    shown,
+)
+from aegis_daemon.config.source import (
+    ConfigFaults,
+    Fault,
+    Node,
+    Path,
+    Source,
+    read,
+    read_bounded,
+    read_file,
+)
+from aegis_daemon.core.units import UnitError, parse_duration, short_duration
+
+__all__ = [
+    "Config",
+    "ConfigFaults",
+    "Fault",
+    "Loaded",
+    "Secret",
+    "describe_settings",
+    "digest",
+    "json_schema",
+    "load",
+    "loads",
+    "masked",
+    "reveal",
+    "starter",
+]
+
+SECRET_MAX_BYTES: Final = 64 * 1024
+_PLACEHOLDER = re.compile(r"(\$?)\$\{(env|file):([^{}]*)(\}?)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REGEX_LIKE = re.compile(r"^\^|\$$|[\\|()+]|\{.*,.*\}")
+_SUGGESTIONS: Final = 200  # looking for near names takes time; the first faults are those that are read
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration that can be used, and what in it has no effect or another one than it seems to have."""
+
+    config: Config
+    warnings: tuple[Fault, ...]
+    path: str
+    """The file, absolute; empty if there is none."""
+
+
+def load(path: str, env: Mapping[str, str] | None = None, *, optional: bool = False) -> Loaded:
+    """The configuration in the file at `path`.
+
+    :param env: where `${env:NAME}` looks; the process's own environment if None.
+    :param optional: whether a missing file is an empty configuration, which denies everything, with one warning.
+    :raises ConfigFaults: with everything that is wrong: the file, its YAML, its values, its references.
+    """
+    try:
+        data = read_file(path)
+    except ConfigFaults as faults:
+        if optional and not os.path.lexists(path):
+            hint = "make one with `aegis config init`, or let `aegis setup` write it"
+            return Loaded(Config(), (Fault(path, 0, 0, "", "no such file, so everything is denied", hint),), "")
+        raise faults from None
+    full = os.path.abspath(path)
+    loaded = loads(data, path, base=os.path.dirname(full), env=env)
+    warnings = loaded.warnings
+    if stat.S_IMODE(os.stat(full).st_mode) & stat.S_IWOTH:
+        open_file = Fault(path, 0, 0, "", "every user of this machine can change the rules", f"run `chmod o-w {path}`")
+        warnings = (open_file, *warnings)
+    return Loaded(loaded.config, warnings, full)
+
+
+def loads(data: bytes | str, name: str, *, base: str = "/", env: Mapping[str, str] | None = None) -> Loaded:
+    """The configuration in a text.
+
+    :param name: what faults call the file.
+    :param base: the absolute directory from which relative paths count.
+    :raises ConfigFaults: as `load` does.
+    """
+    source = read(data, name)
+    root = source.root
+    if root is not None and root.value is not None and not isinstance(root.value, dict):
+        what = "a list" if isinstance(root.value, list) else "one value"
+        source.fault(root.line, root.column, (), f"the file holds {what}, not settings", "write `name: value` lines")
+    config, warnings = None, []
+    if root is not None and isinstance(root.value, dict):
+        reading = _Reading(source, base, os.environ if env is None else env)
+        config, warnings = reading.config(), reading.warnings
+    if source.faults:
+        raise ConfigFaults(_in_order(source.faults))
+    return Loaded(config or Config(), tuple(_in_order(warnings)), "")
+
+
+def _in_order(faults: list[Fault]) -> list[Fault]:
+    return sorted(dict.fromkeys(faults), key=lambda one: (one.line, one.column))
+
+
+class _Reading:
+    """One tree on its way to a `Config`; every step notes its faults in `source` and goes on."""
+
+    def __init__(self, source: Source, base: str, env: Mapping[str, str]) -> None:
+        self.source = source
+        self.base = base
+        self.env = env
+        self.warnings: list[Fault] = []
+        self._built: dict[int, Any] = {}
+        self._suggestions = _SUGGESTIONS
+
+    def config(self) -> Config | None:
+        assert self.source.root is not None
+        data = self._values(self.source.root, ())
+        self._not_yet(data)
+        self._nulls(data, SHAPE, ())
+        try:
+            config = Config.model_validate(data, by_alias=True, by_name=False)
+        except ValidationError as error:
+            config = None
+            for one in error.errors(include_url=False):
+                self._invalid(one)
+        self._cross(data)
+        return None if config is None or self.source.faults else self._absolute(config)
+
+    # noting
+
+    def _fault(self, path: Path, message: str, hint: str, *, key: bool = False) -> None:
+        self.source.fault(*self.source.at(path, key=key), path, message, hint)
+
+    def _warn(self, path: Path, message: str, hint: str, *, key: bool = True) -> None:
+        self.warnings.append(self.source.make(*self.source.at(path, key=key), path, message, hint))
+
+    def _nearest(self, word: str, known: list[str]) -> str | None:
+        if self._suggestions <= 0 or len(word) > 80:
+            return None
+        self._suggestions -= 1
+        plain = {_plain(name): name for name in known if abs(len(name) - len(word)) < 12}
+        found = difflib.get_close_matches(_plain(word), plain, 1, 0.6)
+        return plain[found[0]] if found else None
+
+    # 1: plain values, placeholders replaced
+
+    def _values(self, node: Node, path: Path) -> Any:
+        value = node.value
+        if isinstance(value, str):
+            return self._replaced(value, path) if "${" in value else value
+        if not isinstance(value, dict | list):
+            return value
+        built = self._built.get(id(value))  # aliases share what they mean
+        if built is None:
+            if isinstance(value, dict):
+                built = {key: self._values(entry[2], (*path, key)) for key, entry in value.items()}
+            else:
+                built = [self._values(item, (*path, index)) for index, item in enumerate(value)]
+            self._built[id(value)] = built
+        return built
+
+    def _replaced(self, text: str, path: Path) -> str | Secret:
+        found = list(_PLACEHOLDER.finditer(text))
+        parts, end, secret = [], 0, False
+        for match in found:
+            parts.append(text[end : match.start()])
+            end = match.end()
+            if match[1]:  # `$${env:X}` is the text `${env:X}`
+                parts.append(match[0][1:])
+                continue
+            secret = True
+            try:
+                parts.append(self._looked_up(match[2], match[3], closed=bool(match[4])))
+            except _NotFoundError as error:
+                self._fault(path, error.message, error.hint)
+                return Secret("x" * 32)  # stands in, so that one fault is not reported as two
+        whole = "".join([*parts, text[end:]])
+        return Secret(whole) if secret else whole
+
+    def _looked_up(self, kind: str, name: str, *, closed: bool) -> str:
+        if not closed:
+            raise _NotFoundError(f"`${{{kind}:` has no `}}`", f"write it like `${{{kind}:NAME}}`")
+        if kind == "env":
+            if not _VARIABLE.fullmatch(name):
+                raise _NotFoundError(f"`{name[:60]}` is not a variable's name", "write it like `${env:API_KEY}`")
+            if name not in self.env:
+                hint = "set it where the daemon starts, or use `${file:PATH}`"
+                raise _NotFoundError(f"the environment variable `{name}` is not set", hint)
+            return self.env[name]
+        try:
+            data = read_bounded(self._path(name), SECRET_MAX_BYTES) if name.strip() else None
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
+            raise _NotFoundError(f"cannot read `{name}`: {reason}", "check the path and who may read it") from None
+        if data is None:
+            raise _NotFoundError(
+                f"`{name}` holds more than 64 KiB" if name.strip() else "`${file:}` names no file",
+                "name a file that holds the secret alone",
+            )
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise _NotFoundError(f"`{name}` is not utf-8 text", "store the secret as text") from None
+        if "\0" in text:
+            raise _NotFoundError(f"`{name}` holds a NUL", "store the secret as text")
+        return text.removesuffix("\n").removesuffix("\r")
+
+    def _path(self, path: str) -> str:
+        return os.path.normpath(os.path.join(self.base, os.path.expanduser(path)))
+
+    # 2: known, and not done by this version
+
+    def _not_yet(self, data: dict[str, Any]) -> None:
+        for row in NOT_YET:
+            for path, value in _matches(data, row.path):
+                if value in _NO_EFFECT or (isinstance(value, Secret) and not value):
+                    pass
+                elif row.refused:
+                    self._fault(path, row.message, row.hint, key=True)
+                else:
+                    self._warn(path, row.message, row.hint)
+            if row.refused:
+                _remove(data, row)
+
+    # 3: keys without a value
+
+    def _nulls(self, data: Any, shape: Shape, path: Path) -> None:
+        if shape.kind == "value" or not isinstance(data, dict):
+            return
+        for key, value in list(data.items()):
+            below = shape.item if shape.kind == "table" else shape.keys.get(key)
+            here = (*path, key)
+            if below is None:
+                continue
+            if value is not None:
+                self._nulls(value, below, here)
+            elif here == ("allow",):
+                hint = "list the tools that may be called, or remove `allow`"
+                self._fault(here, "`allow` is empty, which could mean all tools or none", hint, key=True)
+                del data[key]
+            elif below.kind == "value" or any(one.required for one in below.keys.values()):
+                hint = (
+                    "write `[]` for none, or remove the key" if "list" in below.type else "add one, or remove the key"
+                )
+                self._fault(here, f"`{key}` has no value", hint, key=True)
+                del data[key]
+            else:
+                data[key] = {}  # a section whose lines are all commented out
+
+    # 4: what the models say
+
+    def _invalid(self, error: Any) -> None:
+        path: Path = tuple(error["loc"])
+        kind, value = error["type"], error["input"]
+        name = str(path[-1]) if path else ""
+        at_key = name == "[key]"
+        if at_key:
+            path = path[:-1]
+        if kind == "missing":
+            if self.source.complete:
+                self._fault(path, f"`{name}` is missing", f"add `{name}`")
+            return
+        if kind == "extra_forbidden":
+            self._fault(path, f"unknown key `{name}`", self._unknown_hint(path, name), key=True)
+            return
+        context = error.get("ctx") or {}
+        if isinstance(value, Secret) and kind != "aegis":
+            message, hint = NO_PLACEHOLDER, PLACEHOLDERS
+        elif kind == "aegis":
+            message, hint = context["message"], context["hint"]
+        else:
+            message, hint = self._builtin(kind, value, context)
+        self._fault(path, message, hint, key=at_key)
+
+    def _builtin(self, kind: str, value: object, context: Mapping[str, Any]) -> tuple[str, str]:
+        what = shown(value)
+        if kind == "literal_error":
+            known = re.findall(r"'([^']+)'", str(context.get("expected")))
+            near = self._nearest(value, known) if isinstance(value, str) else None
+            choices = ", ".join(f"`{one}`" for one in known)
+            return f"{what} is none of {choices}", f"did you mean `{near}`?" if near else "write one of them"
+        if kind == "bool_type":
+            better = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(str(value).lower())
+            return f"{what} is neither true nor false", f"write `{better}`" if better else "write `true` or `false`"
+        if kind in ("int_type", "int_parsing", "int_from_float"):
+            return f"{what} is not a whole number", "write digits alone, without quotes"
+        if kind == "greater_than_equal":
+            return f"{what} is too small", f"write {context['ge']} or more"
+        if kind == "less_than_equal":
+            return f"{what} is too large", f"write {context['le']} or less"
+        if kind == "string_type":
+            return f"{what} is not a text", "put it in quotes"
+        if kind == "tuple_type":
+            hint = f"write `[{value}]`" if isinstance(value, str) and len(value) < 60 else "write it like `[one, two]`"
+            return f"{what} is not a list", hint
+        if kind in ("dict_type", "model_type", "model_attributes_type"):
+            # a value in a section's place may be anything, a misplaced secret too: it is not repeated
+            found = what if isinstance(value, list | bool) or value is None else "a single value"
+            return f"{found} where settings belong", "write `name: value` lines below the key, indented"
+        return str(context.get("error") or kind).replace("_", " "), "see `aegis config schema`"
+
+    def _unknown_hint(self, path: Path, name: str) -> str:
+        shape = SHAPE.below(path[:-1])
+        known = list(shape.keys) if shape is not None else []
+        near = self._nearest(name, known)
+        elsewhere = places(name)
+        if elsewhere and not (near and _plain(near) == _plain(name)):
+            return f"it belongs to `{elsewhere[0].rpartition('.')[0] or 'the top of the file'}`"
+        if near:
+            return f"did you mean `{near}`?"
+        return f"known here: {', '.join(f'`{one}`' for one in known)}"
+
+    # 5: what must agree across sections
+
+    def _cross(self, data: dict[str, Any]) -> None:
+        backends = _table(data, "backends")
+        for name, backend in _sections(backends):
+            self._backend(("backends", name), backend)
+        for name, queue in _sections(_table(data, "queue")):
+            self._known_backend(("queue", name), name, backends)
+            self._queue(("queue", name), queue)
+        tokens: dict[str, str] = {}
+        for name, agent in _sections(_table(data, "agents")):
+            self._agent(("agents", name), agent, backends, tokens)
+        for section in ("deny", "allow"):
+            rules = data.get(section)
+            if isinstance(rules, dict):
+                self._globs((section,), rules, ("tools",))
+
+    def _known_backend(self, path: Path, name: str, backends: Mapping[str, Any]) -> None:
+        if name in backends or not self.source.complete:
+            return
+        near = self._nearest(name, [one for one in backends if isinstance(one, str)])
+        hint = f"did you mean `{near}`?" if near else f"add `{name}` under `backends`"
+        self._fault(path, f"unknown backend `{name}`", hint, key=True)
+
+    def _backend(self, path: Path, backend: Mapping[str, Any]) -> None:
+        has = backend.keys()
+        if "url" in has and "command" in has:
+            both = max(("url", "command"), key=lambda key: self.source.at((*path, key), key=True))
+            self._fault((*path, both), "a backend has a `url` or a `command`, not both", "remove one", key=True)
+        elif "url" in has:
+            for key in ("args", "env", "cwd"):
+                if backend.get(key):
+                    self._fault(
+                        (*path, key), f"`{key}` is for a program, and this backend has a `url`", "remove it", key=True
+                    )
+        else:
+            for key in ("headers", "transport", "health_url"):
+                if key in has:
+                    self._fault(
+                        (*path, key), f"`{key}` is for a `url`, which this backend lacks", "remove it", key=True
+                    )
+            if backend.get("args") and "command" not in has and self.source.complete:
+                self._fault((*path, "args"), "`args` without a `command`", "add the `command`", key=True)
+        if isinstance(backend.get("tools_idempotent"), list):
+            self._globs(path, backend, ("tools_idempotent",))
+
+    def _queue(self, path: Path, queue: Mapping[str, Any]) -> None:
+        low, high = _seconds(queue, "delay_min", Queue), _seconds(queue, "delay_max", Queue)
+        if low is not None and high is not None and low > high and queue.keys() & {"delay_min", "delay_max"}:
+            key = "delay_min" if "delay_min" in queue else "delay_max"
+            other = "delay_max" if key == "delay_min" else "delay_min"
+            default = "" if other in queue else ", its default"
+            values = {"delay_min": short_duration(low), "delay_max": short_duration(high)}
+            relation = "longer" if key == "delay_min" else "shorter"
+            message = f"`{key}` of {values[key]} is {relation} than `{other}` ({values[other]}{default})"
+            if self.source.complete or other in queue:
+                self._fault((*path, key), message, f"set `{other}` too" if default else "swap or change them")
+        if "enabled" not in queue and queue.keys() & {"delay_min", "delay_max", "max_pending", "bypass_tools"}:
+            message = "the lane is off, since `enabled` is not set"
+            self._warn(path, message, "add `enabled: true`, or `enabled: false` if that is meant")
+        self._globs(path, queue, ("bypass_tools",))
+
+    def _agent(self, path: Path, agent: Mapping[str, Any], backends: Mapping[str, Any], tokens: dict[str, str]) -> None:
+        tenant = agent.get("tenant", "default")
+        if isinstance(tenant, str) and tenant != "default":
+            message = "tenants are not kept apart by this version: limits, approvals and the log are shared"
+            self._fault((*path, "tenant"), message, "remove `tenant`, or run one daemon for each tenant")
+        token = agent.get("auth_token")
+        if isinstance(token, str | Secret) and reveal(token):
+            first = tokens.setdefault(reveal(token), str(path[-1]))
+            if first != path[-1]:
+                message = f"the token is that of the agent `{first}` too, so either can pass for the other"
+                self._warn((*path, "auth_token"), message, "give each agent its own")
+        for name, access in _sections(_table(agent, "backends")):
+            here = (*path, "backends", name)
+            self._known_backend(here, name, backends)
+            if "allowed" not in access and self.source.complete:
+                message = "everything here is refused, since `allowed` is not set"
+                self._warn(here, message, "add `allowed: true`, or `allowed: false` if that is meant")
+            self._globs(
+                here,
+                access,
+                ("tool_allowlist", "tool_denylist", "prompt_allowlist", "prompt_denylist", "approval_required"),
+            )
+
+    def _globs(self, path: Path, section: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+        for key in keys:
+            names = section.get(key)
+            for index, name in enumerate(names if isinstance(names, list) else ()):
+                if isinstance(name, str) and _REGEX_LIKE.search(name):
+                    message = f"`{name[:60]}` looks like a regular expression, and is matched as a glob"
+                    self._warn((*path, key, index), message, "use `*` and `?`, as in `delete_*`")
+
+    # 6: paths count from the file
+
+    def _absolute(self, config: Config) -> Config:
+        backends = {}
+        for name, backend in config.backends.items():
+            update: dict[str, Any] = {}
+            if backend.cwd is not None:
+                update["cwd"] = self._path(backend.cwd)
+            if backend.command is not None and ("/" in backend.command):
+                update["command"] = self._path(backend.command)
+            backends[name] = backend.model_copy(update=update) if update else backend
+        changed: dict[str, Any] = {"backends": backends} if backends else {}
+        if config.audit.db_path is not None:
+            changed["audit"] = config.audit.model_copy(update={"db_path": self._path(config.audit.db_path)})
+        return config.model_copy(update=changed) if changed else config
+
+
+class _NotFoundError(Exception):
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+_NO_EFFECT: Final[tuple[Any, ...]] = (None, "", False, [], {})
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().replace("-", "_")
+
+
+def _matches(data: Any, pattern: tuple[str, ...], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    if not pattern:
+        yield path, data
+    elif isinstance(data, dict):
+        keys = list(data) if pattern[0] == "*" else [pattern[0]] if pattern[0] in data else []
+        for key in keys:
+            yield from _matches(data[key], pattern[1:], (*path, key))
+    elif pattern == ("*",) and data is not None:
+        yield path, data  # a list or a text where a table was meant: no less unenforced for that
+
+
+def _remove(data: dict[str, Any], row: NotYet) -> None:
+    path = row.path[:-1] if row.path[-1] == "*" else row.path
+    for _, section in list(_matches(data, path[:-1])):
+        if isinstance(section, dict):
+            section.pop(path[-1], None)
+
+
+def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = data.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _sections(table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, section in table.items():
+        yield name, section if isinstance(section, dict) else {}
+
+
+def _seconds(section: Mapping[str, Any], key: str, model: type[Queue]) -> float | None:
+    if key not in section:
+        return float(model.model_fields[key].default)
+    try:
+        return parse_duration(section[key])
+    except UnitError:
+        return None  # reported by the models
