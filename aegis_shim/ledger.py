@@ -6,15 +6,16 @@ for each open request, and a mark while a frame to the client may be partly writ
 What the daemon promises, so that it may be killed between any two instructions:
 - it reads client-in straight into the input area, and nowhere else;
 - every byte of the input area outside the unconsumed stretch is zero, and JSON text holds no raw NUL, so the
-  unconsumed input is what lies between `in_pos` and the first NUL (moving a tail to the front is safe when its copy
-  ends before its old place begins: copy, then set `in_pos`, then clear the old place);
+  unconsumed input is what lies between `in_pos` and the first NUL. What is consumed is cleared behind `in_pos`, so
+  `in_pos` moves forward first; when it goes back to the area's beginning, what lay there is cleared before that.
+  (Moving a tail to the front is safe when its copy ends before its old place begins: copy, set `in_pos`, clear.)
 - it fills a slot's id and end offset before the state, and sets the state to `dispatched` before it forwards;
 - it frees a slot only when the answer is completely written, and the half mark is set whenever a frame may be torn.
 """
 
 from __future__ import annotations
 
-import os
+import posix  # `os` costs the shim 2 ms at its start and adds nothing here
 
 MAGIC = b"AEGISLG1"
 MAGIC_AT = 0
@@ -60,26 +61,31 @@ class Ledger:
         """A new, empty ledger. Raises OSError when no memory or temporary file can be had."""
         fd = _memory()
         try:
-            os.pwrite(fd, MAGIC, MAGIC_AT)
+            posix.pwrite(fd, MAGIC, MAGIC_AT)
             _put(fd, IN_POS_AT, INPUT_AT)
         except OSError:
-            os.close(fd)
+            posix.close(fd)
             raise
         return cls(fd)
 
     @property
+    def consumed(self) -> int:
+        """The offset in the client's stream up to which everything is dealt with."""
+        return _get(self.fd, CONSUMED_AT)
+
+    @property
     def half(self) -> bool:
         """Whether the last frame to the client may have been cut off."""
-        return os.pread(self.fd, 1, HALF_AT) == b"\1"
+        return posix.pread(self.fd, 1, HALF_AT) == b"\1"
 
     @property
     def skipping(self) -> bool:
         """Whether the input begins inside a line that was too long and is to be dropped."""
-        return os.pread(self.fd, 1, SKIPPING_AT) == b"\1"
+        return posix.pread(self.fd, 1, SKIPPING_AT) == b"\1"
 
     def open_calls(self) -> list[tuple[int, bytes]]:
         """(RECEIVED | DISPATCHED, id as JSON text) for each unanswered request, in the order they came."""
-        table = os.pread(self.fd, SLOTS * SLOT_SIZE, SLOTS_AT)
+        table = posix.pread(self.fd, SLOTS * SLOT_SIZE, SLOTS_AT)
         found = []
         for at in range(0, len(table), SLOT_SIZE):
             state = table[at + SLOT_STATE]
@@ -94,27 +100,26 @@ class Ledger:
 
         Input that belongs to an answered request, but was not yet marked consumed, is skipped.
         """
-        table = os.pread(self.fd, SLOTS * SLOT_SIZE, SLOTS_AT)
+        table = posix.pread(self.fd, SLOTS * SLOT_SIZE, SLOTS_AT)
         start = _get(self.fd, CONSUMED_AT)
         for at in range(0, len(table), SLOT_SIZE):
             if table[at + SLOT_STATE] != FREE:
                 start = max(start, int.from_bytes(table[at + SLOT_END : at + SLOT_END + 8], "little"))
         offset, data = self.take_input()
         # An end offset beyond what was read would be a daemon's fault; then nothing of the input is trusted.
-        self.put_input(start, data[start - offset :])
-        os.pwrite(self.fd, bytes(SLOTS * SLOT_SIZE), SLOTS_AT)
-        os.pwrite(self.fd, b"\0", HALF_AT)
+        self.put_input(start, data[start - offset :], self.skipping)
+        posix.pwrite(self.fd, bytes(SLOTS * SLOT_SIZE), SLOTS_AT)
+        posix.pwrite(self.fd, b"\0", HALF_AT)
 
     def take_input(self) -> tuple[int, bytes]:
         """Remove the unconsumed input: (its offset in the client's stream, the bytes)."""
         offset = _get(self.fd, CONSUMED_AT)
-        area = os.pread(self.fd, INPUT_SIZE, INPUT_AT)
+        area = posix.pread(self.fd, INPUT_SIZE, INPUT_AT)
         at = _get(self.fd, IN_POS_AT) - INPUT_AT
-        end = area.find(b"\0", at) if 0 <= at <= INPUT_SIZE else at
-        data = area[at:] if end < 0 else area[at:end]
+        data = area[at:].partition(b"\0")[0] if at >= 0 else b""
         used = len(area.rstrip(b"\0"))
         if used:
-            os.pwrite(self.fd, bytes(used), INPUT_AT)
+            posix.pwrite(self.fd, bytes(used), INPUT_AT)
         return offset, data
 
     def put_input(self, offset: int, data: bytes, skipping: bool = False) -> None:
@@ -125,29 +130,29 @@ class Ledger:
         if len(data) > INPUT_SIZE:
             raise ValueError(f"{len(data)} bytes do not fit into the ledger's {INPUT_SIZE}")
         if data:
-            os.pwrite(self.fd, data, INPUT_AT)
+            posix.pwrite(self.fd, data, INPUT_AT)
         _put(self.fd, IN_POS_AT, INPUT_AT)
         _put(self.fd, CONSUMED_AT, offset)
-        os.pwrite(self.fd, b"\1" if skipping else b"\0", SKIPPING_AT)
+        posix.pwrite(self.fd, b"\1" if skipping else b"\0", SKIPPING_AT)
 
 
 def _get(fd: int, at: int) -> int:
-    return int.from_bytes(os.pread(fd, 8, at), "little")
+    return int.from_bytes(posix.pread(fd, 8, at), "little")
 
 
 def _put(fd: int, at: int, value: int) -> None:
-    os.pwrite(fd, value.to_bytes(8, "little"), at)
+    posix.pwrite(fd, value.to_bytes(8, "little"), at)
 
 
 def _memory() -> int:
     """SIZE zero bytes: sealed memory where the system has it (nobody can shrink it under the daemon's mapping)."""
-    make = getattr(os, "memfd_create", None)
+    make = getattr(posix, "memfd_create", None)
     if make is not None:
         try:
-            fd: int = make("aegis-ledger", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fd: int = make("aegis-ledger", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING)
         except OSError:
             return _temporary()
-        os.ftruncate(fd, SIZE)
+        posix.ftruncate(fd, SIZE)
         import fcntl
 
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -157,11 +162,11 @@ def _memory() -> int:
 
 def _temporary() -> int:
     """An unlinked file, filled with zeros so that its room is taken at once and not in the daemon's mapping."""
-    folder = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  (O_EXCL, a random name, 0600, unlinked at once)
-    path = os.path.join(folder, "aegis-ledger-" + os.urandom(12).hex())
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    os.unlink(path)
+    folder = posix.environ.get(b"TMPDIR") or b"/tmp"
+    path = folder + b"/aegis-ledger-" + posix.urandom(12).hex().encode()
+    fd = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
+    posix.unlink(path)
     left = SIZE
     while left:
-        left -= os.write(fd, bytes(min(left, 65536)))
+        left -= posix.write(fd, bytes(min(left, 65536)))
     return fd
