@@ -1,0 +1,33 @@
+# Makes .venv (once, and again when what it is made from changes). Sourced by the scripts beside this folder.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$root"
+
+find_python() {
+    local name
+    for name in "${PYTHON:-}" python3.11 python3.12 python3.13 python3.14 python3 python; do
+        [ -n "$name" ] || continue
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            command -v -- "$name"
+            return
+        fi
+    done
+    echo "no Python 3.11 or newer was found; install one, or name it with PYTHON=/path/to/python3" >&2
+    return 1
+}
+
+make_environment() {
+    local python stamp wanted
+    stamp=.venv/made-from
+    wanted=$(cat pyproject.toml constraints.txt | cksum)
+    if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    python=$(find_python)
+    echo "making .venv with $python (once; about half a minute)" >&2
+    "$python" -m venv --clear .venv
+    .venv/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[dev]' >&2
+    .venv/bin/python -m compileall -q aegis_shim aegis_daemon >/dev/null
+    echo "$wanted" >"$stamp"
+}
