@@ -168,15 +168,15 @@ def main(argv: list[str]) -> int:
     rows = bars.Reader(session.results, targets).all(args.only or list(bars.NEEDS))
     facts["took_s"] = round(time.monotonic() - began)
     text = report.markdown(rows, session.results, targets, missing, facts, settings)
-    report.show(console, rows, session.results, targets, missing)
-    console.print(f"\nMarkdown ({facts['took_s']} s for the run):\n")
-    sys.stdout.write(text)
     machine.CACHE.joinpath("last.md").write_text(text)
     if args.markdown:
         args.markdown.write_text(text)
     if args.json:
         everything = report.as_json(rows, session.results, targets, missing, facts, settings)
         args.json.write_text(json.dumps(everything, indent=1) + "\n")
+    report.show(console, rows, session.results, targets, missing)
+    console.print(f"\nMarkdown ({facts['took_s']} s for the run):\n")
+    sys.stdout.write(text)
     console.print("\n" + report.summary(rows, missing), markup=False, highlight=False)
     if args.keep:
         console.print(f"kept: {run}", markup=False)
