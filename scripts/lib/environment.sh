@@ -25,8 +25,8 @@ make_environment() {
         return
     fi
     python=$(find_python)
-    echo "making .venv with $python (once; about half a minute)" >&2
-    "$python" -m venv --clear .venv
+    echo "making .venv with $python (about half a minute)" >&2
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[dev]' >&2
     .venv/bin/python -m compileall -q aegis_shim aegis_daemon >/dev/null
     echo "$wanted" >"$stamp"
