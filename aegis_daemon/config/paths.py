@@ -7,6 +7,7 @@ the two rules it needs (it imports nothing from here); `tests/config/test_paths.
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from collections.abc import Mapping
 
@@ -53,7 +54,7 @@ class Paths(msgspec.Struct, frozen=True):
         if home:
             config_dir = run_dir = state_dir = os.path.abspath(home)
         else:
-            user = _absolute(env.get("HOME", "")) or os.path.expanduser("~")
+            user = _absolute(env.get("HOME", "")) or pwd.getpwuid(os.getuid()).pw_dir
             config_dir = os.path.join(_absolute(env.get("XDG_CONFIG_HOME", "")) or f"{user}/.config", "aegis")
             state_dir = os.path.join(_absolute(env.get("XDG_STATE_HOME", "")) or f"{user}/.local/state", "aegis")
             runtime = _absolute(env.get("XDG_RUNTIME_DIR", ""))

@@ -318,6 +318,7 @@ Seconds = Annotated[float, BeforeValidator(_as_seconds(0)), *_DURATION]
 Timeout = Annotated[float, BeforeValidator(_as_seconds(0.001)), *_DURATION]
 Flag = Annotated[bool, Field(strict=True), Kind("true or false")]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000), Kind("number")]
+SessionCount = Annotated[int, Field(strict=True, ge=1, le=270), Kind("number")]  # the shim's ledger has 272 slots
 Uid = Annotated[int, Field(strict=True, ge=0, le=2**32 - 2), Kind("uid")]
 Token = Annotated[Secret, PlainValidator(_as_token), WithJsonSchema({"type": "string"}), Kind("secret")]
 SigningSecret = Annotated[Secret, Kind("secret")]
@@ -393,8 +394,8 @@ class Server(Section):
         default=False,
         description="Lets whoever reaches the API decide approvals without a token; for old integrations only.",
     )
-    max_in_flight_session: Count = Field(
-        default=256, description="Calls that one session may have open; more are refused."
+    max_in_flight_session: SessionCount = Field(
+        default=256, description="Calls that one session may have open, at most 270; more are refused."
     )
     max_in_flight_agent: Count = Field(
         default=1024, description="Calls that one agent may have open over all its sessions."

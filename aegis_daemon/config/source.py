@@ -41,6 +41,7 @@ Path = tuple[str | int, ...]
 
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN_KEY = re.compile(r"[^\s.\[\]\"'`]+")
 _STR_TAGS = ("!", "tag:yaml.org,2002:str")
 _COLLECTION_TAGS = (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -57,8 +58,9 @@ HIDDEN_NAME: Final = (
 )
 """Names whose values are hidden wherever they stand; matched without regard to case."""
 # lines that may hold a secret are never shown whole
-_HIDDEN_VALUE = re.compile(rf"(?i)(\b{HIDDEN_NAME}[\"']?\s*[:=\s]\s*)\S.*")
-_HIDDEN_KEY = re.compile(rf"(?i){HIDDEN_NAME}|env|headers|args|feishu|generic")
+_HIDDEN_SECTION = "env|headers|args|feishu|generic"
+_HIDDEN_VALUE = re.compile(rf"(?i)(\b(?:{HIDDEN_NAME}[\"']?\s*[:=\s]|(?:{_HIDDEN_SECTION})[\"']?\s*:)\s*)\S.*")
+_HIDDEN_KEY = re.compile(rf"(?i){HIDDEN_NAME}|{_HIDDEN_SECTION}")
 _KEY_OF_LINE = re.compile(r"(\s*(?:- +)*)[\"']?([^\s:\"'#][^:\"'#]*)[\"']?\s*:(?=\s|$)(.*)")
 _URL_PARTS = re.compile(r"(://)[^/\s\"']*@|(\?)[^\s\"'#]+")
 
@@ -235,8 +237,7 @@ def read(data: bytes | str, name: str) -> Source:
             good = data[: error.start].decode("utf-8")
             source = Source(name, good)
             lines = _BREAK.split(good)
-            message = "the file is not utf-8 text" if error.start else "the file is not text in utf-8"
-            source.fault(len(lines) - 1, len(lines[-1]), (), message, "save it as utf-8")
+            source.fault(len(lines) - 1, len(lines[-1]), (), "the file is not utf-8 text", "save it as utf-8")
             return source
     else:
         text = data
@@ -317,6 +318,13 @@ class _Builder:
         mark, text = event.start_mark, event.value
         plain = event.style is None
         tag = event.tag
+        if _SURROGATE.search(text):  # `\ud83d\ude00`, as JSON writes what YAML writes `\U0001f600`
+            try:
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                text = _SURROGATE.sub("\ufffd", text)
+                hint = "write both halves, or the character itself"
+                self.source.fault(mark.line, mark.column, self._path(), "the text holds half a character", hint)
         if tag is not None and tag not in _STR_TAGS:
             self.source.fault(mark.line, mark.column, self._path(), f"the tag `{tag}` means nothing here", "remove it")
         waiting = bool(self.open) and isinstance(self.open[-1].value, dict) and self.keys[-1] is None
@@ -446,9 +454,13 @@ class _Builder:
         marked = error if isinstance(error, MarkedYAMLError) else MarkedYAMLError(problem=str(error))
         problem = " ".join(str(marked.problem).split())
         begun, mark = marked.context_mark, marked.problem_mark or marked.context_mark
-        if begun is not None and ("end of stream" in problem or "stream end" in problem):
-            mark = begun  # what was never closed is of more use than where the file ends
         line, column = (mark.line, mark.column) if mark else (0, 0)
+        if (
+            "end of stream" in problem and begun is not None
+        ):  # what was never closed helps more than where the file ends
+            line, column = begun.line, begun.column
+        elif "stream end" in problem and self.open:
+            line, column = self.open[-1].line, self.open[-1].column
         hint = "check the indentation, quotes and brackets around here"
         for part, better in _SYNTAX_HINTS:
             if part in problem:
@@ -456,13 +468,14 @@ class _Builder:
                 break
         if begun is not None and begun.line != line:
             problem += f" ({marked.context} that begins in line {begun.line + 1})"
+        path = self._path()
         if self.last is not None:  # what was read last may be half of something
             into, key = self.last
             if isinstance(into.value, dict):
                 into.value.pop(key, None)
             elif len(into.value) == key + 1:
                 into.value.pop()
-        self.source.fault(line, column, self._path(), f"not yaml: {problem}", hint)
+        self.source.fault(line, column, path, f"not yaml: {problem}", hint)
 
 
 _SYNTAX_HINTS: Final = (
