@@ -1,0 +1,1 @@
+"""The `aegis` command: one file for each command, listed in `main`."""

@@ -1,0 +1,193 @@
+"""What a command prints: data on stdout, prose on stderr, and nothing that could steer the reader's terminal.
+
+Names, arguments and error texts come from agents and servers. `visible` is the one way by which they reach a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DONE: Final = 0
+WRONG: Final = 1
+"""the command worked, and found something wrong"""
+USAGE: Final = 2
+AWAY: Final = 3
+"""the daemon is not running"""
+
+CELL_MAX: Final = 100
+_UNSEEN: Final = frozenset(
+    {0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}.union(
+        range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0)
+    )
+)
+"""Characters that count as printable and show nothing (Unicode `Default_Ignorable_Code_Point`, and braille blank)."""
+
+
+class Problem(Exception):
+    """What a command ends with when it cannot go on: the text, the next step, the exit status."""
+
+    def __init__(self, message: str, hint: str = "", code: int = WRONG) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+
+# --- text from elsewhere ----------------------------------------------------------------------------------------------
+
+
+def visible(text: str, limit: int | None = None) -> str:
+    """One line in which every control, bidi, zero-width or otherwise unseen character is written as its escape.
+
+    `limit` cuts to that many characters, the last of them `…`.
+    """
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "…"  # the escapes below are longer; a cell may grow, an escape is never cut
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() and ord(c) not in _UNSEEN else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char)
+    code = ord(char)
+    return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+
+
+def compact(arguments: str) -> str:
+    """JSON text on one line, characters shown rather than escaped where they can be seen."""
+    try:
+        return visible(json.dumps(json.loads(arguments), ensure_ascii=False, separators=(", ", ": ")))
+    except (ValueError, RecursionError):
+        return visible(arguments)
+
+
+def pretty(arguments: str) -> list[str]:
+    """JSON text over several lines; each of them is `visible`."""
+    try:
+        text = json.dumps(json.loads(arguments), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return [visible(arguments)]
+    return [visible(line) for line in text.split("\n")]
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def instant(text: str) -> float:
+    """Seconds since the epoch of an RFC 3339 text; 0 for none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def span(seconds: float) -> str:
+    """A duration for people: `3d 4h`, `2h 5m`, `4m 10s`, `9s`."""
+    left = max(0, round(seconds))
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2]) or "0s"
+
+
+def local(text: str) -> str:
+    """An RFC 3339 text in the reader's time zone, to the second."""
+    found = instant(text)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found)) if found else visible(text)
+
+
+# --- where it goes ----------------------------------------------------------------------------------------------------
+
+
+def say(text: str = "") -> None:
+    """One line of prose, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def complain(message: str, hint: str = "") -> None:
+    """An error and its next step, on stderr."""
+    label = "\x1b[31merror:\x1b[0m" if coloured(sys.stderr) else "error:"
+    say(f"{label} {_lines(message)}")
+    if hint:
+        say(f"  {_lines(hint)}")
+
+
+def _lines(text: str) -> str:
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def coloured(stream: Any) -> bool:
+    """Whether colour is welcome there."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def interactive() -> bool:
+    """Whether a person sits at both ends: can be shown something, and asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def rich(stderr: bool = False) -> Console:
+    """A Rich console, made where it is needed since it takes long to import. Markup and highlighting are off."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def emit(value: Any) -> None:
+    """JSON for programs, on stdout. ASCII, so that no byte of it can steer a terminal either."""
+    sys.stdout.write(json.dumps(value, separators=(",", ":")) + "\n")
+    sys.stdout.flush()
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empty: str) -> None:
+    """Rows for people: a Rich table on a terminal, aligned text elsewhere. `columns` maps fields to headings."""
+    if not rows:
+        say(empty)
+        return
+    cells = [[cell(row.get(field)) for field in columns] for row in rows]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in columns.values():
+            table.add_column(heading, overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(text) for text in row))
+        rich().print(table)
+        return
+    cells.insert(0, [heading.upper() for heading in columns.values()])
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    for row in cells:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def cell(value: Any) -> str:
+    """One value of a table."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return visible(str(value), CELL_MAX)
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> None:
+    """Labelled lines on stdout; a label may be empty to go on with the one before."""
+    shown = list(pairs)
+    width = max((len(label) for label, _ in shown), default=0)
+    for label, text in shown:
+        print(f"{label.ljust(width)}  {text}".rstrip())

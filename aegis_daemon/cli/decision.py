@@ -1,0 +1,147 @@
+"""What `approve` and `reject` share: a person sees the whole call, is asked, and what was seen is what is decided."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Annotated, Any
+
+import typer
+
+from aegis_daemon.cli import link
+from aegis_daemon.cli.console import (
+    DONE,
+    USAGE,
+    WRONG,
+    Problem,
+    complain,
+    emit,
+    instant,
+    interactive,
+    pretty,
+    say,
+    span,
+    visible,
+)
+from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key
+
+LINES_MAX = 400
+NOTE_MAX = 500
+
+
+def complete(incomplete: str) -> list[tuple[str, str]]:
+    """Pending ids for the shell, each with what it would let run."""
+    try:
+        with Connection(link.paths().manage_socket, timeout=1.0) as daemon:
+            tickets = daemon.call("pending")
+    except (DaemonAway, Refused):
+        return []
+    from aegis_daemon.approvals.ticket import spoken
+
+    wanted = spoken(incomplete)
+    return [
+        (ticket["id"], visible(f"{ticket['agent_id']} {what(ticket)}", 80))
+        for ticket in tickets
+        if ticket["state"] == "pending" and ticket["id"].startswith(wanted)
+    ]
+
+
+Ids = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ID...", autocompletion=complete, help="Ticket ids as `aegis pending` shows them, or call ids."
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def decide(ids: list[str], *, approve: bool, yes: bool, note: str, as_json: bool) -> int:
+    """Decides each of them; 1 where one could not be. Those that could stay decided."""
+    word = "approve" if approve else "reject"
+    if len(note) > NOTE_MAX:
+        raise Problem(f"the note has {len(note)} characters", f"{NOTE_MAX} are kept; shorten it", USAGE)
+    if not yes and not interactive():
+        raise Problem(f"`aegis {word}` asks on a terminal, and this is none", "pass `--yes` in scripts", USAGE)
+    key = own_key()
+    rows: list[dict[str, Any]] = []
+    code = DONE
+    with link.connect() as daemon:
+        for typed in dict.fromkeys(ids):
+            try:
+                exact = typed if yes else _asked(daemon, typed, word)
+                if exact is None:
+                    say(f"left {visible(typed)} as it is")
+                    code = WRONG
+                    continue
+                row = send(daemon, exact, approve=approve, note=note, key=key)
+            except Refused as refused:
+                complain(f"{typed}: {refused.message}", refused.hint)
+                code = WRONG
+                continue
+            rows.append(row)
+            say(f"{row['state']} {row['id']}")
+    if as_json:
+        emit(rows)
+    return code
+
+
+def send(daemon: Connection, id: str, *, approve: bool, note: str = "", key: str | None = None) -> dict[str, Any]:
+    """One decision. Raises `Refused`."""
+    found: dict[str, Any] = daemon.call("decide", id=id, approve=approve, note=note, key=key)
+    return found
+
+
+def own_key() -> str | None:
+    """The content of the approver key that AEGIS_APPROVER_KEY names, if it names one."""
+    path = os.environ.get("AEGIS_APPROVER_KEY")
+    if not path:
+        return None
+    try:
+        return approver_key(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise Problem(
+            f"the approver key `{path}` (AEGIS_APPROVER_KEY) cannot be read: {why}",
+            "name the `approver.key` beside the configuration, or unset the variable",
+            USAGE,
+        ) from None
+
+
+def describe(ticket: dict[str, Any]) -> list[str]:
+    """The whole call, for a person, line by line; each is safe to print."""
+    lines = pretty(ticket["arguments"])
+    left = instant(ticket["expires_at"]) - time.time()
+    shown = [
+        f"{ticket['id']}  {visible(what(ticket))}",
+        f"  agent      {visible(ticket['agent_id'])}",
+        f"  rule       {visible(ticket['rule'])}",
+        f"  expires in {span(left)}" + ("" if ticket["waiting"] else "  (its client has gone; it runs on a retry)"),
+        "  arguments",
+        *(f"    {line}" for line in lines[:LINES_MAX]),
+    ]
+    if len(lines) > LINES_MAX:
+        shown.append(f"    … {len(lines) - LINES_MAX} more lines: see `aegis pending --json` before you decide")
+    return shown
+
+
+def what(ticket: dict[str, Any]) -> str:
+    """`backend.tool`, or the method where it is no tool call."""
+    name = f"{ticket['backend_id']}.{ticket['tool_name']}" if ticket["tool_name"] else str(ticket["backend_id"])
+    return name if ticket["method"] == "tools/call" else f"{ticket['method']} {name}"
+
+
+def _asked(daemon: Connection, typed: str, word: str) -> str | None:
+    """The call id of the ticket once a person has seen it and said yes; None for no."""
+    from aegis_daemon.approvals.ticket import spoken
+
+    wanted = (spoken(typed), typed.strip().lower())
+    ticket = next(
+        (t for t in daemon.call("pending") if t["id"] == wanted[0] or t["call_id"].lower() == wanted[1]), None
+    )
+    if ticket is None:
+        return typed  # unknown, or decided before: the daemon says which
+    for line in describe(ticket):
+        say(line)
+    sure = typer.confirm(f"{word} {ticket['id']}?", default=False, err=True)
+    # The call id, since a ticket id may name another call by the time a person has read this one.
+    return str(ticket["call_id"]) if sure else None

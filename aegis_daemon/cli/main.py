@@ -1,0 +1,235 @@
+"""Every command of `aegis` is one row of `COMMANDS`; a command's file is imported when it is used, and only then."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from aegis_daemon import __version__
+from aegis_daemon.cli.console import AWAY, USAGE, WRONG, Problem, complain
+from aegis_daemon.cli.options import new_app
+from aegis_daemon.manage.client import DaemonAway, Refused
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("demo", "A five-minute tour, sandboxed; no other software needed."),
+    "status": ("status", "The daemon, its sessions and what waits."),
+    "pending": ("pending", "Calls that wait for a person."),
+    "approve": ("approve", "Let waiting calls run, once."),
+    "reject": ("reject", "Refuse waiting calls."),
+    "limits": ("limits", "Limits and how far they are used."),
+    "queue": ("queue", "Calls in the backends' queues."),
+    "audit": ("audit", "What was asked, decided and answered."),
+    "config": ("config", "Make, check and show the configuration."),
+    "daemon": ("daemon", "Start, stop and reload the daemon."),
+    "logs": ("logs", "The daemon's own log."),
+    "version": ("version", "Which version this is."),
+}
+"""name → (module in this package that holds `app`, one line of help)"""
+
+
+class Root(TyperGroup):
+    """Finds commands by `COMMANDS`, takes a configuration file in place of one, and words every error alike."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        """In the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        """Imports the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, help_text = COMMANDS[cmd_name]
+        try:
+            app: typer.Typer = importlib.import_module(f"aegis_daemon.cli.{module}").app
+        except ModuleNotFoundError as error:
+            if error.name != f"aegis_daemon.cli.{module}":
+                raise
+            app = _missing(cmd_name)
+        app.info.help = app.info.help if isinstance(app.info.help, str) else help_text
+        command = typer.main.get_command(app)
+        command.name = cmd_name
+        command.help = help_text if not command.help else command.help
+        command.short_help = help_text
+        lighten(command)
+        return command
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        """`aegis CONFIG` is `aegis daemon run --config CONFIG`."""
+        name = args[0]
+        if name in COMMANDS or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        if name.endswith((".yaml", ".yml")) or os.path.isfile(name):
+            return super().resolve_command(ctx, ["daemon", "run", "--config", *args])
+        if ctx.resilient_parsing:
+            return None, None, args
+        near = get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean `aegis {near[0]}`?" if near else "see `aegis --help`"
+        raise Problem(f"no command and no file is called `{name}`", hint, USAGE)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs, and ends the process with the exit status of the contract."""
+        lighten(self)
+        run = super().main
+        sys.exit(guarded(lambda: run(args, prog_name, complete_var, False, windows_expand_args, **extra)))
+
+
+class Plain:
+    """How the text of an argument becomes its value, for the kinds that `COMMANDS` use."""
+
+    def __init__(self, kind: type, low: int | None) -> None:
+        self._kind = kind
+        self._low = low
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The value. Raises `typer.BadParameter`."""
+        if value is None:
+            return () if param.multiple or param.nargs == -1 else None
+        if self._kind is not int:
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            raise typer.BadParameter(f"`{value}` is no whole number", ctx=ctx, param=param) from None
+        if self._low is not None and number < self._low:
+            raise typer.BadParameter(f"`{number}` is less than {self._low}", ctx=ctx, param=param)
+        return number
+
+
+def lighten(command: Any) -> None:
+    """Spares a command, and those below it, the import of pydantic.
+
+    Typer (0.29) builds a pydantic adapter for each argument, texts and numbers included, which takes longer than all
+    the rest of `aegis status` (`--help` alone does it). A Typer without this attribute needs no help.
+    """
+    params = command.get_params
+
+    def light(ctx: Any) -> Any:
+        found = params(ctx)
+        for param in found:
+            described = getattr(param, "type_descriptor", None)
+            if described is not None and getattr(param, "_runtime_param", 0) is None:
+                kind = described.annotation
+                if kind in (str, int, bool, list[str]):
+                    param._runtime_param = Plain(kind, getattr(described.parameter_info, "min", None))
+        return found
+
+    command.get_params = light
+    for below in getattr(command, "commands", {}).values():
+        lighten(below)
+
+
+def guarded(command: Any) -> int:
+    """The exit status of a command; whatever it raises is told in one or two lines, never as a traceback."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except Problem as problem:
+        complain(problem.message, problem.hint)
+        return problem.code
+    except DaemonAway as away:
+        complain(str(away), "start it with `aegis daemon start`")
+        return AWAY
+    except Refused as refused:
+        complain(refused.message, refused.hint)
+        return WRONG
+    except typer.Abort:
+        complain("left without an answer; nothing was changed")
+        return WRONG
+    except typer.Exit as done:
+        return done.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has enough. What Python still holds must not be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _unexpected(error)
+    return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> int:
+    say_usage = getattr(error, "format_message", None)
+    if say_usage is not None:  # Typer's own, for a command line that makes no sense
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error, file=sys.stderr)
+        else:
+            text = re.sub(r"'([^'`]*)'", r"`\1`", say_usage()).strip().rstrip(".")
+            complain(text[:1].lower() + text[1:], f"see `{context.command_path if context else 'aegis'} --help`")
+        return USAGE
+    if os.environ.get("AEGIS_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        complain(f"`{error.filename}`: {error.strerror or kind}", "check that the path exists and is yours")
+    else:
+        complain(f"unexpected fault: {kind}: {error}", "set AEGIS_DEBUG=1 and repeat to see where; please report it")
+    return WRONG
+
+
+def _missing(name: str) -> typer.Typer:
+    app = new_app()
+
+    @app.command()
+    def absent() -> None:
+        raise Problem(f"`aegis {name}` is not part of this installation", "install the whole distribution `aegis-mcp`")
+
+    return app
+
+
+app = typer.Typer(
+    cls=Root,
+    name="aegis",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    subcommand_metavar="COMMAND [ARGS]...  |  CONFIG",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`aegis CONFIG` runs the daemon in the foreground with that file.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"aegis {__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Hard rules for AI agents: access, limits, approvals, queues and a tamper-evident log."""
+
+
+def run() -> None:
+    """The `aegis` command."""
+    app(prog_name="aegis")
+
+
+if __name__ == "__main__":
+    run()

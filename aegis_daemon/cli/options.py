@@ -1,0 +1,73 @@
+"""Options that mean the same in every command that has them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from aegis_daemon.cli.console import USAGE, Problem, instant
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, metavar="N", help="At most N rows.")]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="Not older than `10m`, `24h`, `7d`, or an RFC 3339 time.")
+]
+Agent = Annotated[str | None, typer.Option("--agent", metavar="ID", help="Only this agent (globs work).")]
+Backend = Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Only this backend (globs work).")]
+Tool = Annotated[str | None, typer.Option("--tool", metavar="NAME", help="Only this tool (globs work).")]
+Config = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="The configuration file; else AEGIS_CONFIG, else the usual place."),
+]
+
+
+def new_app(*, bare: bool = False) -> typer.Typer:
+    """An empty command; `bare`: a group that does something without a command, too."""
+    return typer.Typer(
+        add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=bare
+    )
+
+
+def since_epoch(text: str | None) -> float | None:
+    """Seconds since the epoch of a `--since`. Raises `Problem` where it is no time."""
+    if text is None:
+        return None
+    from aegis_daemon.core.units import UnitError, parse_duration
+
+    try:
+        return time.time() - parse_duration(text)
+    except UnitError:
+        pass
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise Problem(
+            f"`{text}` is no time", "write `--since 10m`, `--since 24h` or `--since 2026-01-31T08:00:00Z`", USAGE
+        ) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def pick(
+    rows: Iterable[dict[str, Any]],
+    *,
+    agent: str | None = None,
+    backend: str | None = None,
+    tool: str | None = None,
+    since: float | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """The rows that the options leave."""
+    from fnmatch import fnmatchcase
+
+    wanted = [("agent_id", agent), ("backend_id", backend), ("tool_name", tool), ("tool", tool)]
+    found = [
+        row
+        for row in rows
+        if all(want is None or field not in row or fnmatchcase(str(row[field] or ""), want) for field, want in wanted)
+        and (since is None or instant(str(row.get("created_at", ""))) >= since)
+    ]
+    return found[:limit]

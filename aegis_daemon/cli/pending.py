@@ -1,0 +1,81 @@
+"""`aegis pending`: what waits for a person; `--watch` shows it come and go and takes decisions on the spot."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from aegis_daemon.cli import link
+from aegis_daemon.cli.console import compact, emit, instant, say, show, span
+from aegis_daemon.cli.decision import what
+from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Since, Tool, new_app, pick, since_epoch
+
+app = new_app()
+COLUMNS = {
+    "id": "id",
+    "agent_id": "agent",
+    "what": "call",
+    "arguments": "arguments",
+    "left": "expires in",
+    "state": "state",
+    "waiting": "client waits",
+}
+
+
+@app.command()
+def pending(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show what comes.")] = False,
+    agent: Agent = None,
+    backend: Backend = None,
+    tool: Tool = None,
+    since: Since = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Calls that wait for a person. Decide with `aegis approve ID` or `aegis reject ID`."""
+    after = since_epoch(since)
+
+    def picked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return pick(rows, agent=agent, backend=backend, tool=tool, since=after, limit=limit)
+
+    if watch:
+        try:
+            if not as_json and sys.stdout.isatty():
+                from aegis_daemon.cli.watch import live
+
+                live(lambda ticket: bool(picked([ticket])))
+            else:
+                _lines(lambda ticket: bool(picked([ticket])))
+        except KeyboardInterrupt:
+            pass
+        return
+    rows = picked(link.call("pending"))
+    if as_json:
+        emit(rows)
+        return
+    now = time.time()
+    shown = [
+        {
+            **row,
+            "what": what(row),
+            "arguments": compact(row["arguments"]),
+            "left": span(instant(row["expires_at"]) - now),
+        }
+        for row in rows
+    ]
+    show(shown, COLUMNS, "nothing waits for you")
+    if rows:
+        say("decide with `aegis approve ID` or `aegis reject ID`")
+
+
+def _lines(wanted: Any) -> None:
+    """One line for each event, the ticket's fields beside `event` and `by`."""
+    with link.connect() as daemon:
+        daemon.subscribe("watch_pending")
+        for event in daemon.events():
+            if wanted(event["ticket"]):
+                emit({"event": event["event"], "by": event.get("by"), **event["ticket"]})
+    say("the daemon has stopped")

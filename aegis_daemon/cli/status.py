@@ -1,0 +1,74 @@
+"""`aegis status`: the daemon at a glance; 1 when its audit log is unwell, 3 when it does not run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aegis_daemon.cli import link
+from aegis_daemon.cli.console import AWAY, DONE, WRONG, complain, emit, facts, instant, show, span, visible
+from aegis_daemon.cli.options import Json, new_app
+
+app = new_app()
+SESSION = {
+    "agent_id": "agent",
+    "backend_id": "backend",
+    "way": "way",
+    "era": "era",
+    "calls": "calls",
+    "in_flight": "in flight",
+    "since": "for",
+    "shim_pid": "shim",
+    "server_pid": "server",
+}
+
+
+@app.command()
+def status(as_json: Json = False) -> int:
+    """The daemon, its sessions and what waits for you."""
+    found = link.running()
+    if found is None:
+        paths = link.paths()
+        if as_json:
+            emit({"running": False, "config": paths.config, "socket": paths.socket})
+        complain(
+            f"the daemon is not running (no answer on `{paths.manage_socket}`)", "start it with `aegis daemon start`"
+        )
+        return AWAY
+    if as_json:
+        emit({"running": True, **found})
+    else:
+        _print(found)
+    return DONE if found["audit"]["healthy"] else WRONG
+
+
+def _print(found: dict[str, Any]) -> None:
+    import time
+
+    audit = found["audit"]
+    behind = audit["seq"] - audit["ingested"]
+    health = "healthy" if audit["healthy"] else f"UNWELL: {visible(audit['detail'])}"
+    tier = {
+        "advisory": "advisory: agents run as the daemon's user, so a hostile shell can go around it",
+        "isolated": "isolated: the daemon runs as a user of its own",
+    }
+    facts(
+        [
+            ("aegis", f"{found['version']}, process {found['pid']}, up {span(found['uptime_s'])}"),
+            ("mode", str(found["mode"])),
+            ("tier", tier.get(found["tier"], str(found["tier"]))),
+            ("config", visible(found["config"] or "none: everything is denied; begin with `aegis config init`")),
+            ("socket", visible(found["socket"])),
+            ("audit", f"record {audit['seq']}, {behind} still to index, durability {found['durability']}, {health}"),
+            ("servers", f"{found['servers_alive']} running" + _late(found["reaped_late"])),
+            ("pending", f"{found['pending']}" + (": see `aegis pending`" if found["pending"] else "")),
+            *(("warning", visible(warning)) for warning in found["warnings"]),
+        ]
+    )
+    print()
+    now = time.time()
+    rows = [{**row, "since": span(now - instant(row["since"]))} for row in found["sessions"]]
+    show(rows, SESSION, "no agent is connected")
+
+
+def _late(count: int) -> str:
+    return f", {count} processes outlived their session" if count else ""

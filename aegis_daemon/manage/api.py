@@ -1,0 +1,276 @@
+"""Everything that can be asked of a running daemon is one row of `HANDLERS`.
+
+A handler takes the governor, the caller and a checked request, and gives a shape, or a stream of them. It refuses by
+raising `Refusal`. Who the caller is comes from the kernel; no request can say it.
+"""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from enum import Enum
+from typing import Any, Final, Protocol
+
+import msgspec
+from pydantic import ValidationError
+
+from aegis_daemon.manage import shapes
+
+
+class Refusal(Exception):
+    """A request that is answered with an error: a stable code, the reason, and the next step."""
+
+    code = "refused"
+
+    def __init__(self, message: str, hint: str = "", *, code: str = "", faults: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.code = code or self.code
+        self.message = message
+        self.hint = hint
+        self.faults = tuple(faults)
+        """For `config_faults`: rows of file, line, column, path, message, hint."""
+
+
+class BadRequest(Refusal):
+    """The request cannot be read."""
+
+    code = "bad_request"
+
+
+class NotFound(Refusal):
+    """Nothing has the id."""
+
+    code = "not_found"
+
+
+class Conflict(Refusal):
+    """It was decided already; the message says how and by whom."""
+
+    code = "conflict"
+
+
+class Forbidden(Refusal):
+    """This caller may not."""
+
+    code = "forbidden"
+
+
+class Governor(Protocol):
+    """What the daemon lets itself be asked. Everything runs on the daemon's event loop."""
+
+    def status(self) -> shapes.Status:
+        """The daemon at a glance."""
+        ...
+
+    def pending(self) -> Sequence[shapes.Ticket]:
+        """Tickets that may still let a call run, oldest first."""
+        ...
+
+    def watch_pending(self) -> AsyncIterator[shapes.TicketEvent]:
+        """First an `opened` event for each ticket of `pending()`, then everything that happens to tickets.
+
+        Nothing may get lost between the two. Is closed with `aclose` when the watcher leaves.
+        """
+        ...
+
+    async def decide(self, id: str, approve: bool, *, by: str, via: str, note: str) -> shapes.Decided:
+        """Takes the decision. `id` is a ticket id or a call id, as a person typed it.
+
+        :raises NotFound: no such ticket. :raises Conflict: decided before, and by whom.
+        """
+        ...
+
+    def may_decide(self, pid: int | None, key: str | None) -> str | None:
+        """None, or why the process may not decide: it descends from a governed agent and has no valid key.
+
+        `pid` is None where the kernel does not tell it. See `manage.ancestry`.
+        """
+        ...
+
+    def limits(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.LimitRow]:
+        """The windows and how full they are."""
+        ...
+
+    def queue(self) -> Sequence[shapes.QueueRow]:
+        """Every call in every lane, in order."""
+        ...
+
+    def cancel_queued(self, call_id: str) -> bool:
+        """Refuses a call that has not been dispatched; False where none with this id waits."""
+        ...
+
+    def config_show(self) -> dict[str, Any]:
+        """The configuration in force, secrets masked."""
+        ...
+
+    async def reload(self) -> shapes.Reloaded:
+        """Reads the file again. Raises `config.load.ConfigFaults`, and then nothing has changed."""
+        ...
+
+    async def flush_audit(self) -> int:
+        """Waits until what was recorded by now is in SQLite; the newest record that is."""
+        ...
+
+    async def stop(self, restart: bool) -> None:
+        """Begins to stop and returns at once, so that the answer can still be sent."""
+        ...
+
+
+class Permit(Enum):
+    """What a verb does to the daemon."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+ALL: Final = frozenset(Permit)
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks. `present()` is False once the process that connected has gone, and its pid may be another's."""
+
+    uid: int
+    pid: int | None
+    permits: frozenset[Permit]
+    present: Callable[[], bool]
+
+    @property
+    def name(self) -> str:
+        """The user's name, for records and messages."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return f"uid {self.uid}"
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+async def status(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Status:
+    """The daemon at a glance."""
+    return governor.status()
+
+
+async def pending(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.Ticket]:
+    """Tickets that wait."""
+    return governor.pending()
+
+
+def watch_pending(governor: Governor, caller: Caller, ask: shapes.Nothing) -> AsyncIterator[shapes.TicketEvent]:
+    """Tickets as they come and go."""
+    return governor.watch_pending()
+
+
+async def decide(governor: Governor, caller: Caller, ask: shapes.DecideRequest) -> shapes.Decided:
+    """One person's decision. An agent's shell is refused here, whatever program it uses to ask."""
+    refusal = governor.may_decide(caller.pid, ask.key)
+    if refusal is None and ask.key is None and not caller.present():
+        # A process that hands its connection on and exits could otherwise be judged by whoever has its pid now.
+        refusal = "the process that asked is gone, so nobody knows who it was"
+    if refusal is not None:
+        raise Forbidden(
+            refusal, "decide from a terminal of your own, or set AEGIS_APPROVER_KEY to the path of the approver key"
+        )
+    return await governor.decide(ask.id, ask.approve, by=caller.name, via="cli", note=ask.note)
+
+
+async def limits(governor: Governor, caller: Caller, ask: shapes.LimitsQuery) -> Sequence[shapes.LimitRow]:
+    """Windows."""
+    return governor.limits(ask.agent, ask.backend, ask.tool)
+
+
+async def queue(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.QueueRow]:
+    """Lanes."""
+    return governor.queue()
+
+
+async def cancel_queued(governor: Governor, caller: Caller, ask: shapes.CancelRequest) -> shapes.Cancelled:
+    """Gives a queued call up."""
+    if not governor.cancel_queued(ask.call_id):
+        raise NotFound(f"no call `{ask.call_id}` waits in a queue", "see `aegis queue list`")
+    return shapes.Cancelled(call_id=ask.call_id, cancelled=True)
+
+
+async def config_show(governor: Governor, caller: Caller, ask: shapes.Nothing) -> dict[str, Any]:
+    """The configuration in force."""
+    return governor.config_show()
+
+
+async def reload(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Reloaded:
+    """The file, again."""
+    return await governor.reload()
+
+
+async def flush_audit(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Flushed:
+    """Everything into SQLite."""
+    return shapes.Flushed(seq=await governor.flush_audit())
+
+
+async def stop(governor: Governor, caller: Caller, ask: shapes.StopRequest) -> shapes.Stopping:
+    """The end."""
+    pid = governor.status().pid
+    await governor.stop(ask.restart)
+    return shapes.Stopping(pid=pid, restart=ask.restart)
+
+
+Handler = Callable[[Governor, Caller, Any], "Awaitable[Any] | AsyncIterator[Any]"]
+
+HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
+    "status": (shapes.Nothing, status, Permit.READ),
+    "pending": (shapes.Nothing, pending, Permit.READ),
+    "watch_pending": (shapes.Nothing, watch_pending, Permit.READ),
+    "decide": (shapes.DecideRequest, decide, Permit.WRITE),
+    "limits": (shapes.LimitsQuery, limits, Permit.READ),
+    "queue": (shapes.Nothing, queue, Permit.READ),
+    "cancel_queued": (shapes.CancelRequest, cancel_queued, Permit.WRITE),
+    "config_show": (shapes.Nothing, config_show, Permit.READ),
+    "reload": (shapes.Nothing, reload, Permit.WRITE),
+    "flush_audit": (shapes.Nothing, flush_audit, Permit.WRITE),
+    "stop": (shapes.StopRequest, stop, Permit.WRITE),
+}
+
+
+# --- one request ------------------------------------------------------------------------------------------------------
+
+
+class Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    """A request line."""
+
+    verb: str
+    args: dict[str, Any] = {}
+
+
+_ENVELOPE = msgspec.json.Decoder(Envelope)
+
+
+def call(governor: Governor, caller: Caller, line: bytes) -> Awaitable[Any] | AsyncIterator[Any]:
+    """What the request line asks for, begun: to be awaited, or a stream. Raises `Refusal`."""
+    if not line.startswith(b"{"):
+        raise BadRequest(
+            "this socket takes one JSON object a line, and no HTTP", "use the `aegis` command to talk to it"
+        )
+    try:
+        envelope = _ENVELOPE.decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).lower()
+        raise BadRequest(f"the request cannot be read: {why}", 'send {"verb": "status", "args": {}}') from None
+    row = HANDLERS.get(envelope.verb)
+    if row is None:
+        raise BadRequest(f"unknown verb `{envelope.verb[:40]}`", f"known: {', '.join(HANDLERS)}", code="unknown_verb")
+    model, function, permit = row
+    if permit not in caller.permits:
+        raise Forbidden(f"{caller.name} may not `{envelope.verb}`", "ask the user who runs the daemon")
+    try:
+        ask = model.model_validate(envelope.args)
+    except ValidationError as error:
+        # Never the input itself: it may hold a key.
+        wrong = "; ".join(
+            f"`{'.'.join(map(str, fault['loc'])) or 'args'}`: {_lower(fault['msg'])}"
+            for fault in error.errors(include_url=False, include_input=False, include_context=False)
+        )
+        raise BadRequest(f"wrong arguments for `{envelope.verb}`: {wrong}") from None
+    return function(governor, caller, ask)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,166 @@
+"""One question to the daemon, one answer; or a stream of events. Plain sockets, so that a command starts fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final
+
+ANSWER_MAX: Final = 256 * 1024 * 1024
+"""Bytes of the longest answer that is read."""
+
+
+class DaemonAway(Exception):
+    """No daemon answers on the socket; the text says which and why."""
+
+
+class Refused(Exception):
+    """The daemon answered with an error. `code` is stable (`api.Refusal`); `faults` holds config faults as rows."""
+
+    def __init__(self, code: str, message: str, hint: str = "", faults: tuple[dict[str, Any], ...] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.faults = faults
+
+
+class Connection:
+    """One connection; several requests may follow one another. `timeout` is in seconds, for each answer."""
+
+    def __init__(self, path: str, timeout: float = 70.0) -> None:
+        """Connects.
+
+        :raises DaemonAway: nobody listens there, or it is not our daemon.
+        """
+        self._path = path
+        self._timeout = timeout
+        self._data = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(min(timeout, 10.0))
+        try:
+            owner, me = os.stat(path).st_uid, os.geteuid()
+            if owner not in (me, 0) and me != 0:  # it would be told the approver key
+                self._socket.close()
+                raise DaemonAway(f"`{path}` belongs to uid {owner}, so what listens there is not your daemon")
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise DaemonAway(f"no daemon answers on `{path}` ({error.strerror or error})") from None
+
+    def fileno(self) -> int:
+        """For `select`: readable when an event may have come."""
+        return self._socket.fileno()
+
+    def call(self, verb: str, **args: Any) -> Any:
+        """The answer's data.
+
+        :raises Refused: the daemon says no. :raises DaemonAway: it went away, or is silent.
+        """
+        self._ask(verb, args)
+        line = self._line(time.monotonic() + self._timeout)
+        if line is None:
+            raise DaemonAway(f"the daemon on `{self._path}` went away before it answered")
+        return self._open(line).get("data")
+
+    def subscribe(self, verb: str, **args: Any) -> None:
+        """Begins a stream; read it with `events` or `arrived`."""
+        self._ask(verb, args)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Every event until the daemon ends. Raises as `call`."""
+        while (line := self._line(None)) is not None:
+            yield self._open(line)["event"]
+
+    def arrived(self) -> list[dict[str, Any]] | None:
+        """The events that have come by now, without waiting; None once the daemon has left."""
+        found: list[dict[str, Any]] = []
+        self._socket.settimeout(0)
+        try:
+            while (line := self._line(None)) is not None:
+                found.append(self._open(line)["event"])
+        except BlockingIOError:
+            return found
+        finally:
+            self._socket.settimeout(self._timeout)
+        return found or None
+
+    def close(self) -> None:
+        """Leaves."""
+        self._socket.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, verb: str, args: dict[str, Any]) -> None:
+        line = json.dumps({"verb": verb, "args": {key: value for key, value in args.items() if value is not None}})
+        try:
+            self._socket.sendall(line.encode() + b"\n")
+        except BrokenPipeError:
+            pass  # it said why before it closed: that is read next
+        except OSError as error:
+            raise DaemonAway(f"the daemon on `{self._path}` does not take the request ({error})") from None
+
+    def _line(self, until: float | None) -> bytes | None:
+        """One line; None at the end. Raises `BlockingIOError` on a socket that does not wait."""
+        scanned = 0
+        while (end := self._data.find(b"\n", scanned)) < 0:
+            scanned = len(self._data)
+            if scanned > ANSWER_MAX:
+                raise DaemonAway(f"what answers on `{self._path}` is no daemon of this version")
+            if until is not None:
+                self._socket.settimeout(max(0.001, until - time.monotonic()))
+            elif self._socket.gettimeout():
+                self._socket.settimeout(None)
+            try:
+                piece = self._socket.recv(1 << 16)
+            except TimeoutError:
+                raise DaemonAway(f"the daemon on `{self._path}` does not answer") from None
+            except ConnectionError:
+                piece = b""
+            if not piece:
+                return None
+            self._data += piece
+        line = bytes(self._data[:end])
+        del self._data[: end + 1]
+        return line
+
+    def _open(self, line: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(line)
+            if answer["ok"] is True:
+                return dict(answer)
+            error = answer["error"]
+            refused = Refused(
+                str(error["code"]),
+                str(error["message"]),
+                str(error.get("hint") or ""),
+                tuple(error.get("faults") or ()),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DaemonAway(f"what answers on `{self._path}` is no daemon of this version") from None
+        raise refused
+
+
+def ask(path: str, verb: str, **args: Any) -> Any:
+    """One request on a connection of its own. Raises as `Connection.call`."""
+    with Connection(path) as connection:
+        return connection.call(verb, **args)
+
+
+def approver_key(path: str) -> str:
+    """The content of an approver key file. Raises `OSError`, or `ValueError` where it is no such file."""
+    with open(os.path.expanduser(path), encoding="utf-8") as file:
+        key = file.read(4097).strip()
+    if not key or len(key) > 4096:
+        raise ValueError(f"`{path}` holds no approver key")
+    return key

@@ -1,0 +1,205 @@
+"""What crosses the management socket has one of these shapes, in either direction.
+
+Rows are flat and named as in the HTTP API. Instants are RFC 3339 in UTC, durations are integers with their unit in
+the name. Requests and rows refuse unknown fields, so a misspelt argument is an error and never a default.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ID_MAX = 64
+"""Characters in the longest ticket id or call id that is looked at."""
+NOTE_MAX = 500
+KEY_MAX = 4096
+
+
+class Shape(BaseModel):
+    """The base of every request and row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class Request(Shape):
+    """The base of what comes in: `"true"` is no boolean here."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Nothing(Request):
+    """No arguments."""
+
+
+class LimitsQuery(Request):
+    """Which windows to show; None is any."""
+
+    agent: str | None = None
+    backend: str | None = None
+    tool: str | None = None
+
+
+class DecideRequest(Request):
+    """One decision on one ticket, by ticket id or call id. `key` is the content of an approver key file."""
+
+    id: str = Field(min_length=1, max_length=ID_MAX)
+    approve: bool
+    note: str = Field(default="", max_length=NOTE_MAX)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class CancelRequest(Request):
+    """Which queued call to give up."""
+
+    call_id: str = Field(min_length=1, max_length=ID_MAX)
+
+
+class StopRequest(Request):
+    """`restart`: tells the agents' sessions to wait for the next daemon and start one if none comes."""
+
+    restart: bool = False
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class Session(Shape):
+    """One agent's connection."""
+
+    session: str
+    agent_id: str
+    backend_id: str
+    way: str
+    era: str
+    shim_pid: int | None = None
+    server_pid: int | None = None
+    since: str
+    calls: int
+    in_flight: int
+
+
+class AuditState(Shape):
+    """How the audit log is doing: `seq` is the newest record, `ingested` the newest one in SQLite."""
+
+    seq: int
+    ingested: int
+    backlog_bytes: int
+    healthy: bool
+    detail: str = ""
+
+
+class Status(Shape):
+    """The daemon at a glance."""
+
+    version: str
+    pid: int
+    uptime_s: int
+    tier: Literal["advisory", "isolated"]
+    mode: str
+    config: str | None
+    config_digest: str | None
+    socket: str
+    durability: str
+    sessions: tuple[Session, ...] = ()
+    servers_alive: int = 0
+    reaped_late: int = 0
+    pending: int = 0
+    audit: AuditState
+    warnings: tuple[str, ...] = ()
+
+
+class Ticket(Shape):
+    """One ask. `arguments` is JSON text; `waiting` tells whether a client still waits for the answer.
+
+    Listed tickets are `pending` or `approved` (and not used yet); the other states are seen in events only.
+    """
+
+    id: str
+    call_id: str
+    agent_id: str
+    backend_id: str
+    method: str
+    tool_name: str
+    arguments: str
+    created_at: str
+    expires_at: str
+    state: Literal["pending", "approved", "rejected", "expired", "consumed"]
+    waiting: bool
+    rule: str
+
+
+class TicketEvent(Shape):
+    """Something happened to a ticket, which is shown as it is afterwards; `by` is who decided."""
+
+    event: Literal["opened", "attached", "waiter_gone", "decided", "expired", "consumed"]
+    ticket: Ticket
+    by: str | None = None
+
+
+class Decided(Shape):
+    """The answer to a decision."""
+
+    id: str
+    call_id: str
+    state: Literal["approved", "rejected"]
+
+
+class LimitRow(Shape):
+    """One window. `retry_after_ms` is None while it has room, or while only calls under way fill it."""
+
+    scope: Literal["agent", "global"]
+    agent_id: str | None
+    backend_id: str
+    tool: str
+    window: str
+    max_count: int
+    current: int
+    reserved: int
+    retry_after_ms: int | None
+
+
+class QueueRow(Shape):
+    """One call in a lane; `held` waits for a person before it joins the order."""
+
+    call_id: str
+    agent_id: str
+    backend_id: str
+    tool_name: str
+    position: int
+    state: Literal["held", "waiting", "delay", "running"]
+    waited_ms: int
+    starts_in_ms: int | None
+
+
+class Cancelled(Shape):
+    """Whether the call was still queued."""
+
+    call_id: str
+    cancelled: bool
+
+
+class Reloaded(Shape):
+    """What a reload did; `restart_required` names keys that changed in the file and not in force."""
+
+    status: Literal["ok"] = "ok"
+    message: str
+    changed: tuple[str, ...] = ()
+    restart_required: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Flushed(Shape):
+    """The newest audit record that SQLite holds now."""
+
+    seq: int
+
+
+class Stopping(Shape):
+    """The daemon is on its way out."""
+
+    pid: int
+    restart: bool
