@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,16 +12,34 @@ import time
 from pathlib import Path
 
 from .driver import Target
-from .machine import REPO, BenchError
+from .machine import CACHE, REPO, BenchError
 
 RULES_PER_AGENT = 10
 
 
 def shim_command() -> list[str]:
+    """`aegis-wrap` as a wheel installs it.
+
+    An editable install has to start Python with its site directories, which costs a shim twice the start-up; so in one
+    the same files are laid out as a wheel would, and run from there.
+    """
     installed = Path(sys.prefix) / "bin" / "aegis-wrap"
-    if installed.exists():
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if installed.exists() and (Path(sys.prefix) / "lib" / version / "site-packages" / "aegis_shim").exists():
         return [str(installed)]
-    return [sys.executable, "-I", "-S", str(REPO / "aegis_shim")]
+    layout = CACHE / "installed"
+    packages = layout / "lib" / version / "site-packages"
+    for directory in (layout / "bin", packages):
+        directory.mkdir(parents=True, exist_ok=True)
+    for link, target in (
+        (layout / "bin" / version, Path(sys.executable)),
+        (packages / "aegis_shim", REPO / "aegis_shim"),
+    ):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    wrap = layout / "bin" / "aegis-wrap"  # a link would lead it back to the repository
+    shutil.copy(REPO / "aegis_shim" / "aegis-wrap", wrap)
+    return [str(wrap)]
 
 
 def config(durability: str, port: int, window: str = "1h", agents: int = 0) -> str:
