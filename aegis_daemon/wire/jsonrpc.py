@@ -184,8 +184,11 @@ def _is_error(error: Any) -> bool:
 
 def _readable_id(value: dict[str, Any]) -> Id | None:
     id = value.get("id")
-    if (type(id) is int or type(id) is str) and len(id_text(id)) <= MAX_ID and _variants(value, _ID_ONLY) is None:
-        return id
+    try:
+        if (type(id) is int or type(id) is str) and len(id_text(id)) <= MAX_ID and _variants(value, _ID_ONLY) is None:
+            return id
+    except UnicodeEncodeError:  # half of a surrogate pair
+        pass
     return None
 
 
@@ -198,12 +201,19 @@ _clean_envelopes: set[tuple[str, ...]] = set()
 _clean_params: set[tuple[str, ...]] = set()
 
 
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0") | frozenset(
+    map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
+"""Default_Ignorable_Code_Point beyond the format characters: joiners, fillers and variation selectors."""
+
+
 def fold(key: str) -> str:
-    """What a careless reader may take a key for: NFKC, case-folded, control and format characters dropped."""
+    """What a careless reader may take a key for: NFKC, case-folded, control and invisible characters dropped."""
     if key.isascii() and key.isprintable():
         return key.lower()
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", key).casefold())
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf"))
+    seen = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and c not in _UNSEEN)
+    return unicodedata.normalize("NFKC", seen)
 
 
 _folded_names: dict[frozenset[str], dict[str, str]] = {
@@ -299,12 +309,12 @@ class _Reader:
             return 0.0
         return number
 
-    def _int(self, text: str) -> int:
+    def _int(self, text: str) -> int | None:
         try:
             return int(text)
         except ValueError:  # more digits than the interpreter converts
             self._note(INVALID_REQUEST, "an integer has too many digits; send it as a string")
-            return 0
+            return None  # not a number that could be an id
 
     def _constant(self, text: str) -> None:
         self._note(PARSE_ERROR, f"{text} is not JSON")

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+from aegis_daemon.wire.jsonrpc import fold
+
 MODERN_VERSION: Final = "2026-07-28"
 LEGACY_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 META_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
@@ -136,6 +138,9 @@ def subject_of(row: Method, params: dict[str, Any]) -> tuple[str | None, str | N
     return subject, name
 
 
+_SUBSCRIPTIONS: Final = "resourceSubscriptions"
+
+
 def listened_resources(params: dict[str, Any]) -> list[str]:
     """The resource URIs a `subscriptions/listen` asks for, wherever the request puts them.
 
@@ -145,7 +150,9 @@ def listened_resources(params: dict[str, Any]) -> list[str]:
     for holder in (params, params.get("notifications")):
         if type(holder) is not dict:
             continue
-        uris = holder.get("resourceSubscriptions")
+        if any(key != _SUBSCRIPTIONS and fold(key) == _SUBSCRIPTIONS.lower() for key in holder):
+            raise BadParams("a key looks like `resourceSubscriptions` and is not; spell it as specified")
+        uris = holder.get(_SUBSCRIPTIONS)
         if uris is None:
             continue
         if type(uris) is not list or any(type(uri) is not str for uri in uris):
