@@ -40,6 +40,10 @@ CONTINUE_S = 600.0
 """How long the lease of an `input_required` answer waits for its retry."""
 
 
+HEARD = frozenset({"initialize", "tasks/get", "tasks/cancel", "tasks/result"})
+"""Methods whose results tell something of the session."""
+
+
 class Withdrawn(Exception):
     """The caller cancelled or went away before the call was sent."""
 
@@ -72,6 +76,14 @@ class Origin(Protocol):
 
     def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
         """Keeps the lease of an `input_required` answer for the retry."""
+        ...
+
+    def follow(self, task: Task, settle: Settle) -> None:
+        """The call goes on as a task: settle it when it ends, or its time does."""
+        ...
+
+    def heard(self, call: Call, body: bytes) -> None:
+        """The result of one of the methods in `HEARD`."""
         ...
 
 
@@ -355,36 +367,80 @@ async def _forward(
         return
     body = answer.body
     try:
-        frame, failed, waits = _released(call, opened, answer, shell)
+        frame, result = _released(call, opened, answer, shell)
     except _Withheld as withheld:
         error = Fault(withheld.code, withheld.text)
         _failed(call, opened, origin, shell, story, state, error, duration)
         return
-    counted = not failed or shell.runtime().backend(call.backend).count_tool_errors
-    if waits and state.lease is not None:
+    failed = not answer.ok or result.isError
+    if result.waits and state.lease is not None:
         origin.suspend(opened, body, state.lease)
         state.lease = None
-        counted = False
-    lease = state.lease
+    task = result.started
+    if task is not None and not failed:
+        # The work goes on: quota, turn and outcome are settled when the task ends.
+        delivered = origin.answer(opened, frame)
+        _finish_ticket(shell, state, body, delivered)
+        origin.follow(task, Settle(call, shell, story, state, began))
+        return
+    counted = not result.waits and (not failed or shell.runtime().backend(call.backend).count_tool_errors)
+    _settle_lease(state, counted, shell)
+    if state.turn is not None:
+        state.turn.leave()
+    if call.method in HEARD and answer.ok:
+        origin.heard(call, body)
+    delivered = origin.answer(opened, frame)
+    _finish_ticket(shell, state, body if answer.ok else None, delivered)
+    story.outcome(
+        "error" if failed else "success",
+        duration,
+        consumed=counted and call.method == "tools/call",
+        result=body,
+        code=0 if answer.ok else _error_code(body),
+        message="" if delivered else "the answer came after the caller had left",
+    )
+
+
+def _settle_lease(state: _State, counted: bool, shell: Shell) -> None:
+    lease, state.lease = state.lease, None
     if lease is not None:
         if counted:
             lease.commit(shell.now())
         else:
             lease.release()
-    if state.turn is not None:
-        state.turn.leave()
-    delivered = origin.answer(opened, frame)
-    if state.ticket is not None:
-        keep = body if not delivered and answer.ok else None
-        shell.desk.finish(state.ticket, keep)
-    story.outcome(
-        "error" if failed else "success",
-        duration,
-        consumed=counted and lease is not None,
-        result=body,
-        code=0 if answer.ok else _error_code(body),
-        message="" if delivered else "the answer came after the caller had left",
-    )
+
+
+def _finish_ticket(shell: Shell, state: _State, body: bytes | None, delivered: bool) -> None:
+    ticket, state.ticket = state.ticket, None
+    if ticket is not None:
+        shell.desk.finish(ticket, None if delivered else body)
+
+
+class Settle:
+    """What a task still owes: its call's quota, turn and outcome, paid once."""
+
+    __slots__ = ("_began", "_call", "_open", "_shell", "_state", "_story")
+
+    def __init__(self, call: Call, shell: Shell, story: Story, state: _State, began: float) -> None:
+        self._call = call
+        self._shell = shell
+        self._story = story
+        self._state = state
+        self._began = began
+        self._open = True
+
+    def __call__(self, status: str, body: bytes = b"", message: str = "") -> None:
+        """`status` as in an outcome; what may have had its effect counts."""
+        if not self._open:
+            return
+        self._open = False
+        shell = self._shell
+        counted = status != "error" or shell.runtime().backend(self._call.backend).count_tool_errors
+        _settle_lease(self._state, counted, shell)
+        if self._state.turn is not None:
+            self._state.turn.leave()
+        duration = int((shell.now() - self._began) * 1e6)
+        self._story.outcome(status, duration, consumed=counted, result=body, message=message)
 
 
 def _failed(
@@ -411,7 +467,7 @@ def _failed(
     story.outcome(
         "error" if error.not_executed else "unknown",
         duration,
-        consumed=lease is not None and not error.not_executed,
+        consumed=call.method == "tools/call" and not error.not_executed,
         code=INTERNAL_ERROR,
         message=f"{error.reason}: {error.text}",
     )
@@ -429,47 +485,69 @@ class _Withheld(Exception):
         self.text = text
 
 
+class Task(msgspec.Struct):
+    """A task as a server describes it, in either era. `ttl` (legacy) and `ttlMs` (modern) are milliseconds."""
+
+    taskId: str  # noqa: N815  (the protocol's names)
+    status: str = ""
+    ttl: float | None = None
+    ttlMs: float | None = None  # noqa: N815
+
+
 class _Result(msgspec.Struct):
-    isError: bool = False  # noqa: N815  (the protocol's name)
+    isError: bool = False  # noqa: N815
     resultType: str = "complete"  # noqa: N815
     inputRequests: dict[str, Any] | None = None  # noqa: N815
+    task: Task | None = None
+    taskId: str | None = None  # noqa: N815
+    ttlMs: float | None = None  # noqa: N815
+
+    @property
+    def waits(self) -> bool:
+        """Whether it asks for the caller's input."""
+        return self.resultType == "input_required"
+
+    @property
+    def started(self) -> Task | None:
+        """The task that goes on with the call."""
+        if self.task is not None:
+            return self.task
+        if self.resultType == "task" and self.taskId is not None:
+            return Task(self.taskId, ttlMs=self.ttlMs)
+        return None
 
 
+_PLAIN = _Result()
 _result = msgspec.json.Decoder(_Result)
+_MARKS = (b'"isError"', b'"input_required"', b'"taskId"', b"\\u")
+"""What a result with something to look at contains; an escape may hide one of the others."""
 
 
-def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[bytes, bool, bool]:
-    """The frame for the caller, whether the call failed, and whether it waits for the caller's input."""
+def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[bytes, _Result]:
+    """The frame for the caller, and what its result says of itself."""
     id_json = id_text(opened.request_id)
-    if not answer.ok:
-        return answer.with_id(id_json), True, False
     body = answer.body
-    rule = call.row.rule
-    if rule is Rule.LIST:
+    if not answer.ok or call.direction is Direction.TO_CLIENT:
+        return answer.with_id(id_json), _PLAIN
+    if call.row.rule is Rule.LIST:
         try:
             cleaned = shell.runtime().pipeline.clean_list(call, body)
         except Unreadable as error:
             raise _Withheld("unreadable_list", f"the server's list is withheld: {error}") from error
-        if cleaned is body:
-            return answer.with_id(id_json), False, False
-        return result_frame(id_json, cleaned), False, False
-    if call.direction is Direction.TO_CLIENT:
-        return answer.with_id(id_json), False, False
-    failed = waits = False
-    if b'"isError"' in body or b'"input_required"' in body or b"\\u" in body:
+        return answer.with_id(id_json) if cleaned is body else result_frame(id_json, cleaned), _PLAIN
+    result = _PLAIN
+    if any(mark in body for mark in _MARKS) and call.row.subject != "task":
         try:
             result = _result.decode(body)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise _Withheld("unreadable_answer", "the server's answer is withheld: it has another shape") from error
-        failed = result.isError
-        waits = result.resultType == "input_required"
-        if waits:
+        if result.waits:
             _check_asks(call, result.inputRequests, shell)
     if call.method == "initialize":
         version = answer.value().get("protocolVersion") if body.startswith(b"{") else None
         if version not in LEGACY_VERSIONS:
             raise _Withheld("unsupported_version", "the server speaks a protocol version that Aegis does not know")
-    return answer.with_id(id_json), failed, waits
+    return answer.with_id(id_json), result
 
 
 def _check_asks(call: Call, asks: dict[str, Any] | None, shell: Shell) -> None:

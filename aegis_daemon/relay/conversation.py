@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -21,7 +21,7 @@ from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooM
 from aegis_daemon.core.verdict import Permit, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.relay import handshake
-from aegis_daemon.relay.carry import CONTINUE_S, Shell, Withdrawn, carry
+from aegis_daemon.relay.carry import CONTINUE_S, Settle, Shell, Task, Withdrawn, carry
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
@@ -65,6 +65,10 @@ HEARTBEAT_S: Final = 15.0
 """Seconds between progress notifications of a call that waits."""
 CANCELLED_S: Final = 30.0
 """How long the answer to a cancelled request is waited for before its outcome counts as unknown."""
+TASK_S: Final = 3600.0
+"""How long a task is followed that names no time of its own, and the longest that any is."""
+TASKS: Final = 256
+"""How many tasks one session may have open."""
 RESPAWNS: Final = 16
 """How often one session may have its server replaced."""
 _UNKNOWN_METHOD: Final = {
@@ -151,6 +155,7 @@ class Conversation:
         self.to_server = OpenRequests(runtime.session_limit)
         self.to_client = OpenRequests(runtime.session_limit)
         self._suspended: dict[str, tuple[Lease, asyncio.TimerHandle]] = {}
+        self._tasks: dict[str, tuple[Settle, float]] = {}
         self._retired: set[Backend] = set()
         self._respawns = 0
         self._replay: Open | None = None
@@ -293,6 +298,9 @@ class Conversation:
             timer.cancel()
             lease.commit(self.shell.now())
         self._suspended.clear()
+        for settle, _ in self._tasks.values():
+            settle("unknown", message="the session ended before the task did")
+        self._tasks.clear()
         self._report_dropped()
         self.client.close(self._code)
         if not self._retired:
@@ -629,6 +637,8 @@ class Conversation:
         elif not method.startswith("notifications/"):
             self._drop("to_client", "a request without an id")
             return
+        elif method in ("notifications/tasks/status", "notifications/tasks"):
+            self._task_seen(encode(params))
         meta = params.get("_meta")
         if type(meta) is dict and META_SUBSCRIPTION in meta:
             opened = self.to_server.peek(meta[META_SUBSCRIPTION])
@@ -713,12 +723,50 @@ class Conversation:
 
         self._suspended[key] = (lease, self.loop.call_later(CONTINUE_S, lapse))
 
+    def follow(self, task: Task, settle: Settle) -> None:
+        """See `carry.Origin`."""
+        if task.taskId in self._tasks or len(self._tasks) >= TASKS:
+            settle("unknown", message="the task cannot be followed: its id is in use, or too many are open")
+            return
+        ttl = task.ttl if task.ttl is not None else task.ttlMs
+        seconds = TASK_S if ttl is None else min(max(ttl / 1000, 1.0), TASK_S)
+        self._tasks[task.taskId] = (settle, self.shell.now() + seconds)
+
+    def heard(self, call: Call, body: bytes) -> None:
+        """See `carry.Origin`."""
+        if call.method == "initialize":
+            self._note_capabilities(body)
+        elif call.method == "tasks/result":
+            failed = b'"isError":true' in body
+            self._task_ended(call.name or "", "error" if failed else "success", body)
+        else:
+            self._task_seen(body)
+
+    def _task_seen(self, body: bytes) -> None:
+        try:
+            task = msgspec.json.decode(body, type=Task)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return
+        # A cancelled task may have had its effect, so it counts.
+        ending = {"completed": "success", "failed": "error", "cancelled": "unknown"}.get(task.status)
+        if ending is not None:
+            self._task_ended(task.taskId, ending, body)
+
+    def _task_ended(self, task_id: str, status: str, body: bytes) -> None:
+        found = self._tasks.pop(task_id, None)
+        if found is not None:
+            found[0](status, body)
+
     def sweep(self, now: float) -> None:
         """Ends requests whose time is over; called about once a second."""
         for requests in (self.to_server, self.to_client):
             for opened in requests.all():
                 if opened.state is State.SENT and opened.deadline <= now and opened.waiter is not None:
                     self._time_out(requests, opened)
+        for task_id, (settle, until) in list(self._tasks.items()):
+            if until <= now:
+                del self._tasks[task_id]
+                settle("unknown", message="the task's time was over before it ended")
         replay = self._replay
         if replay is not None and replay.deadline <= now:
             self.client.refuse("the server did not take up the session again; start it anew")
@@ -743,8 +791,9 @@ class Conversation:
 
     _list_changes: tuple[str, ...] = ()
 
-    def note_capabilities(self, result: dict[str, Any]) -> None:
+    def _note_capabilities(self, body: bytes) -> None:
         """Remembers which lists the server announced changes for."""
+        result = msgspec.json.decode(body)
         capabilities = result.get("capabilities")
         if type(capabilities) is dict:
             self._list_changes = tuple(
@@ -845,6 +894,14 @@ class _ToServer(_Side):
         """See `carry.Origin`."""
         self.conversation.suspend(opened, body, lease)
 
+    def follow(self, task: Task, settle: Settle) -> None:
+        """See `carry.Origin`."""
+        self.conversation.follow(task, settle)
+
+    def heard(self, call: Call, body: bytes) -> None:
+        """See `carry.Origin`."""
+        self.conversation.heard(call, body)
+
 
 class _ToClient(_Side):
     """Requests of the server: it is their origin, the client their peer."""
@@ -887,3 +944,10 @@ class _ToClient(_Side):
 
     def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
         """There is no such thing towards a client."""
+
+    def follow(self, task: Task, settle: Settle) -> None:
+        """Towards a client nothing is reserved."""
+        settle("success")
+
+    def heard(self, call: Call, body: bytes) -> None:
+        """Nothing of a client's answers concerns the session."""
