@@ -251,7 +251,7 @@ def call(governor: Governor, caller: Caller, line: bytes) -> Awaitable[Any] | As
         )
     try:
         envelope = _ENVELOPE.decode(line)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).lower()
         raise BadRequest(f"the request cannot be read: {why}", 'send {"verb": "status", "args": {}}') from None
     row = HANDLERS.get(envelope.verb)

@@ -1,0 +1,167 @@
+"""A governor that keeps everything in lists, and a thread that serves it on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from aegis_daemon.config.load import ConfigFaults, Fault
+from aegis_daemon.manage import api, shapes
+from aegis_daemon.manage.server import Bounds, ManageServer
+
+
+def instant(seconds_from_now: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds_from_now)).isoformat().replace("+00:00", "Z")
+
+
+def ticket(id: str = "K7Q2", **changes: Any) -> shapes.Ticket:
+    row: dict[str, Any] = {
+        "id": id,
+        "call_id": (id.lower() * 8)[:32],
+        "agent_id": "claude",
+        "backend_id": "github",
+        "method": "tools/call",
+        "tool_name": "delete_repo",
+        "arguments": '{"repo":"acme/x"}',
+        "created_at": instant(-5),
+        "expires_at": instant(600),
+        "state": "pending",
+        "waiting": True,
+        "rule": "agents.claude.backends.github.approval_required",
+    }
+    return shapes.Ticket(**{**row, **changes})
+
+
+class MemoryGovernor:
+    """`Governor` for tests: public lists in, calls out."""
+
+    def __init__(self) -> None:
+        self.tickets: list[shapes.Ticket] = []
+        self.decided: list[tuple[str, bool, str, str, str]] = []
+        self.watchers: set[asyncio.Queue[shapes.TicketEvent]] = set()
+        self.refusal: str | None = None
+        self.asked: list[tuple[int | None, str | None]] = []
+        self.limit_rows: list[shapes.LimitRow] = []
+        self.queue_rows: list[shapes.QueueRow] = []
+        self.faults: list[Fault] = []
+        self.healthy = True
+        self.stopped: bool | None = None
+        self.slow = asyncio.Event()
+
+    def status(self) -> shapes.Status:
+        return shapes.Status(
+            version="9.9.9", pid=os.getpid(), uptime_s=61, tier="advisory", mode="enforce", config="/c/aegis.yaml",
+            config_digest="d" * 64, socket="/r/aegis.sock", durability="full", pending=len(self.tickets),
+            sessions=(
+                shapes.Session(
+                    session="s1", agent_id="claude\x1b[31m", backend_id="github", way="relay", era="legacy",
+                    shim_pid=7, server_pid=8, since=instant(-90), calls=3, in_flight=1,
+                ),
+            ),
+            audit=shapes.AuditState(seq=12, ingested=10, backlog_bytes=99, healthy=self.healthy, detail="disk is full"),
+            warnings=("`server.listen` is not served by this version",),
+        )  # fmt: skip
+
+    def pending(self) -> Sequence[shapes.Ticket]:
+        return list(self.tickets)
+
+    async def watch_pending(self) -> AsyncIterator[shapes.TicketEvent]:
+        events: asyncio.Queue[shapes.TicketEvent] = asyncio.Queue()
+        for row in self.tickets:
+            events.put_nowait(shapes.TicketEvent(event="opened", ticket=row))
+        self.watchers.add(events)
+        try:
+            while True:
+                yield await events.get()
+        finally:
+            self.watchers.discard(events)
+
+    def tell(self, event: str, row: shapes.Ticket, by: str | None = None) -> None:
+        for events in self.watchers:
+            events.put_nowait(shapes.TicketEvent(event=event, ticket=row, by=by))  # type: ignore[arg-type]
+
+    async def decide(self, id: str, approve: bool, *, by: str, via: str, note: str) -> shapes.Decided:
+        for known, _, who, _, _ in self.decided:
+            if known == id:
+                raise api.Conflict(f"`{id}` was approved by {who}")
+        found = next((row for row in self.tickets if id in (row.id, row.call_id)), None)
+        if found is None:
+            raise api.NotFound(f"no ticket `{id}` waits", "see `aegis pending`")
+        self.tickets.remove(found)
+        self.decided.append((id, approve, by, via, note))
+        state = "approved" if approve else "rejected"
+        self.tell("decided", found.model_copy(update={"state": state}), by)
+        return shapes.Decided(id=found.id, call_id=found.call_id, state=state)  # type: ignore[arg-type]
+
+    def may_decide(self, pid: int | None, key: str | None) -> str | None:
+        self.asked.append((pid, key))
+        return None if key == "the right key" else self.refusal
+
+    def limits(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.LimitRow]:
+        return [row for row in self.limit_rows if agent in (None, row.agent_id)]
+
+    def queue(self) -> Sequence[shapes.QueueRow]:
+        return self.queue_rows
+
+    def cancel_queued(self, call_id: str) -> bool:
+        kept = [row for row in self.queue_rows if row.call_id != call_id]
+        gone, self.queue_rows = len(kept) < len(self.queue_rows), kept
+        return gone
+
+    def config_show(self) -> dict[str, Any]:
+        return {"mode": "enforce", "server": {"api_token": "********"}}
+
+    async def reload(self) -> shapes.Reloaded:
+        if self.faults:
+            raise ConfigFaults(self.faults)
+        return shapes.Reloaded(message="config reloaded", changed=("agents",), restart_required=("audit.db_path",))
+
+    async def flush_audit(self) -> int:
+        await self.slow.wait()
+        return 12
+
+    async def stop(self, restart: bool) -> None:
+        self.stopped = restart
+
+
+class Served:
+    """A `ManageServer` on a loop of its own in a thread, for clients that block."""
+
+    def __init__(self, governor: MemoryGovernor, path: str, bounds: Bounds | None = None) -> None:
+        self.governor = governor
+        self.path = path
+        self._bounds = bounds
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    async def _run(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._end = asyncio.Event()
+        server = ManageServer(self.governor, self.path, self._bounds)
+        await server.start()
+        self._ready.set()
+        await self._end.wait()
+        await server.close()
+
+    def do(self, function: Any, *args: Any) -> Any:
+        """Calls a function on the server's thread."""
+
+        async def call() -> Any:
+            return function(*args)
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(10)
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._end.set)
+            self._thread.join(10)
+            assert not self._thread.is_alive()
