@@ -122,12 +122,10 @@ def loads(data: bytes | str, name: str, *, base: str = "/", env: Mapping[str, st
         reading = _Reading(source, base, os.environ if env is None else env)
         config, warnings = reading.config(), reading.warnings
     if source.faults:
-        raise ConfigFaults(_in_order(source.faults))
-    return Loaded(config or Config(), tuple(_in_order(warnings)), "")
-
-
-def _in_order(faults: list[Fault]) -> list[Fault]:
-    return sorted(dict.fromkeys(faults), key=lambda one: (one.line, one.column))
+        raise ConfigFaults(source.told())
+    return Loaded(
+        config or Config(), tuple(sorted(dict.fromkeys(warnings), key=lambda one: (one.line, one.column))), ""
+    )
 
 
 class _Reading:
@@ -291,6 +289,7 @@ class _Reading:
             return
         if kind == "extra_forbidden":
             self._fault(path, f"unknown key `{name}`", self._unknown_hint(path, name), key=True)
+            self.source.hide_from(*self.source.at(path, key=True))
             return
         context = error.get("ctx") or {}
         if isinstance(value, Secret) and kind != "aegis":

@@ -541,7 +541,7 @@ class Audit(Section):
 
 
 class Defaults(Section):
-    """What holds where nothing else is said."""
+    """What is done with what no rule lists."""
 
     unlisted: Literal["deny", "observe"] = Field(
         default="deny",

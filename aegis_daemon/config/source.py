@@ -134,6 +134,7 @@ class Source:
         self.faults: list[Fault] = []
         self._text = text
         self._lines: list[str] | None = None
+        self._hidden: dict[int, int] = {}
 
     def fault(self, line: int, column: int, path: Path, message: str, hint: str) -> None:
         """Note a fault at a place counted from 0; after `MAX_FAULTS` of them only that there are more."""
@@ -142,6 +143,22 @@ class Source:
         elif len(self.faults) == MAX_FAULTS:
             more = f"there are more than {MAX_FAULTS} faults"
             self.faults.append(Fault(self.name, 0, 0, "", more, "mend those shown first"))
+
+    def hide_from(self, line: int, column: int) -> None:
+        """Show no line beyond the key at this place, counted from 0: an unknown key may be a secret's, misspelt."""
+        self._hidden[line] = min(column, self._hidden.get(line, column))
+
+    def told(self) -> list[Fault]:
+        """The faults, in the order of the file, each once."""
+        faults = sorted(dict.fromkeys(self.faults), key=lambda one: (one.line or MAX_BYTES, one.column))
+        return [self._cut(one) for one in faults]
+
+    def _cut(self, fault: Fault) -> Fault:
+        column = self._hidden.get(fault.line - 1)
+        end = fault.source.find(":", column) if column is not None else -1
+        if end < 0 or not fault.source[end + 1 :].strip():
+            return fault
+        return msgspec.structs.replace(fault, source=f"{fault.source[: end + 1]} …")
 
     def make(self, line: int, column: int, path: Path, message: str, hint: str) -> Fault:
         """A fault at a place counted from 0, with its line of the file."""
@@ -265,7 +282,7 @@ class _Builder:
         self.anchors: dict[str, Node] = {}
         self.as_key: list[bool] = []
         self.total = 0
-        self.last: tuple[Node, Any] | None = None
+        self.last: Node | None = None  # a scalar read as the last thing, which may be half of one
 
     def run(self, events: Iterator[Any]) -> None:
         try:
@@ -281,6 +298,7 @@ class _Builder:
         documents = 0
         for event in events:
             kind = type(event)
+            self.last = None
             if self.total > MAX_VALUES:
                 mark = event.start_mark
                 message = f"the file holds more than {MAX_VALUES} values"
@@ -336,6 +354,7 @@ class _Builder:
             self._key(node, text, plain and text == "<<")
         else:
             self._add(node)
+            self.last = node
 
     def _key(self, node: Node, text: str, merge: bool) -> None:
         known = self.open[-1].value
@@ -420,7 +439,6 @@ class _Builder:
         into = self.open[-1]
         if isinstance(into.value, list):
             into.value.append(node)
-            self.last = (into, len(into.value) - 1)
             return
         waiting, self.keys[-1] = self.keys[-1], None
         if waiting is None or waiting[0] is None:
@@ -430,7 +448,6 @@ class _Builder:
             self._merge(node, line, column)
             return
         into.value[name] = (line, column, node)
-        self.last = (into, name)
 
     def _merge(self, node: Node, line: int, column: int) -> None:
         found = node.value if isinstance(node.value, list) else [node]
@@ -469,12 +486,12 @@ class _Builder:
         if begun is not None and begun.line != line:
             problem += f" ({marked.context} that begins in line {begun.line + 1})"
         path = self._path()
-        if self.last is not None:  # what was read last may be half of something
-            into, key = self.last
-            if isinstance(into.value, dict):
-                into.value.pop(key, None)
-            elif len(into.value) == key + 1:
-                into.value.pop()
+        if self.last is not None and self.open:
+            into = self.open[-1].value
+            if isinstance(into, list):
+                into.pop()
+            elif into and next(reversed(into.values()))[2] is self.last:
+                into.popitem()
         self.source.fault(line, column, path, f"not yaml: {problem}", hint)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from aegis_daemon.config.source import MAX_BYTES, MAX_DEPTH, MAX_FAULTS, ConfigFaults, Node, dotted, read
+from aegis_daemon.config.source import MAX_DEPTH, MAX_FAULTS, ConfigFaults, Node, dotted, read
 
 
 def plain(node: Node | None) -> Any:
@@ -274,7 +274,3 @@ def test_a_shown_line_holds_no_secret(text: str) -> None:
 def test_paths_quote_names_that_would_be_misread() -> None:
     assert dotted(("constraints", "sql.query", "operations", 2)) == 'constraints["sql.query"].operations[2]'
     assert dotted(()) == ""
-
-
-def test_the_size_cap_leaves_room_for_ten_thousand_rules() -> None:
-    assert MAX_BYTES == 1024 * 1024

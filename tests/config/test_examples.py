@@ -1,0 +1,54 @@
+"""Every configuration that we hand out loads, and says what its comments say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aegis_daemon.config.load import load, loads, starter
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+def test_there_are_examples() -> None:
+    assert {"solo-developer.yaml", "shared-account.yaml"} <= {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_loads_without_a_warning(path: Path) -> None:
+    assert [str(one) for one in load(str(path), env={}).warnings if "every user" not in one.message] == []
+
+
+def test_the_starter_loads_without_a_warning_and_governs_something() -> None:
+    loaded = loads(starter(), "aegis.yaml", env={})
+    assert loaded.warnings == ()
+    config = loaded.config
+    assert set(config.agents) == {"default", "coder"}
+    coder = config.agents["coder"].backends["github"]
+    assert coder.rate_limits["create_pull_request"].window_s == 86400
+    assert coder.approval_required
+    assert config.deny.tools
+    assert config.queue["github"].enabled
+    assert config.agents["default"].backends["filesystem"].tool_allowlist
+
+
+@pytest.mark.parametrize("name", ["# command:", "# args:", "# env:"])
+def test_what_the_starter_has_commented_out_loads_when_it_is_uncommented(name: str) -> None:
+    lines = starter().splitlines()
+    at = next(index for index, line in enumerate(lines) if line.strip().startswith("# command:"))
+    assert any(line.strip().startswith(name) for line in lines[at : at + 4])
+    lines[at : at + 4] = [line.replace("# ", "", 1) for line in lines[at : at + 4]]
+    config = loads("\n".join(lines), "aegis.yaml", env={"GITHUB_TOKEN": "x"}).config
+    assert config.backends["github"].command == "npx"
+    assert "GITHUB_PERSONAL_ACCESS_TOKEN" in config.backends["github"].env
+
+
+def test_the_shared_account_example_is_two_agents_behind_one_lane() -> None:
+    path = next(path for path in EXAMPLES if path.name == "shared-account.yaml")
+    config = load(str(path), env={}).config
+    assert len(config.agents) == 2
+    lane = config.queue["social"]
+    assert (lane.enabled, lane.delay_min, lane.delay_max) == (True, 60, 600)
+    assert lane.global_rate_limits
+    assert config.agents["writer"].backends["social"].approval_required
