@@ -1,0 +1,551 @@
+"""The log as people search it: one SQLite file that only the writer process writes, read here without being able to.
+
+    records  every record as it was hashed, by sequence number
+    bodies   arguments and results, by the record they belong to; can be erased without breaking the chain
+    calls    one row per call, folded from its records (`calls.py`)
+    log      a view of `calls` with times people can read
+
+The journal comes first: what is not here yet is there (`journal.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aegis_daemon.audit.calls import COLUMNS, Row, fold, read_record
+from aegis_daemon.audit.chain import UNREADABLE, Fault, Walk
+
+SCHEMA = 1
+"""`PRAGMA user_version` of a file this version reads and writes."""
+INDEXES: tuple[tuple[str, str], ...] = (
+    ("call", "(call_id)"),
+    ("agent", "(agent_id, ts)"),
+    ("backend", "(backend_id, ts)"),
+    ("tool", "(tool_name, ts)"),
+    ("time", "(ts)"),
+    # Most calls succeed, so nobody looks for those by their status, and they cost nothing here.
+    ("status", "(exec_status, ts) WHERE exec_status <> 'success'"),
+    ("ticket", "(ticket) WHERE ticket <> ''"),
+)
+_VIEW = """
+CREATE VIEW log AS SELECT
+  request_id, tenant_id, agent_id, principal, backend_id, session, era, method, tool_name, arguments_hash,
+  acl_result, rate_limit_result, approval_result, approver, queue_position, queue_wait_us / 1000 AS queue_wait_ms,
+  exec_status, exec_duration_us / 1000 AS exec_duration_ms, error_code, error_message, stage, policy_id, call_id, seq,
+  strftime('%Y-%m-%dT%H:%M:%S', ts / 1000000, 'unixepoch') || printf('.%06dZ', ts % 1000000) AS created_at
+FROM calls
+"""
+
+
+class NotFound(Exception):
+    """No call has that id."""
+
+
+class Ambiguous(Exception):
+    """Several calls have ids that begin like this; `ids` names some."""
+
+    def __init__(self, text: str, ids: list[str]) -> None:
+        super().__init__(text)
+        self.ids = ids
+
+
+class Known(msgspec.Struct, frozen=True):
+    """The newest record of a store, its hash (hex), and the first records of calls without an end."""
+
+    seq: int
+    head: str
+    open_calls: list[bytes]
+
+
+# --- the schema ------------------------------------------------------------------------------------------------------
+
+
+def connect(db_path: Path) -> sqlite3.Connection:
+    """A connection that writes, for the writer process. Raises `sqlite3.Error`."""
+    db = sqlite3.connect(db_path, timeout=5.0, isolation_level=None)
+    try:
+        # FULL: journal files are used again once their records are here, so here they must be safe.
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA journal_size_limit=67108864")
+        db.execute("PRAGMA cache_size=-8192")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def user_version(db: sqlite3.Connection) -> int:
+    """Which schema a file has; 0 for none."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def ensure_schema(db_path: Path) -> None:
+    """Makes the file (0600, WAL) and its tables where they are missing. Raises `sqlite3.Error`, `OSError`.
+
+    sqlite-utils weighs more than the whole writer, so the writer does this in a process of its own, once in a
+    store's life.
+    """
+    fd = os.open(db_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    os.close(fd)
+    with closing(sqlite3.connect(db_path, timeout=5.0)) as db:
+        found = user_version(db)
+        if found > SCHEMA:
+            raise sqlite3.DatabaseError(
+                f"the audit store `{db_path}` has version {found}, this Aegis knows {SCHEMA}; run a newer Aegis"
+            )
+        if found == SCHEMA:
+            return
+    import sqlite_utils
+
+    database = sqlite_utils.Database(sqlite3.connect(db_path, timeout=5.0), execute_plugins=False)
+    try:
+        database.enable_wal()
+        with database.conn:
+            database.table("records").create(
+                {"seq": int, "hash": str, "record": str}, pk="seq", not_null={"hash", "record"}, if_not_exists=True
+            )
+            database.table("bodies").create(
+                {"seq": int, "part": str, "salt": bytes, "body": str, "length": int}, pk="seq", if_not_exists=True
+            )
+            kinds = msgspec.structs.fields(Row)
+            database.table("calls").create(
+                {field.name: int if field.type == "int" or field.type is int else str for field in kinds},
+                pk="seq",
+                if_not_exists=True,
+            )
+            for name, what in INDEXES:
+                database.execute(f"CREATE INDEX IF NOT EXISTS calls_{name} ON calls {what}")
+            database.execute("DROP VIEW IF EXISTS log")
+            database.execute(_VIEW)
+            database.execute(f"PRAGMA user_version={SCHEMA}")
+    finally:
+        database.close()
+
+
+def chain_head(db_path: Path) -> Known | None:
+    """What a store knows of the chain; None where it holds no record. Raises `OSError` where it cannot be read."""
+    try:
+        with closing(_read_only(db_path)) as db:
+            if user_version(db) == 0:
+                return None
+            newest = db.execute("SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1").fetchone()
+            if newest is None:
+                return None
+            pending = db.execute("SELECT seqs FROM calls WHERE exec_status = 'pending' AND exec_status <> 'success'")
+            texts = [_deciding(db, row[0]) for row in pending.fetchall()]
+            return Known(newest[0], newest[1], [text for text in texts if text is not None])
+    except sqlite3.Error as error:
+        raise OSError(f"the audit store `{db_path}` cannot be read: {error}") from error
+
+
+def _deciding(db: sqlite3.Connection, seqs: str) -> bytes | None:
+    """The newest hold or intent among a call's records."""
+    for seq in reversed(seqs.split(",")):
+        row = db.execute("SELECT record FROM records WHERE seq = ?", (int(seq),)).fetchone()
+        if row is not None and read_record(row[0]).kind in ("intent", "hold"):
+            return str(row[0]).encode()
+    return None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class CallView(msgspec.Struct, frozen=True):
+    """One call as the API shows it. `arguments` and `result` are JSON text, None where not kept or not asked for.
+
+    `result_length` is the whole result's bytes, of which at most 16 KiB are kept. Durations count from the whole
+    millisecond below.
+    """
+
+    seq: int
+    call_id: str
+    request_id: str
+    tenant_id: str
+    agent_id: str
+    principal: str
+    backend_id: str
+    session: str
+    era: str
+    method: str
+    tool_name: str
+    arguments: str | None
+    arguments_hash: str
+    acl_result: str
+    rate_limit_result: str
+    approval_result: str
+    approver: str
+    ticket: str
+    queue_position: int
+    queue_wait_ms: int
+    exec_status: str
+    exec_duration_ms: int
+    exec_duration_us: int
+    result: str | None
+    result_length: int | None
+    error_code: int
+    error_message: str
+    stage: str
+    policy_id: str
+    note: str
+    consumed: bool
+    would: bool
+    created_at: str
+    finished_at: str | None
+
+
+class RecordView(msgspec.Struct, frozen=True):
+    """One record; `record` is its canonical JSON, `body` what is kept beside it."""
+
+    seq: int
+    hash: str
+    record: msgspec.Raw
+    body: str | None
+    created_at: str
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """One call with all its records, oldest first."""
+
+    call: CallView
+    records: list[RecordView]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `verify` saw. `head` is the newest record's hash; compare it with one kept elsewhere."""
+
+    records: int
+    first_seq: int
+    last_seq: int
+    head: str
+    faults: list[Fault]
+    checked_bodies: int
+    erased_bodies: int
+    checked_calls: int
+
+
+_BODIES = "SELECT c.*, a.body, r.body, r.length FROM calls c LEFT JOIN bodies a ON a.seq = c.seq LEFT JOIN bodies r ON r.seq = c.result_seq"  # noqa: E501
+_PLAIN = "SELECT c.*, NULL, NULL, NULL FROM calls c"
+
+
+class Reader:
+    """Reads the store while the writer writes it; cannot change it. Raises `OSError` where there is none."""
+
+    def __init__(self, db_path: Path) -> None:
+        try:
+            self._db = _read_only(db_path)
+            found = user_version(self._db)
+        except sqlite3.Error as error:
+            raise OSError(
+                f"the audit store `{db_path}` cannot be read: {error}; start the daemon, or name the right file"
+            ) from error
+        if found != SCHEMA:
+            self._db.close()
+            raise OSError(
+                f"the audit store `{db_path}` has version {found}, this Aegis reads {SCHEMA}; start its own daemon once"
+            )
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._db.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def search(
+        self,
+        *,
+        agent: str | None = None,
+        backend: str | None = None,
+        tool: str | None = None,
+        method: str | None = None,
+        status: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+        text: str | None = None,
+        limit: int = 50,
+        before: int | None = None,
+        bodies: bool = True,
+    ) -> list[CallView]:
+        """Calls, newest first. `tool` is a glob; times are microseconds since the epoch, `until` excluded.
+
+        `text` is looked for in the arguments, in any case (ASCII). `before` is the `seq` of the last row of the page
+        before this one.
+        """
+        where: list[str] = []
+        given: list[Any] = []
+
+        def add(condition: str, *values: object) -> None:
+            where.append(condition)
+            given.extend(values)
+
+        if agent is not None:
+            add("c.agent_id = ?", agent)
+        if backend is not None:
+            add("c.backend_id = ?", backend)
+        if tool is not None:
+            if any(sign in tool for sign in "*?["):
+                add("c.tool_name GLOB ?", tool.replace("[!", "[^"))
+            else:
+                add("c.tool_name = ?", tool)
+        if method is not None:
+            add("c.method = ?", method)
+        if status is not None:
+            add("c.exec_status = ?", status)
+            if status != "success":
+                where.append("c.exec_status <> 'success'")  # lets SQLite use the partial index
+        if since is not None:
+            add("c.ts >= ?", since)
+        if until is not None:
+            add("c.ts < ?", until)
+        if before is not None:
+            add("(c.ts, c.seq) < ((SELECT ts FROM calls WHERE seq = ?), ?)", before, before)
+        select = _BODIES if bodies or text is not None else _PLAIN
+        if text is not None:
+            pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            add("a.body LIKE ? ESCAPE '\\'", f"%{pattern}%")
+        condition = f" WHERE {' AND '.join(where)}" if where else ""
+        given.append(limit)
+        rows = self._db.execute(f"{select}{condition} ORDER BY c.ts DESC, c.seq DESC LIMIT ?", given)
+        return [_view(row) for row in rows]
+
+    def show(self, id: str) -> Shown:
+        """A call by its id, the beginning of its id, or its ticket. Raises `NotFound`, `Ambiguous`."""
+        low = id.lower()
+        rows: list[tuple[Any, ...]] = []
+        if low and all(sign in "0123456789abcdef" for sign in low):
+            rows = self._db.execute(
+                f"{_BODIES} WHERE c.call_id >= ? AND c.call_id < ? ORDER BY c.call_id, c.seq DESC LIMIT 6",
+                (low, low + "g"),
+            ).fetchall()
+        if not rows and id:
+            rows = self._db.execute(
+                f"{_BODIES} WHERE c.ticket = ? AND c.ticket <> '' ORDER BY c.seq DESC LIMIT 1", (id.upper(),)
+            ).fetchall()
+        if not rows:
+            raise NotFound(f"no call `{id}` in the audit log; `aegis audit search` lists calls")
+        ids = list(dict.fromkeys(row[COLUMNS.index("call_id")] for row in rows))
+        if len(ids) > 1:
+            raise Ambiguous(f"`{id}` begins the ids of several calls; give more of it", ids)
+        seqs = [int(seq) for row in rows for seq in str(row[COLUMNS.index("seqs")]).split(",")]
+        records = self._db.execute(
+            "SELECT r.seq, r.hash, r.record, b.body FROM records r LEFT JOIN bodies b ON b.seq = r.seq "
+            "WHERE r.seq IN (SELECT value FROM json_each(?)) ORDER BY r.seq",
+            (msgspec.json.encode(seqs).decode(),),
+        )
+        return Shown(_view(rows[0]), [_record_view(row) for row in records])
+
+    def tail(self, after_seq: int, limit: int = 1000) -> list[RecordView]:
+        """Records behind `after_seq`, oldest first; a negative number counts from the end."""
+        if after_seq < 0:
+            after_seq = max(0, self.last_seq() + after_seq)
+        rows = self._db.execute(
+            "SELECT r.seq, r.hash, r.record, b.body FROM records r LEFT JOIN bodies b ON b.seq = r.seq "
+            "WHERE r.seq > ? ORDER BY r.seq LIMIT ?",
+            (after_seq, limit),
+        )
+        return [_record_view(row) for row in rows]
+
+    def last_seq(self) -> int:
+        """The newest record."""
+        return int(self._db.execute("SELECT ifnull(max(seq), 0) FROM records").fetchone()[0])
+
+    def consumed_since(self, ts: int) -> Iterator[tuple[str, str, str, str, int, int]]:
+        """Calls that count against limits and ended at `ts` (microseconds since the epoch) or later, oldest first.
+
+        Gives (agent, backend, tool, boot, mono, ts), the times being those of the call's end.
+        """
+        # A call ends after it began; one that ran for more than a day before `ts` is not looked for.
+        return iter(
+            self._db.execute(
+                "SELECT agent_id, backend_id, tool_name, boot, mono, finished_ts FROM calls "
+                "WHERE ts >= ? AND consumed = 1 AND finished_ts >= ? ORDER BY ts",
+                (ts - 86_400_000_000, ts),
+            )
+        )
+
+    # --- verifying ---------------------------------------------------------------------------------------------------
+
+    def verify(self, progress: Callable[[int, int], None] | None = None, *, newest: int | None = None) -> Report:
+        """Checks every hash, link, body and call row, in one consistent view of the file.
+
+        `newest` is a record that must be there (the daemon's `flush` names one). `progress(done, total)` is called
+        now and then.
+        """
+        self._db.execute("BEGIN")
+        try:
+            return self._verify(progress, newest)
+        finally:
+            self._db.execute("COMMIT")
+
+    def _verify(self, progress: Callable[[int, int], None] | None, newest: int | None) -> Report:
+        db = self._db
+        first, last = db.execute("SELECT ifnull(min(seq), 0), ifnull(max(seq), 0) FROM records").fetchone()
+        total = last - first + 1 if last else 0
+        walk = Walk()
+        faults = walk.faults
+        open_calls: dict[str, Row] = {}
+        begun: dict[str, Row] = {}
+        count = bodies = erased = calls = 0
+
+        def check_call(row: Row) -> None:
+            nonlocal calls
+            calls += 1
+            kept = db.execute("SELECT * FROM calls WHERE seq = ?", (row.seq,)).fetchone()
+            if kept is None:
+                faults.append(Fault(row.seq, "call_missing", f"call {row.call_id} has no row in `calls`"))
+                return
+            told = msgspec.structs.astuple(row)
+            wrong = [name for name, is_, should in zip(COLUMNS, kept, told, strict=True) if is_ != should]
+            if wrong:
+                text = f"call {row.call_id}: `calls` differs from the records in {', '.join(wrong)}"
+                faults.append(Fault(row.seq, "call_edited", text))
+
+        rows = db.execute(
+            "SELECT r.seq, r.hash, CAST(r.record AS BLOB), b.seq, b.salt, CAST(b.body AS BLOB), b.length "
+            "FROM records r LEFT JOIN bodies b ON b.seq = r.seq ORDER BY r.seq"
+        )
+        for seq, stored, text, body_seq, salt, body, length in rows:
+            count += 1
+            if progress is not None and count % 10_000 == 0:
+                progress(count, total)
+            text = text or b""
+            if walk.step(seq, text, str(stored)) is None:
+                continue
+            try:
+                record = read_record(text)
+            except UNREADABLE:
+                faults.append(Fault(seq, "unreadable", f"record {seq} has fields that no record has"))
+                continue
+            if record.body:
+                if body_seq is None:
+                    faults.append(Fault(seq, "body_missing", f"the body of record {seq} is missing"))
+                elif salt is None and body is None:
+                    erased += 1
+                elif sha256((salt or b"") + (body or b"")).hexdigest() != record.body or length != (
+                    record.length or len(body or b"")
+                ):
+                    faults.append(
+                        Fault(seq, "body_edited", f"the body of record {seq} is not the one it was made with")
+                    )
+                else:
+                    bodies += 1
+            elif body_seq is not None:
+                faults.append(Fault(seq, "body_edited", f"record {seq} was made without a body and has one"))
+            if seq != record.seq:
+                continue  # said already, and its call cannot be told
+            folded = fold(open_calls, record, body if record.body else None)
+            if folded is not None:
+                row, new = folded
+                if new:
+                    begun[row.call_id] = row
+                if row.call_id not in open_calls:
+                    begun.pop(row.call_id, None)
+                    check_call(row)
+        for row in open_calls.values():
+            check_call(row)
+        kept_calls = db.execute("SELECT count(*) FROM calls").fetchone()[0]
+        if kept_calls > calls and not any(fault.kind in ("missing", "unreadable", "reordered") for fault in faults):
+            faults.append(Fault(0, "call_inserted", f"`calls` has {kept_calls - calls} rows that no record speaks of"))
+        if newest is not None and last < newest:
+            faults.append(Fault(last + 1, "missing", f"records {last + 1} to {newest} are missing"))
+        return Report(count, first, last, walk.head, faults, bodies, erased, calls)
+
+
+def _read_only(db_path: Path) -> sqlite3.Connection:
+    """Raises `sqlite3.Error`."""
+    uri = db_path.absolute().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA query_only=1")
+        db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _instant(ts: int) -> str:
+    """RFC 3339 in UTC."""
+    try:
+        seconds, micros = divmod(ts, 1_000_000)
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06}Z"
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def _text(body: object) -> str | None:
+    if isinstance(body, bytes):
+        return body.decode(errors="replace")
+    return None if body is None else str(body)
+
+
+def _view(found: tuple[Any, ...]) -> CallView:
+    row = Row(*found[: len(COLUMNS)])
+    arguments, result, result_length = found[len(COLUMNS) :]
+    return CallView(
+        seq=row.seq,
+        call_id=row.call_id,
+        request_id=row.request_id,
+        tenant_id=row.tenant_id,
+        agent_id=row.agent_id,
+        principal=row.principal,
+        backend_id=row.backend_id,
+        session=row.session,
+        era=row.era,
+        method=row.method,
+        tool_name=row.tool_name,
+        arguments=_text(arguments),
+        arguments_hash=row.arguments_hash,
+        acl_result=row.acl_result,
+        rate_limit_result=row.rate_limit_result,
+        approval_result=row.approval_result,
+        approver=row.approver,
+        ticket=row.ticket,
+        queue_position=row.queue_position,
+        queue_wait_ms=row.queue_wait_us // 1000,
+        exec_status=row.exec_status,
+        exec_duration_ms=row.exec_duration_us // 1000,
+        exec_duration_us=row.exec_duration_us,
+        result=_text(result),
+        result_length=result_length,
+        error_code=row.error_code,
+        error_message=row.error_message,
+        stage=row.stage,
+        policy_id=row.policy_id,
+        note=row.note,
+        consumed=bool(row.consumed),
+        would=bool(row.would),
+        created_at=_instant(row.ts),
+        finished_at=_instant(row.finished_ts) if row.finished_ts else None,
+    )
+
+
+def _record_view(row: tuple[Any, ...]) -> RecordView:
+    seq, stored, text, body = row
+    try:
+        created = _instant(read_record(text).ts)
+        raw = msgspec.Raw(text.encode())
+    except (*UNREADABLE, TypeError, AttributeError):
+        created, raw = "", msgspec.Raw(msgspec.json.encode(_text(text)))
+    return RecordView(seq, str(stored), raw, _text(body), created)
+
+
+if __name__ == "__main__":  # the writer runs this once, when a store is new
+    os.umask(0o077)
+    try:
+        ensure_schema(Path(sys.argv[1]))
+    except (sqlite3.Error, OSError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,203 @@
+"""While the daemon runs, so does its writer process (`ingest.py`): started, rung, listened to, and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.record import Admin
+from aegis_daemon.core.ports import AuditUnavailable
+
+RING_S = 0.05
+RESTART_S = (0.05, 0.2, 1.0, 5.0)
+"""How long to wait before the first, second, … start after a death; the last for all that follow."""
+FLUSH_S = 30.0
+
+
+class WriterHandle:
+    """The daemon's end of the writer. Begins at once; belongs to the loop's thread."""
+
+    def __init__(self, journal: Journal, db_path: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self._journal = journal
+        self._db_path = db_path
+        self._loop = loop
+        self._process: subprocess.Popen[bytes] | None = None
+        self._out = -1
+        self._rest = b""
+        self._deaths = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._restart: asyncio.TimerHandle | None = None
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._ended: asyncio.Future[None] | None = None
+        self._closing = False
+        journal.bell = self._rung
+        self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    async def flush(self, within: float = FLUSH_S) -> int:
+        """Returns when SQLite holds everything appended so far; gives the newest record it holds.
+
+        Raises `AuditUnavailable` where that takes longer than `within` seconds.
+        """
+        target = self._journal.last_seq
+        if self._journal.ingested_seq < target:
+            done: asyncio.Future[None] = self._loop.create_future()
+            entry = (target, done)
+            self._waiting.append(entry)
+            self._journal.when_durable(target, lambda _: self._ring())
+            try:
+                async with asyncio.timeout(within):
+                    await done
+            except TimeoutError:
+                why = self._journal.detail or "it is still at work"
+                raise AuditUnavailable(
+                    f"the audit store `{self._db_path}` did not catch up with the journal: {why}; try again"
+                ) from None
+            finally:
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+        return self._journal.ingested_seq
+
+    async def close(self) -> None:
+        """Lets the writer finish (ten seconds), then ends it; idempotent. The journal keeps what is left."""
+        self._closing = True
+        self._journal.bell = None
+        for timer in (self._timer, self._restart):
+            if timer is not None:
+                timer.cancel()
+        process = self._process
+        if process is None:
+            return
+        self._ring()
+        self._ended = self._loop.create_future()
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(10):
+                await self._ended
+        except TimeoutError:
+            process.kill()
+            await self._ended
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._restart = None
+        sync = "nosync" if self._journal.durability == "full" else "sync"
+        arguments = [sys.executable, "-I", "-m", "aegis_daemon.audit.ingest"]
+        try:
+            process = subprocess.Popen(  # noqa: S603
+                [*arguments, str(self._journal.directory), str(self._db_path), sync],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,  # a Ctrl-C is for the daemon, which then lets it finish
+            )
+        except OSError as error:
+            self._journal.trouble = f"the audit writer does not start: {error}"
+            self._again()
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._out = process.stdout.fileno()
+        os.set_blocking(process.stdin.fileno(), False)
+        os.set_blocking(self._out, False)
+        self._rest = b""
+        self._loop.add_reader(self._out, self._heard)
+        self._ring()
+
+    def _again(self) -> None:
+        delay = RESTART_S[min(self._deaths, len(RESTART_S) - 1)]
+        self._deaths += 1
+        self._restart = self._loop.call_later(delay, self._start)
+
+    def _gone(self) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._loop.remove_reader(self._out)
+        process.stdout.close()
+        process.stdin.close()
+        process.kill()  # its output is closed, so it is ending already, or of no use
+        code = process.wait()
+        self._process = None
+        if self._ended is not None:
+            self._ended.set_result(None)
+        if self._closing:
+            return
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+        self._journal.trouble = f"the audit writer ended with {how} and is started again"
+        self._again()
+
+    # --- what is said ------------------------------------------------------------------------------------------------
+
+    def _rung(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(RING_S, self._ring)
+
+    def _ring(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        try:
+            os.write(self._process.stdin.fileno(), b"%d\n" % self._journal.checkpoint())
+        except BlockingIOError:  # thousands of rings unread; any later one will do
+            self._rung()
+        except OSError:
+            pass  # it is ending, and the next one is rung when it starts
+
+    def _heard(self) -> None:
+        try:
+            data = os.read(self._out, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._gone()
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            word, _, rest = line.decode(errors="replace").partition(" ")
+            if word == "ingested":
+                self._ingested(int(rest))
+            elif word == "trouble":
+                self._journal.trouble = f"the audit store `{self._db_path}` cannot be written: {rest}"
+            elif word == "gap":
+                first, _, last = rest.partition(" ")
+                self._note("audit_gap", f"records {first} to {last} are neither in the store nor in the journal")
+            elif word == "aside":
+                self._note(
+                    "audit_store_replaced",
+                    f"the store held records of another chain; it was kept as `{rest}`, and a new one was begun",
+                )
+
+    def _ingested(self, seq: int) -> None:
+        journal = self._journal
+        journal.trouble = ""
+        self._deaths = 0
+        journal.ingested(seq)
+        for entry in [entry for entry in self._waiting if entry[0] <= seq]:
+            self._waiting.remove(entry)
+            if not entry[1].done():
+                entry[1].set_result(None)
+
+    def _note(self, action: str, detail: str) -> None:
+        try:
+            self._journal.append(Admin(action=action, detail=detail))
+        except AuditUnavailable:
+            self._journal.trouble = detail
