@@ -27,25 +27,22 @@ def arguments_json(call: Call) -> bytes:
     return _encode(call.arguments)
 
 
-class Story:
-    """The records of one call."""
+class Story(msgspec.Struct, eq=False):
+    """The records of one call. See `core.ports.Story`."""
 
-    __slots__ = ("_call", "_journal", "acl", "approval", "approver", "limit", "note", "position", "ticket", "wait_us")
-
-    def __init__(self, journal: Journal, call: Call) -> None:
-        self._journal = journal
-        self._call = call
-        self.acl = "allowed"
-        self.limit = "none"
-        self.approval = "not_required"
-        self.approver = ""
-        self.ticket = ""
-        self.note = ""
-        self.position = 0
-        self.wait_us = 0
+    journal: Journal
+    call: Call
+    acl: str = "allowed"
+    limit: str = "none"
+    approval: str = "not_required"
+    approver: str = ""
+    ticket: str = ""
+    note: str = ""
+    position: int = 0
+    wait_us: int = 0
 
     def _facts(self) -> dict[str, Any]:
-        call = self._call
+        call = self.call
         return {
             "agent": call.principal.agent,
             "backend": call.backend,
@@ -62,9 +59,9 @@ class Story:
         """The call waits for a person. Raises `AuditUnavailable`."""
         self.ticket = ticket
         self.approval = "pending"
-        self._journal.append(
+        self.journal.append(
             Hold(**self._facts(), acl=self.acl, approval="pending", limit=self.limit, policy=rule, ticket=ticket),
-            arguments_json(self._call),
+            arguments_json(self.call),
         )
 
     def intent(self) -> Waiter[None] | None:
@@ -72,8 +69,8 @@ class Story:
 
         Raises `AuditUnavailable`, then or when awaited: the call must not leave.
         """
-        call = self._call
-        journal = self._journal
+        call = self.call
+        journal = self.journal
         seq = journal.append(
             Intent(
                 acl=self.acl,
@@ -121,9 +118,9 @@ class Story:
     ) -> None:
         """The call ended. A full disk loses the outcome, never the intent: the call then counts as unknown."""
         try:
-            self._journal.append(
+            self.journal.append(
                 Outcome(
-                    call=self._call.id,
+                    call=self.call.id,
                     consumed=consumed,
                     duration_us=duration_us,
                     error_code=code,
@@ -140,7 +137,7 @@ class Story:
         """The call was refused (or, with `would`, observe mode let it pass)."""
         row = REFUSALS.get(reason.stage)
         try:
-            self._journal.append(
+            self.journal.append(
                 Denied(
                     **self._facts(),
                     acl=self.acl,
@@ -157,7 +154,7 @@ class Story:
                     ticket=self.ticket,
                     would=would,
                 ),
-                arguments_json(self._call),
+                arguments_json(self.call),
             )
         except AuditUnavailable:
             pass  # refused all the same, and the journal tells `aegis status` what ails it

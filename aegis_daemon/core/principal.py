@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 
@@ -16,4 +18,9 @@ class Principal(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """How the audit log names it."""
-        return self.agent if self.uid is None else f"{self.agent} (uid {self.uid})"
+        return _name(self.agent, self.uid)
+
+
+@lru_cache(maxsize=4096)
+def _name(agent: str, uid: int | None) -> str:
+    return agent if uid is None else f"{agent} (uid {uid})"

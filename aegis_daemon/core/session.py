@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+import msgspec
+
 from aegis_daemon.core.call import Call
 from aegis_daemon.wire.jsonrpc import Id
 
@@ -25,22 +27,19 @@ class State(enum.IntEnum):
     DONE = 3
 
 
-class Open:
-    """One open request. `waiter` and `strand` belong to whoever carries it."""
+class Open(msgspec.Struct, eq=False):
+    """One open request. `waiter` and `strand` belong to whoever carries it, `slot` to its client."""
 
-    __slots__ = ("call", "cancelled", "deadline", "number", "request_id", "slot", "state", "strand", "token", "waiter")
-
-    def __init__(self, request_id: Id, token: int | str | None) -> None:
-        self.request_id = request_id
-        self.token = token
-        self.call: Call | None = None
-        self.state = State.WAITING
-        self.cancelled = False
-        self.number = 0
-        self.slot = -1
-        self.deadline = 0.0
-        self.strand: Any = None
-        self.waiter: Any = None
+    request_id: Id
+    token: int | str | None = None
+    call: Call | None = None
+    state: State = State.WAITING
+    cancelled: bool = False
+    number: int = 0
+    slot: int = -1
+    deadline: float = 0.0
+    strand: Any = None
+    waiter: Any = None
 
 
 class TooMany(Exception):

@@ -33,7 +33,7 @@ from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
-from aegis_daemon.loop.clock import monotonic, wall
+from aegis_daemon.loop.clock import micros, monotonic, wall
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.server import ManageServer
 from aegis_daemon.relay.carry import Shell
@@ -56,7 +56,7 @@ class Daemon:
         config = force.config
         self._db_path = Path(config.audit.db_path or paths.audit_db)
         self._journal = Journal(
-            Path(paths.journal), durability=config.audit.durability, loop=loop, clock=clocks, db_path=self._db_path
+            Path(paths.journal), durability=config.audit.durability, loop=loop, clock=micros, db_path=self._db_path
         )
         self._limits = Limits()
         self._lanes = Lanes(monotonic, loop.call_later)
@@ -234,11 +234,6 @@ class Daemon:
             _log.error("the configuration was not reloaded, the old one stays in force:\n%s", faults)
         except Exception:
             _log.exception("the configuration was not reloaded, the old one stays in force")
-
-
-def clocks() -> tuple[int, int]:
-    """(microseconds since the epoch, microseconds on the clock that windows use)."""
-    return int(wall() * 1e6), int(monotonic() * 1e6)
 
 
 async def _main(paths: Paths, force: InForce, foreground: bool) -> int:

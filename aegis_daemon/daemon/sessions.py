@@ -150,7 +150,7 @@ class Sessions:
             session.conversation.stop()
         self._outbox.flush()
         deadline = monotonic() + grace
-        while monotonic() < deadline and any(len(session.conversation.to_server) for session in self):
+        while monotonic() < deadline and any(len(session.conversation.to_server) for session in self):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for session in self:
             session.client.bye(restart)

@@ -87,17 +87,14 @@ class Origin(Protocol):
         ...
 
 
-class _State:
+class _State(msgspec.Struct):
     """What a call holds while it is under way."""
 
-    __slots__ = ("agreed", "lease", "ticket", "turn", "would")
-
-    def __init__(self) -> None:
-        self.lease: Lease | None = None
-        self.turn: Turn | None = None
-        self.ticket: Ticket | None = None
-        self.agreed = False
-        self.would: Reason | None = None
+    lease: Lease | None = None
+    turn: Turn | None = None
+    ticket: Ticket | None = None
+    agreed: bool = False
+    would: Reason | None = None
 
     def let_go(self) -> None:
         """Gives back what the call held; what a ticket keeps stays with the ticket."""
@@ -115,7 +112,9 @@ async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: She
         lease = origin.continued(opened) if call.frame.params.get("requestState") is not None else None
         if lease is not None:
             state.lease, state.agreed = lease, True
-        verdict = await _decide(call, opened, origin, shell, story, state)
+        ticket, verdict = _prepare(call, shell, story, state)
+        if state.turn is not None or type(verdict) is Hold:
+            verdict = await _agreed_and_in_turn(verdict, ticket, call, opened, origin, shell, story, state)
         if type(verdict) is not Allow:
             assert type(verdict) is Deny
             state.let_go()
@@ -157,39 +156,54 @@ async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: She
     await _forward(verdict.permit, call, opened, origin, peer, shell, story, state)
 
 
-async def _decide(call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State) -> Verdict:
-    """The verdict after everything the call had to wait for, with its claims reserved and its turn come."""
+def _prepare(call: Call, shell: Shell, story: Story, state: _State) -> tuple[Ticket | None, Verdict]:
+    """The verdict before anything is waited for, its claims and place reserved; and the ticket to attach to."""
     verdict = _admit(call, shell, state)
     kind = type(verdict)
     if kind is Deny:
-        return verdict
-    ticket = shell.desk.find(verdict) if kind is Hold else None  # type: ignore[arg-type]
+        return None, verdict
+    ticket: Ticket | None = shell.desk.find(verdict) if kind is Hold else None  # type: ignore[arg-type]
     if ticket is not None:
         state.lease, ticket.lease = ticket.lease, None
         state.turn, ticket.turn = ticket.turn, None
     claims = verdict.claims  # type: ignore[union-attr]
-    if claims and state.lease is None:
-        lease = shell.limits.reserve(claims, shell.now())
-        if type(lease) is Deny:
-            if not shell.runtime().pipeline.observe:
-                story.limit = "denied"
-                _hand_back(state, ticket)
-                return lease
-            state.would = lease.reason
-        else:
-            state.lease = lease
     if claims:
         story.limit = "allowed"
+        if state.lease is None:
+            lease = shell.limits.reserve(claims, shell.now())
+            if type(lease) is not Deny:
+                state.lease = lease
+            elif shell.runtime().pipeline.observe:
+                state.would = lease.reason
+            else:
+                story.limit = "denied"
+                _hand_back(state, ticket)
+                return None, lease
     if state.turn is None:
         turn = shell.lanes.enter(call)
-        if type(turn) is Deny:
-            if not shell.runtime().pipeline.observe:
-                _hand_back(state, ticket)
-                return turn
-        elif turn is not None:
+        if type(turn) is not Deny:
             state.turn = turn
-    if kind is Hold:
-        refusal = await _ask(verdict, ticket, opened, origin, shell, story, state)  # type: ignore[arg-type]
+        elif shell.runtime().pipeline.observe:
+            state.would = state.would or turn.reason
+        else:
+            _hand_back(state, ticket)
+            return None, turn
+    return ticket, verdict
+
+
+async def _agreed_and_in_turn(
+    verdict: Verdict,
+    ticket: Ticket | None,
+    call: Call,
+    opened: Open,
+    origin: Origin,
+    shell: Shell,
+    story: Story,
+    state: _State,
+) -> Verdict:
+    """Today's verdict once a person has agreed and the call's turn has come, whichever of the two it waits for."""
+    if type(verdict) is Hold:
+        refusal = await _ask(verdict, ticket, opened, origin, shell, story, state)
         if refusal is not None:
             return refusal
         verdict = _admit(call, shell, state)
@@ -360,7 +374,8 @@ async def _forward(
     except Exception as fault:
         _log.exception("call %s ended in a fault", call.id)
         error = Fault("fault", f"a fault in Aegis after the call was forwarded ({type(fault).__name__})")
-    duration = int((shell.now() - began) * 1e6)
+    ended = shell.now()
+    duration = int((ended - began) * 1e6)
     if answer is None:
         assert error is not None
         _failed(call, opened, origin, shell, story, state, error, duration)
@@ -384,7 +399,7 @@ async def _forward(
         origin.follow(task, Settle(call, shell, story, state, began))
         return
     counted = not result.waits and (not failed or shell.runtime().backend(call.backend).count_tool_errors)
-    _settle_lease(state, counted, shell)
+    _settle_lease(state, counted, ended)
     if state.turn is not None:
         state.turn.leave()
     if call.method in HEARD and answer.ok:
@@ -401,11 +416,11 @@ async def _forward(
     )
 
 
-def _settle_lease(state: _State, counted: bool, shell: Shell) -> None:
+def _settle_lease(state: _State, counted: bool, now: float) -> None:
     lease, state.lease = state.lease, None
     if lease is not None:
         if counted:
-            lease.commit(shell.now())
+            lease.commit(now)
         else:
             lease.release()
 
@@ -436,7 +451,7 @@ class Settle:
         self._open = False
         shell = self._shell
         counted = status != "error" or shell.runtime().backend(self._call.backend).count_tool_errors
-        _settle_lease(self._state, counted, shell)
+        _settle_lease(self._state, counted, shell.now())
         if self._state.turn is not None:
             self._state.turn.leave()
         duration = int((shell.now() - self._began) * 1e6)
@@ -519,8 +534,6 @@ class _Result(msgspec.Struct):
 
 _PLAIN = _Result()
 _result = msgspec.json.Decoder(_Result)
-_MARKS = (b'"isError"', b'"input_required"', b'"taskId"', b"\\u")
-"""What a result with something to look at contains; an escape may hide one of the others."""
 
 
 def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[bytes, _Result]:
@@ -536,7 +549,10 @@ def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[b
             raise _Withheld("unreadable_list", f"the server's list is withheld: {error}") from error
         return answer.with_id(id_json) if cleaned is body else result_frame(id_json, cleaned), _PLAIN
     result = _PLAIN
-    if any(mark in body for mark in _MARKS) and call.row.subject != "task":
+    if (
+        # An escape may hide one of the others.
+        b'"isError"' in body or b'"input_required"' in body or b'"taskId"' in body or b"\\u" in body
+    ) and call.row.subject != "task":
         try:
             result = _result.decode(body)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:

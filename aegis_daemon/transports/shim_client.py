@@ -40,13 +40,13 @@ class ShimClient:
         self.on_full: Callable[[bool], None] = lambda full: None
         self._writer.on_full = lambda full: self.on_full(full)
         # Straight to the ledger, which is on the path of every frame.
-        self.take_slot = self._ledger.take_slot
-        self.dispatched = self._ledger.dispatched
-        self.free_slot = self._ledger.free_slot
-        self.consume = self._ledger.consume
-        self.keep_era = self._ledger.keep_era
-        self.keep_handshake = self._ledger.keep_handshake
-        self.keep_initialized = self._ledger.keep_initialized
+        self.take_slot: Callable[[bytes, int], int] = self._ledger.take_slot
+        self.dispatched: Callable[[int], None] = self._ledger.dispatched
+        self.free_slot: Callable[[int], None] = self._ledger.free_slot
+        self.consume: Callable[[int], None] = self._ledger.consume
+        self.keep_era: Callable[[int], None] = self._ledger.keep_era
+        self.keep_handshake: Callable[[bytes], None] = self._ledger.keep_handshake
+        self.keep_initialized: Callable[[], None] = self._ledger.keep_initialized
         self.start = self._ledger.start
 
     @property
@@ -177,7 +177,8 @@ class ShimClient:
             # After close nothing may touch the mapping; late slots are of no use to anybody.
             self.free_slot = self.dispatched = _ignore
             self.take_slot = _no_slot
-            self.consume = self.keep_era = self.keep_handshake = _ignore
+            self.consume = self.keep_era = _ignore
+            self.keep_handshake = _ignore
             self.keep_initialized = _nothing
             self.gone = True
 

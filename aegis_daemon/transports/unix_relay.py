@@ -40,11 +40,12 @@ def peer_of(connection: socket.socket) -> Peer:
     if sys.platform == "linux":
         pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return Peer(uid, pid)
-    # macOS: LOCAL_PEERCRED: struct xucred {version, uid, ngroups, groups[16]}; LOCAL_PEERPID
-    credentials = connection.getsockopt(0, 1, 76)
-    uid = struct.unpack_from("II", credentials)[1]
-    pid = struct.unpack("i", connection.getsockopt(0, 2, 4))[0]
-    return Peer(uid, pid or None)
+    else:
+        # macOS: LOCAL_PEERCRED: struct xucred {version, uid, ngroups, groups[16]}; LOCAL_PEERPID
+        credentials = connection.getsockopt(0, 1, 76)
+        uid = struct.unpack_from("II", credentials)[1]
+        pid = struct.unpack("i", connection.getsockopt(0, 2, 4))[0]
+        return Peer(uid, pid or None)
 
 
 class Control:

@@ -101,11 +101,11 @@ class Answer(msgspec.Struct, frozen=True):
 
 _decode = msgspec.json.decode
 _encode = msgspec.json.encode
-_LINE_SEPARATORS = (("\u2028".encode(), b"\\u2028"), ("\u2029".encode(), b"\\u2029"))
+_LINE_SEPARATORS = tuple((chr(code).encode(), b"\\u%04x" % code) for code in (0x2028, 0x2029, 0x85))
 
 
 def encode(value: Any) -> bytes:
-    """JSON text on one line; U+2028 and U+2029 escaped, since some readers split lines at them."""
+    """JSON text on one line; U+2028, U+2029 and U+0085 escaped, since some readers split lines at them."""
     out = _encode(value)
     if not out.isascii():
         for raw, escaped in _LINE_SEPARATORS:
