@@ -174,11 +174,11 @@ class Conversation:
 
     def start(self) -> None:
         """Starts the server, takes up what an earlier daemon left, and reads the client."""
+        # What an earlier daemon left lies in the agent's memory, so it is a claim like any frame, and judged like one.
+        if self.client.era in (Era.LEGACY, Era.MODERN):
+            self.era = Era(self.client.era)
         if self._start_server is not None:
             self._spawn()
-        era = self.client.era
-        if era:
-            self.era = Era(era)
         kept = self.client.handshake
         if kept is not None and self.era is Era.LEGACY and self.server is not None:
             self._replay_handshake(kept)
@@ -196,18 +196,31 @@ class Conversation:
         except WireFault:
             self.client.start()
             return
-        opened = Open("aegis-handshake", None)
-        opened.waiter = Waiter()
-        self._replay = opened
-        number = self.to_server.sent(opened)
-        opened.deadline = self.shell.now() + 60.0
-        assert self.server is not None
-        self.server.send(frame.encoded(number))
+        id = frame.id
+        if id is None or frame.method != "initialize":
+            self.client.start()
+            return
+        frame = handshake.initialize(frame, self.shell.runtime().may_ask(self.principal.agent, self.backend))
+        opened = self._replay = self.to_server.begin(id, {})
+        opened.call = Call(
+            self._ids(), id, self.session, self.principal, Direction.TO_SERVER, TO_SERVER["initialize"],
+            None, None, self.backend, Era.LEGACY, frame,
+        )  # fmt: skip
+        opened.strand = Strand(carry(opened.call, opened, _Replayed(self), self._to_server_side, self.shell))
+        opened.strand.start()
 
-    def _replayed(self) -> None:
+    def _replayed(self, opened: Open, taken: bool) -> None:
+        self.to_server.end(opened)
         self._replay = None
-        if self.client.initialized and self.server is not None:
-            self.server.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+        server = self.server
+        if server is None or self._ending:
+            return
+        if not taken:
+            self.client.refuse("the server did not take up the session again; start it anew")
+            self._close_server()
+            return
+        if self.client.initialized:
+            server.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         self.client.start()
 
     def client_left(self) -> None:
@@ -542,8 +555,6 @@ class Conversation:
                 opened = self.to_server.answered(frame.id)
                 if opened is None:
                     self._drop("to_client", "an answer to no open request")
-                elif opened is self._replay:
-                    self._replayed()
                 else:
                     opened.waiter.set(frame)
             elif frame.kind is Kind.REQUEST:  # type: ignore[union-attr]
@@ -767,10 +778,6 @@ class Conversation:
             if until <= now:
                 del self._tasks[task_id]
                 settle("unknown", message="the task's time was over before it ended")
-        replay = self._replay
-        if replay is not None and replay.deadline <= now:
-            self.client.refuse("the server did not take up the session again; start it anew")
-            self._close_server()
         self._report_dropped()
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:
@@ -901,6 +908,17 @@ class _ToServer(_Side):
     def heard(self, call: Call, body: bytes) -> None:
         """See `carry.Origin`."""
         self.conversation.heard(call, body)
+
+
+class _Replayed(_ToServer):
+    """The handshake that is shown to a new server: the client had its answer from the old one."""
+
+    __slots__ = ()
+
+    def answer(self, opened: Open, frame: bytes) -> bool:
+        answer = parse_from_server(frame) if frame else None
+        self.conversation._replayed(opened, isinstance(answer, Answer) and answer.ok)
+        return True
 
 
 class _ToClient(_Side):
