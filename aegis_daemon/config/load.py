@@ -70,7 +70,7 @@ SECRET_MAX_BYTES: Final = 64 * 1024
 _PLACEHOLDER = re.compile(r"(\$?)\$\{(env|file):([^{}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REGEX_LIKE = re.compile(r"^\^|\$$|[\\|()+]|\{.*,.*\}")
-_SUGGESTIONS: Final = 200  # looking for near names takes time; the first faults are those that are read
+_COMPARISONS: Final = 20_000  # near names are looked for up to here; the first faults are those that are read
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -137,7 +137,7 @@ class _Reading:
         self.env = env
         self.warnings: list[Fault] = []
         self._built: dict[int, Any] = {}
-        self._suggestions = _SUGGESTIONS
+        self._comparisons = _COMPARISONS
 
     def config(self) -> Config | None:
         assert self.source.root is not None
@@ -162,9 +162,9 @@ class _Reading:
         self.warnings.append(self.source.make(*self.source.at(path, key=key), path, message, hint))
 
     def _nearest(self, word: str, known: list[str]) -> str | None:
-        if self._suggestions <= 0 or len(word) > 80:
+        if self._comparisons < len(known) or len(word) > 80:
             return None
-        self._suggestions -= 1
+        self._comparisons -= len(known)
         plain = {_plain(name): name for name in known if abs(len(name) - len(word)) < 12}
         found = difflib.get_close_matches(_plain(word), plain, 1, 0.6)
         return plain[found[0]] if found else None

@@ -624,6 +624,16 @@ def test_a_file_of_nothing_but_faults_is_refused_in_bounded_time() -> None:
     assert time.process_time() - started < 10
 
 
+def test_near_names_are_looked_for_in_bounded_time() -> None:
+    known = ", ".join(f"backend-number-{n}: {{}}" for n in range(4000))
+    wrong = ", ".join(f"backend-numbr-{n}: {{allowed: true}}" for n in range(900))
+    started = time.process_time()
+    found = faults(f"backends: {{{known}}}\nagents: {{a: {{backends: {{{wrong}}}}}}}\n")
+    assert time.process_time() - started < 10
+    assert len(found) == 900
+    assert found[0].endswith("did you mean `backend-number-0`?")
+
+
 NAMES = sorted({part for row in describe_settings() for part in row[0].replace("<", "").replace(">", "").split(".")})
 VALUE = (
     st.none()
