@@ -783,7 +783,8 @@ class Conversation:
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:
         requests.answered(opened.number)
         timeout = self.shell.runtime().backend(self.backend).timeout
-        if not opened.cancelled and requests is self.to_server and self.server is not None:
+        handshake = opened.call is not None and opened.call.method == "initialize"  # which is never cancelled
+        if not opened.cancelled and not handshake and requests is self.to_server and self.server is not None:
             params = {"requestId": opened.number, "reason": "no answer in time"}
             self.server.send(notification_frame("notifications/cancelled", params))
         text = (
