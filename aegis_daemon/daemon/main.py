@@ -17,7 +17,7 @@ from aegis_daemon.approvals.desk import Desk
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
 from aegis_daemon.audit.journal import Journal
-from aegis_daemon.audit.record import Admin, Approval, Outcome, Start
+from aegis_daemon.audit.record import Admin, Approval, Denied, Outcome, Start
 from aegis_daemon.audit.store import Reader
 from aegis_daemon.audit.story import Scribe
 from aegis_daemon.audit.writer import WriterHandle
@@ -104,6 +104,14 @@ class Daemon:
         for intent in recovery.open_intents:
             text = "the daemon ended before the answer came; the outcome is unknown and the call is never repeated"
             self._journal.append(Outcome(call=intent.call, consumed=True, error_message=text, status="unknown"))
+        for hold in recovery.open_holds:
+            text = "the daemon ended while the call waited for a person; it was not executed, its ticket stays"
+            refused = Denied(
+                agent=hold.agent, backend=hold.backend, call=hold.call, method=hold.method, name=hold.name,
+                principal=hold.principal, reason=text, request=hold.request, session=hold.session, stage="restart",
+                ticket=hold.ticket,
+            )  # fmt: skip
+            self._journal.append(refused)
         await self._writer.flush()
         self._restore_limits()
         self._desk.restore(self._reserve)
@@ -311,7 +319,7 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
         try:
             force = reloading.read(config_path)
         except ConfigFaults as faults:
-            print(f"aegis: the configuration has faults, nothing was started:\n{faults}", file=sys.stderr)
+            print(f"aegis: the configuration has faults, nothing was started:\n{faults.render()}", file=sys.stderr)
             return 1
         os.umask(0o077)
         _raise_descriptor_limit()
