@@ -38,6 +38,7 @@ class Open(msgspec.Struct, eq=False):
     number: int = 0
     slot: int = -1
     deadline: float = 0.0
+    beats: int = 0
     strand: Any = None
     waiter: Any = None
 

@@ -686,13 +686,12 @@ class Conversation:
         """Progress every 15 s for a caller that gave a token; fractions below 1, so that a server's own still grow."""
         if opened.token is None:
             return _nothing
-        count = 0
         timer: asyncio.TimerHandle | None = None
 
         def beat() -> None:
-            nonlocal count, timer
-            count += 1
-            params = {"progressToken": opened.token, "progress": count / 1_000_000, "message": text()}
+            nonlocal timer
+            opened.beats += 1
+            params = {"progressToken": opened.token, "progress": opened.beats / 1_000_000, "message": text()}
             self.client.send(notification_frame("notifications/progress", params), -1)
             timer = self.loop.call_later(HEARTBEAT_S, beat)
 
