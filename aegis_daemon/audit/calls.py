@@ -9,21 +9,18 @@ from hashlib import sha256
 
 import msgspec
 
+from aegis_daemon.audit.chain import Link
 
-class Stored(msgspec.Struct):
+
+class Stored(Link):
     """Any kind of record, read back; what a kind lacks stands at its default."""
 
-    kind: str
-    seq: int
-    prev: str
     acl: str = ""
     agent: str = ""
     approval: str = ""
     approver: str = ""
     backend: str = ""
-    body: str = ""
     boot: str = ""
-    call: str = ""
     code: int = 0
     consumed: bool = False
     duration_us: int = 0
@@ -48,7 +45,6 @@ class Stored(msgspec.Struct):
     tenant: str = ""
     ticket: str = ""
     ts: int = 0
-    would: bool = False
 
 
 class Row(msgspec.Struct):

@@ -1,9 +1,9 @@
 """The writer process: what the journal has committed is in SQLite soon, in order, once, whatever is killed when.
 
-Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync`. Lines in: the newest sequence number that may
-be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside NAME` where the store belonged
-to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it tries again every
-second. Ends at the end of its input, after one more look at the journal.
+Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync NICENESS`. Lines in: the newest sequence number
+that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside NAME` where the store
+belonged to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it tries
+again every second. Ends at the end of its input, after one more look at the journal.
 
 SQLite's own newest record says where to go on, and a batch is one transaction: so nothing is ingested twice or left
 out. With `sync`, the journal is synced before what was read from it is committed, so that SQLite never knows more than
@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,15 +26,13 @@ from pathlib import Path
 import msgspec
 
 from aegis_daemon.audit import store
-from aegis_daemon.audit.calls import CHANGING, COLUMNS, Row, fold, read_record
+from aegis_daemon.audit.calls import CHANGING, COLUMNS, Row, Stored, fold, read_record
 from aegis_daemon.audit.disk import read_header, sync_file
 from aegis_daemon.audit.record import GENESIS
 from aegis_daemon.audit.segment import Header, Line, decode_line, later
 
 BATCH_BYTES = 2 << 20
 """Journal bytes in one transaction: some 3 000 records."""
-NICE = 10
-"""Measured in the facts of performance: without it the writer's bursts are in the calls' p99."""
 _INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?)"
 _INSERT_BODY = "INSERT INTO bodies VALUES (?, ?, ?, ?, ?)"
 _INSERT_CALL = f"INSERT INTO calls VALUES ({','.join('?' * len(COLUMNS))})"  # noqa: S608
@@ -124,6 +121,8 @@ class Ingester:
 
     def _make(self) -> None:
         """In a process of its own: what that imports would stay here for good."""
+        import subprocess
+
         arguments = [sys.executable, "-I", "-m", "aegis_daemon.audit.store", str(self._db_path)]
         done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
@@ -247,7 +246,7 @@ class Ingester:
             data = self._chunk()
             at = 0
             while (end := data.find(b"\n", at)) >= 0:
-                line = decode_line(data[at:end])
+                line = decode_line(data[at:end], read_record)
                 if line is None or line.link.seq < self._header.first_seq:
                     break
                 at = end + 1
@@ -290,18 +289,18 @@ class Ingester:
 
     def _take(
         self,
-        line: Line,
+        line: Line[Stored],
         records: list[tuple[int, str, str]],
         bodies: list[tuple[int, str, bytes, str | bytes, int]],
         begun: list[Row],
         changed: dict[int, Row],
         first: int,
     ) -> None:
-        seq = self._seq = line.link.seq
+        record = line.link
+        seq = self._seq = record.seq
         self._head = line.hash
         text = line.text
         records.append((seq, line.hash, text.decode()))
-        record = read_record(text)
         part = line.part
         if part is not None:
             body: str | bytes
@@ -347,7 +346,7 @@ def main(arguments: list[str]) -> None:
     """The process."""
     directory, db_path, sync = Path(arguments[0]), Path(arguments[1]), arguments[2] == "sync"
     os.umask(0o077)
-    os.nice(NICE)
+    os.nice(int(arguments[3]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon says when it is over, by closing our input
     gc.disable()  # records make no cycles, and a collection walks every row of a batch
     lock = os.open(directory / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

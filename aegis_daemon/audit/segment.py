@@ -14,8 +14,9 @@ number, the hash of the line before, its own hash and, where it has a body, the 
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -36,10 +37,13 @@ class Header(msgspec.Struct, frozen=True):
     calls: tuple[bytes, ...] = ()
 
 
-class Line(msgspec.Struct):
+L = TypeVar("L", bound=Link)
+
+
+class Line(msgspec.Struct, Generic[L]):
     """One committed record; `part` is the kept body, None where it has none."""
 
-    link: Link
+    link: L
     hash: str
     text: bytes
     salt: bytes = b""
@@ -82,14 +86,14 @@ def encode_part(part: bytes) -> bytes:
     return b"=" + part
 
 
-def decode_line(line: bytes) -> Line | None:
-    """A line without its LF, hash and commitment checked; None for anything else."""
+def decode_line(line: bytes, read: Callable[[bytes], L]) -> Line[L] | None:
+    """A line without its LF, hash and commitment checked, its record read by `read`; None for anything else."""
     fields = line.split(b"\t", 3)
     if len(fields) not in (2, 4) or len(fields[0]) != 64:
         return None
     text = fields[1]
     try:
-        link = read_link(text)
+        link = read(text)
         stored = fields[0].decode()
         if digest(text).hex() != stored:
             return None
@@ -108,7 +112,7 @@ def decode_line(line: bytes) -> Line | None:
     return Line(link, stored, text, salt, part)
 
 
-def follow(data: bytes, at: int, seq: int, head: str) -> Iterator[tuple[Line, int]]:
+def follow(data: bytes, at: int, seq: int, head: str) -> Iterator[tuple[Line[Link], int]]:
     """The lines from offset `at` that continue a chain at `seq` and `head`, each with the offset behind it.
 
     Ends at the first bytes that do not.
@@ -117,20 +121,20 @@ def follow(data: bytes, at: int, seq: int, head: str) -> Iterator[tuple[Line, in
         end = data.find(b"\n", at)
         if end < 0:
             return
-        line = decode_line(data[at:end])
+        line = decode_line(data[at:end], read_link)
         if line is None or line.link.seq != seq + 1 or line.link.prev != head:
             return
         at, seq, head = end + 1, seq + 1, line.hash
         yield line, at
 
 
-def later(data: bytes, at: int, seq: int) -> Iterator[tuple[Line, int]]:
+def later(data: bytes, at: int, seq: int) -> Iterator[tuple[Line[Link], int]]:
     """Intact lines behind `at` with a number above `seq`, whatever they link to: what stands behind a damaged place."""
     while True:
         end = data.find(b"\n", at)
         if end < 0:
             return
-        line = decode_line(data[at:end]) if end - at > 66 else None
+        line = decode_line(data[at:end], read_link) if end - at > 66 else None
         at = end + 1
         if line is not None and line.link.seq > seq:
             yield line, at

@@ -17,6 +17,10 @@ RING_S = 0.05
 RESTART_S = (0.05, 0.2, 1.0, 5.0)
 """How long to wait before the first, second, … start after a death; the last for all that follow."""
 FLUSH_S = 30.0
+NICE = 10
+"""Else its bursts are in the calls' p99."""
+URGENT = 64 << 20
+"""Bytes of backlog from which it is not nice any more: a busy machine would starve it until calls are refused."""
 
 
 class WriterHandle:
@@ -35,6 +39,8 @@ class WriterHandle:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._ended: asyncio.Future[None] | None = None
         self._closing = False
+        self._urgent = False
+        self._replaced = False
         journal.bell = self._rung
         self._start()
 
@@ -86,7 +92,8 @@ class WriterHandle:
                 await self._ended
         except TimeoutError:
             process.kill()
-            await self._ended
+            async with asyncio.timeout(5):  # a process that waits for a dead disk does not even die
+                await self._ended
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -96,7 +103,13 @@ class WriterHandle:
         arguments = [sys.executable, "-I", "-m", "aegis_daemon.audit.ingest"]
         try:
             process = subprocess.Popen(  # noqa: S603
-                [*arguments, str(self._journal.directory), str(self._db_path), sync],
+                [
+                    *arguments,
+                    str(self._journal.directory),
+                    str(self._db_path),
+                    sync,
+                    "0" if self._urgent else str(NICE),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
@@ -136,6 +149,10 @@ class WriterHandle:
             self._ended.set_result(None)
         if self._closing:
             return
+        if self._replaced:
+            self._replaced = False
+            self._start()
+            return
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
         self._journal.trouble = f"the audit writer ended with {how} and is started again"
         self._again()
@@ -150,11 +167,19 @@ class WriterHandle:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
-        assert self._process.stdin is not None
+        backlog = self._journal.backlog_bytes
+        if not self._replaced and (backlog < URGENT >> 6 if self._urgent else backlog > URGENT):
+            # Nobody but root may become less nice, so another one takes over; being killed is nothing to it.
+            self._urgent = not self._urgent
+            self._replaced = True
+            process.kill()
+            return
+        assert process.stdin is not None
         try:
-            os.write(self._process.stdin.fileno(), b"%d\n" % self._journal.checkpoint())
+            os.write(process.stdin.fileno(), b"%d\n" % self._journal.checkpoint())
         except BlockingIOError:  # thousands of rings unread; any later one will do
             self._rung()
         except OSError:
