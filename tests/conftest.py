@@ -1,4 +1,4 @@
-"""What all tests share: this folder is importable (`making`, `corpora`), and hypothesis has no deadline on busy machines."""
+"""What all tests share: this folder is importable (`making`, `corpora`), and hypothesis knows no deadline."""
 
 from __future__ import annotations
 
