@@ -107,18 +107,14 @@ class Driver:
         """Waits until what the target put off for later (audit rows, say) is done; seconds that took."""
         if not self.target.pid:
             return 0.0
-        begin = time.monotonic()
-        busy_until, before = begin, self.cpu_ns()
-        while time.monotonic() < begin + patience:
-            time.sleep(0.06)
+        begin = busy_until = time.monotonic()
+        before = self.cpu_ns()
+        while busy_until < begin + patience:
+            time.sleep(0.08)  # longer than a daemon gathers records before it has them written to the database
             after = self.cpu_ns()
-            now = time.monotonic()
             if after - before < 4_000_000:
-                if now - busy_until > 0.1:
-                    break
-            else:
-                busy_until = now
-            before = after
+                break
+            busy_until, before = time.monotonic(), after
         return busy_until - begin
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def quick(cls) -> Settings:
-        return cls(rounds=3, seconds=0.2, open_seconds=0.8, starts=7, agents=1000, preload=50_000)
+        return cls(rounds=3, seconds=0.16, open_seconds=0.8, starts=7, agents=1000, preload=50_000)
 
 
 @dataclass
