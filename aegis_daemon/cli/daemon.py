@@ -108,6 +108,10 @@ def _check(config: str | None) -> Paths:
 
 def _start(config: str | None, paths: Paths) -> None:
     env = {name: value for name, value in os.environ.items() if name != "AEGIS_APPROVER_KEY"}
+    # It runs in `/`: what was relative to here must not become so to there.
+    for name in ("AEGIS_HOME", "AEGIS_SOCKET", "AEGIS_CONFIG"):
+        if env.get(name):
+            env[name] = os.path.abspath(env[name])
     if config is not None:
         env["AEGIS_CONFIG"] = paths.config
     log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -36,13 +36,10 @@ def complete(incomplete: str) -> list[tuple[str, str]]:
             tickets = daemon.call("pending")
     except (DaemonAway, Refused):
         return []
-    from aegis_daemon.approvals.ticket import spoken
-
-    wanted = spoken(incomplete)
     return [
         (ticket["id"], visible(f"{ticket['agent_id']} {what(ticket)}", 80))
         for ticket in tickets
-        if ticket["state"] == "pending" and ticket["id"].startswith(wanted)
+        if ticket["state"] == "pending" and ticket["id"].startswith(incomplete)
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aegis_daemon.cli import link
 from aegis_daemon.cli.console import emit, show, span
 from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, pick
@@ -38,8 +40,15 @@ def limits(
             **row,
             "agent_id": row["agent_id"] or "all",
             "used": f"{row['current']}/{row['max_count']}",
-            "retry": "now" if row["retry_after_ms"] is None else f"in {span(row['retry_after_ms'] / 1000)}",
+            "retry": _next_free(row),
         }
         for row in rows
     ]
     show(shown, COLUMNS, "no limit is configured")
+
+
+def _next_free(row: dict[str, Any]) -> str:
+    if row["current"] + row["reserved"] < row["max_count"]:
+        return "now"
+    after = row["retry_after_ms"]
+    return "when a call ends" if after is None else f"in {span(after / 1000)}"

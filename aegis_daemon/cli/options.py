@@ -28,7 +28,11 @@ Config = Annotated[
 def new_app(*, bare: bool = False) -> typer.Typer:
     """An empty command; `bare`: a group that does something without a command, too."""
     return typer.Typer(
-        add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, invoke_without_command=bare
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        invoke_without_command=bare,
+        no_args_is_help=not bare,
     )
 
 

@@ -12,6 +12,7 @@ from aegis_daemon.cli import link
 from aegis_daemon.cli.console import compact, emit, instant, say, show, span
 from aegis_daemon.cli.decision import what
 from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Since, Tool, new_app, pick, since_epoch
+from aegis_daemon.manage.client import DaemonAway
 
 app = new_app()
 COLUMNS = {
@@ -78,4 +79,4 @@ def _lines(wanted: Any) -> None:
         for event in daemon.events():
             if wanted(event["ticket"]):
                 emit({"event": event["event"], "by": event.get("by"), **event["ticket"]})
-    say("the daemon has stopped")
+    raise DaemonAway("the daemon has stopped")

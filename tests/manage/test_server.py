@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -258,6 +260,26 @@ async def test_config_faults_come_back_as_rows(governor: MemoryGovernor, path: s
     assert answer["error"]["faults"][0]["line"] == 3
 
 
+HANDS_ON = """
+import socket, sys
+made = socket.socket(socket.AF_UNIX)
+made.connect(sys.argv[1])
+made.sendall(b'{"verb":"status"}\\n')  # it is known while it lives
+other = socket.socket(fileno=int(sys.argv[2]))
+socket.send_fds(other, [b"x"], [made.fileno()])
+other.recv(1)
+"""
+
+
+AS_NOBODY = """
+import os, socket, sys
+os.setuid(65534)
+made = socket.socket(socket.AF_UNIX)
+made.connect(sys.argv[1])
+print(made.recv(9999).decode())
+"""
+
+
 # --- who asks ---------------------------------------------------------------------------------------------------------
 
 
@@ -295,21 +317,15 @@ async def test_a_decision_on_a_connection_whose_maker_is_gone_is_refused(governo
     governor.tickets.append(ticket())
     async with serving(governor, path):
         ours, theirs = socket.socketpair()
-        child = os.fork()
-        if not child:
-            made = socket.socket(socket.AF_UNIX)
-            made.connect(path)
-            made.sendall(request("status"))  # it is known while it lives
-            socket.send_fds(theirs, [b"x"], [made.fileno()])
-            theirs.recv(1)
-            os._exit(0)
+        command = [sys.executable, "-c", HANDS_ON, path, str(theirs.fileno())]
+        child = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: ASYNC220
         loop = asyncio.get_running_loop()
         _, (fd,), _, _ = await loop.run_in_executor(None, socket.recv_fds, ours, 1, 1)
         reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=fd))
         async with asyncio.timeout(5):
             assert json.loads(await reader.readline())["ok"]
             ours.send(b"x")
-            await loop.run_in_executor(None, os.waitpid, child, 0)
+            await loop.run_in_executor(None, child.wait, 5)
             writer.write(request("decide", id="K7Q2", approve=True))
             answer = json.loads(await reader.readline())
         writer.close()
@@ -340,19 +356,10 @@ async def test_another_user_is_turned_away_before_saying_anything(governor: Memo
     async with serving(governor, path):
         os.chmod(path, 0o666)
         os.chmod(os.path.dirname(path), 0o755)
-        ours, theirs = os.pipe()
-        child = os.fork()
-        if not child:
-            os.setuid(65534)
-            made = socket.socket(socket.AF_UNIX)
-            made.connect(path)
-            os.write(theirs, made.makefile("rb").readline())
-            os._exit(0)
-        loop = asyncio.get_running_loop()
-        said = json.loads(await loop.run_in_executor(None, os.read, ours, 4096))
-        await loop.run_in_executor(None, os.waitpid, child, 0)
-        os.close(ours)
-        os.close(theirs)
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-S", "-c", AS_NOBODY, path, stdout=asyncio.subprocess.PIPE
+        )
+        said = json.loads((await other.communicate())[0])
     assert said["error"]["code"] == "forbidden"
 
 

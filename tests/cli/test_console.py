@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aegis_daemon.cli.console import cell, compact, instant, pretty, span, visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("ünï 漢字 🙂", "ünï 漢字 🙂"),
+        ("\x1b[2J\x1b]0;pwned\x07", "\\x1b[2J\\x1b]0;pwned\\x07"),
+        ("a\nb\r\tc", "a\\nb\\r\\tc"),
+        ("rm \u202egpj.exe", "rm \\u202egpj.exe"),
+        ("pay\u200bpal", "pay\\u200bpal"),
+        ("a\u2066b\u2069", "a\\u2066b\\u2069"),
+        ("\x9b31m", "\\x9b31m"),
+        ("\ufeffx\u3164y\ufe0fz", "\\ufeffx\\u3164y\\ufe0fz"),
+        ("\U000e0041tag", "\\U000e0041tag"),
+        ("\ud800", "\\ud800"),
+        ("a\u2028b\xa0c", "a\\u2028b\\xa0c"),
+    ],
+)
+def test_what_cannot_be_seen_is_written_out(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+@given(st.text())
+def test_nothing_that_is_shown_can_steer_a_terminal_or_hide(text: str) -> None:
+    for line in (visible(text), compact(text), *pretty(text), cell(text)):
+        line.encode()  # no half characters
+        assert all(unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for char in line)
+
+
+@given(st.text(), st.integers(1, 20))
+def test_a_cut_text_is_short_and_no_escape_is_cut(text: str, limit: int) -> None:
+    assert len(text[:limit]) <= limit
+    shown = visible(text, limit)
+    if len(text) > limit:
+        assert shown == visible(text[: limit - 1]) + "…"
+
+
+def test_arguments_show_characters_rather_than_escapes_where_they_can_be_seen() -> None:
+    assert compact('{"a":"\\u00fc\\u202e","b":[1,2]}') == '{"a": "ü\\u202e", "b": [1, 2]}'
+    assert pretty('{"a":1}') == ["{", '  "a": 1', "}"]
+    assert compact("not json\x07") == "not json\\x07"
+    assert pretty("[" * 100_000) == ["[" * 100_000]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (-5, "0s"), (59.6, "1m"), (250, "4m 10s"), (90_061, "1d 1h"), (3600, "1h")]
+)
+def test_spans_are_told_in_two_units(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_instants_without_a_zone_are_utc_and_no_instant_is_none() -> None:
+    assert instant("2026-01-01T00:00:00Z") == instant("2026-01-01T00:00:00") == instant("2026-01-01T01:00:00+01:00")
+    assert instant("never") == 0.0

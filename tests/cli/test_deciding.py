@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+from manage.memory import MemoryGovernor, Served, instant, ticket
+
+from aegis_daemon.cli.watch import STEADY_S, Board
+
+from .conftest import Aegis
+from .terminal import Terminal, strip
+
+EVIL = '{"body":"\\u001b[8mhidden\\u001b[0m","path":"gpj\\u202eexe","n":12345678901234567890123}'
+
+
+def test_scripts_decide_with_yes_and_hear_of_each(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.tickets += [ticket("AAAA"), ticket("BBBB")]
+    done = aegis("approve", "AAAA", "ZZZZ", "BBBB", "--yes", "--note", "looks fine", "--json")
+    assert done.exit_code == 1
+    assert [row["state"] for row in json.loads(done.stdout)] == ["approved", "approved"]
+    assert "no ticket `ZZZZ`" in done.stderr
+    assert [(id, approve, via, note) for id, approve, _, via, note in governor.decided] == [
+        ("AAAA", True, "cli", "looks fine"),
+        ("BBBB", True, "cli", "looks fine"),
+    ]
+
+
+def test_a_second_decision_hears_who_took_the_first(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.tickets.append(ticket("AAAA"))
+    assert aegis("approve", "AAAA", "--yes").exit_code == 0
+    again = aegis("reject", "AAAA", "--yes", "--reason", "no")
+    assert again.exit_code == 1
+    assert "`AAAA` was approved by" in again.stderr
+
+
+def test_without_a_terminal_and_without_yes_nothing_is_decided(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.tickets.append(ticket("AAAA"))
+    done = aegis("approve", "AAAA", input="y\n")
+    assert done.exit_code == 2
+    assert "--yes" in done.stderr
+    assert not governor.decided
+
+
+def test_an_overlong_note_is_a_matter_of_usage(governor: MemoryGovernor, aegis: Aegis) -> None:
+    assert aegis("reject", "AAAA", "--yes", "--reason", "x" * 501).exit_code == 2
+
+
+def test_a_governed_agents_shell_is_refused_and_a_key_file_helps(
+    governor: MemoryGovernor, aegis: Aegis, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    governor.tickets.append(ticket("AAAA"))
+    governor.refusal = "the request comes from `claude` (pid 7)"
+    refused = aegis("approve", "AAAA", "--yes")
+    assert refused.exit_code == 1
+    assert "`claude`" in refused.stderr
+    assert "AEGIS_APPROVER_KEY" in refused.stderr
+    monkeypatch.setenv("AEGIS_APPROVER_KEY", f"{home}/approver.key")
+    missing = aegis("approve", "AAAA", "--yes")
+    assert missing.exit_code == 2
+    assert "cannot be read" in missing.stderr
+    with open(f"{home}/approver.key", "w") as file:
+        file.write("the right key\n")
+    assert aegis("approve", "AAAA", "--yes").exit_code == 0
+    assert governor.asked[-1] == (os.getpid(), "the right key")
+
+
+# --- on a terminal ----------------------------------------------------------------------------------------------------
+
+
+def test_a_person_sees_the_whole_call_and_is_asked(served: Served) -> None:
+    made = ticket("AAAA", arguments=EVIL, waiting=False)
+    served.governor.tickets.append(made)
+    with Terminal("approve", "aaaa") as terminal:
+        shown = terminal.expect("approve AAAA? [y/N]")
+        for text in (
+            "github.delete_repo",
+            "claude",
+            made.rule,
+            "\\u001b[8mhidden",
+            "gpj\\u202eexe",
+            "its client has gone",
+        ):
+            assert text in shown
+        assert "12345678901234567890123" in shown
+        assert "\u202e" not in shown
+        assert "\x1b[8m" not in shown
+        terminal.send("y\r")
+        assert terminal.end() == 0
+    # By its call id: the ticket id may be another's by the time a person has read this one.
+    assert served.governor.decided[0][0] == made.call_id
+
+
+@pytest.mark.parametrize("answer", ["n\r", "\r", "\x04", "\x03"])
+def test_any_answer_but_yes_decides_nothing(served: Served, answer: str) -> None:
+    served.governor.tickets.append(ticket("AAAA"))
+    with Terminal("reject", "AAAA") as terminal:
+        terminal.expect("reject AAAA? [y/N]")
+        terminal.send(answer)
+        assert terminal.end() in (1, 130)
+        assert "Traceback" not in terminal.shown
+    assert not served.governor.decided
+
+
+def test_long_arguments_say_where_the_rest_is(served: Served) -> None:
+    served.governor.tickets.append(ticket("AAAA", arguments=json.dumps({"lines": list(range(2000))})))
+    with Terminal("approve", "AAAA") as terminal:
+        shown = terminal.expect("approve AAAA? [y/N]")
+    assert "1604 more lines: see `aegis pending --json` before you decide" in strip(shown)
+
+
+# --- the live view ----------------------------------------------------------------------------------------------------
+
+
+def test_the_live_view_rings_shows_and_decides(served: Served) -> None:
+    made = ticket("AAAA", arguments=EVIL, expires_at=instant(290))
+    with Terminal("pending", "--watch") as terminal:
+        terminal.expect("nothing waits for you")
+        served.governor.tickets.append(made)
+        served.do(served.governor.tell, "opened", made)
+        raw = terminal.expect("a approve")
+        assert "\x07" in raw
+        assert "\u202e" not in raw
+        assert "\x1b[8m" not in raw
+        shown = strip(raw)
+        for text in ("AAAA", "claude", "github.delete_repo", "\\u202eexe", "4m"):
+            assert text in shown
+        terminal.send("a")
+        terminal.expect("look again")  # it has just appeared
+        time.sleep(STEADY_S)
+        terminal.send("a")
+        terminal.expect("approve AAAA?")
+        terminal.send("y")
+        terminal.expect("approved AAAA")
+        terminal.send("q")
+        assert terminal.end() == 0
+    assert served.governor.decided[0][:2] == (made.call_id, True)
+
+
+def test_the_live_view_outlives_a_daemon_that_restarts(served: Served, home: str) -> None:
+    served.governor.tickets.append(ticket("AAAA"))
+    with Terminal("pending", "--watch") as terminal:
+        terminal.expect("AAAA")
+        served.__exit__()
+        terminal.expect("the daemon is away")
+        again = MemoryGovernor()
+        again.tickets.append(ticket("BBBB"))
+        with Served(again, f"{home}/manage.sock"):
+            terminal.expect("BBBB")
+            terminal.send("\x03")
+            assert terminal.end() == 0
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def board(*ids: str) -> tuple[Board, Clock]:
+    clock = Clock()
+    made = Board(lambda _: True, clock)
+    made.begin()
+    for id in ids:
+        assert made.apply({"event": "opened", "ticket": ticket(id).model_dump(), "by": None})
+    clock.now += STEADY_S
+    return made, clock
+
+
+def drawn(made: Board, now: float = 0, height: int = 40) -> str:
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=open(os.devnull, "w"), markup=False)  # noqa: SIM115
+    with console.file:
+        console.print(made.draw(now, height))
+    return console.export_text()
+
+
+def test_a_decision_takes_a_key_and_a_yes() -> None:
+    made, _ = board("AAAA", "BBBB")
+    assert made.press("a") is None
+    decision = made.press("y")
+    assert decision is not None
+    assert (decision.ticket["id"], decision.approve) == ("AAAA", True)
+    made.press("j")
+    made.press("r")
+    decision = made.press("y")
+    assert decision is not None
+    assert (decision.ticket["id"], decision.approve) == ("BBBB", False)
+
+
+@pytest.mark.parametrize("key", ["n", "a", "\r", " ", "\x1b", "q"])
+def test_after_a_key_anything_but_yes_leaves_the_ticket(key: str) -> None:
+    made, _ = board("AAAA")
+    made.press("a")
+    assert made.press(key) is None
+    assert made.press("y") is None
+
+
+def test_keys_meant_for_a_ticket_that_has_gone_do_not_meet_the_next() -> None:
+    made, clock = board("AAAA", "BBBB")
+    made.press("a")
+    made.apply({"event": "expired", "ticket": ticket("AAAA", state="expired").model_dump(), "by": None})
+    assert made.press("y") is None
+    made.press("a")
+    assert made.press("y") is None
+    clock.now += STEADY_S
+    made.press("a")
+    assert made.press("y") is not None
+
+
+def test_a_ticket_that_comes_does_not_move_the_choice() -> None:
+    made, _ = board("AAAA")
+    made.press("a")
+    made.apply({"event": "opened", "ticket": ticket("BBBB").model_dump(), "by": None})
+    decision = made.press("y")
+    assert decision is not None
+    assert decision.ticket["id"] == "AAAA"
+
+
+def test_an_approved_ticket_stays_in_view_and_cannot_be_decided_again() -> None:
+    made, _ = board("AAAA")
+    made.apply({"event": "decided", "ticket": ticket("AAAA", state="approved").model_dump(), "by": "ann\x1b"})
+    assert "approved by ann\\x1b" in drawn(made)
+    made.press("a")
+    assert made.press("y") is None
+    made.apply({"event": "consumed", "ticket": ticket("AAAA", state="consumed").model_dump(), "by": "ann"})
+    assert not made.tickets
+
+
+def test_filters_hold_in_the_live_view_and_ring_no_bell() -> None:
+    made = Board(lambda row: row["agent_id"] == "claude")
+    made.begin()
+    assert not made.apply({"event": "opened", "ticket": ticket("AAAA", agent_id="x").model_dump(), "by": None})
+    assert not made.tickets
+
+
+def test_many_tickets_fit_the_screen_around_the_chosen_one() -> None:
+    made, _ = board(*(f"A{number:03}" for number in range(100)))
+    for _ in range(50):
+        made.press("j")
+    shown = drawn(made, height=30)
+    assert "▸" in shown
+    assert "A050" in shown
+    assert "100 in all" in shown
+    assert len(shown.splitlines()) <= 30
+
+
+def test_long_arguments_in_the_live_view_say_that_they_are_cut() -> None:
+    made, _ = board()
+    made.apply(
+        {
+            "event": "opened",
+            "ticket": ticket("AAAA", arguments=json.dumps({"x": list(range(500))})).model_dump(),
+            "by": None,
+        }
+    )
+    assert "more lines: read all of it with `aegis approve AAAA`" in drawn(made)
+
+
+def test_markup_in_names_is_shown_as_it_is() -> None:
+    made, _ = board()
+    hostile = ticket("AAAA", agent_id="[red]x[/red]", tool_name="[link=http://evil]y[/link]", expires_at=instant(30))
+    made.apply({"event": "opened", "ticket": hostile.model_dump(), "by": None})
+    shown = drawn(made)
+    assert "[red]x[/red]" in shown
+    assert "[link=http://evil]y[/link]" in shown

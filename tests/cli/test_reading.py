@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+
+import pytest
+from manage.memory import MemoryGovernor, Served, instant, ticket
+
+from aegis_daemon.cli.logs import lines
+from aegis_daemon.manage import shapes
+
+from .conftest import Aegis
+from .terminal import AEGIS
+
+
+def test_status_tells_what_matters_and_no_agent_can_colour_it(served: Served, aegis: Aegis) -> None:
+    done = aegis("status")
+    assert done.exit_code == 0
+    for text in ("9.9.9", "1m 1s", "enforce", "advisory", "/c/aegis.yaml", "2 still to index", "server.listen"):
+        assert text in done.stdout
+    assert "claude\\x1b[31m" in done.stdout
+    row = json.loads(aegis("status", "--json").stdout)
+    assert (row["running"], row["version"], row["sessions"][0]["agent_id"]) == (True, "9.9.9", "claude\x1b[31m")
+
+
+def test_an_unwell_audit_log_is_something_wrong(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.healthy = False
+    done = aegis("status")
+    assert done.exit_code == 1
+    assert "UNWELL: disk is full" in done.stdout
+
+
+def test_status_without_a_daemon_is_still_json(aegis: Aegis, home: str) -> None:
+    done = aegis("status", "--json")
+    assert done.exit_code == 3
+    assert json.loads(done.stdout) == {"running": False, "config": f"{home}/aegis.yaml", "socket": f"{home}/aegis.sock"}
+
+
+def test_pending_lists_flat_rows_and_filters_them(governor: MemoryGovernor, aegis: Aegis) -> None:
+    assert "nothing waits for you" in aegis("pending").stderr
+    governor.tickets += [
+        ticket("AAAA", created_at=instant(-7200)),
+        ticket("BBBB", agent_id="cursor"),
+        ticket("CCCC", backend_id="jira", tool_name="close_issue"),
+    ]
+
+    def ids(*words: str) -> list[str]:
+        return [row["id"] for row in json.loads(aegis("pending", "--json", *words).stdout)]
+
+    assert ids() == ["AAAA", "BBBB", "CCCC"]
+    assert ids("--since", "1h") == ["BBBB", "CCCC"]
+    assert ids("--agent", "claude") == ["AAAA", "CCCC"]
+    assert ids("--backend", "git*") == ["AAAA", "BBBB"]
+    assert ids("--tool", "close_*") == ["CCCC"]
+    assert ids("--limit", "1") == ["AAAA"]
+    row = json.loads(aegis("pending", "--json").stdout)[0]
+    assert set(row) == set(shapes.Ticket.model_fields)
+
+
+def test_pending_shows_arguments_that_cannot_steer_the_terminal(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.tickets.append(ticket(arguments='{"path":"\\u001b[2J\\u202eexe"}', tool_name="x\x07y"))
+    done = aegis("pending")
+    assert "github.x\\x07y" in done.stdout
+    assert "\\u001b[2J" in done.stdout
+    assert "\\u202e" in done.stdout
+    assert not set(done.stdout) & {"\x1b", "\x07", "\u202e"}
+
+
+def test_watching_through_a_pipe_gives_json_lines_until_the_daemon_stops(served: Served, home: str) -> None:
+    served.governor.tickets.append(ticket("AAAA"))
+    with subprocess.Popen(
+        [*AEGIS, "pending", "--watch", "--agent", "claude"], stdout=subprocess.PIPE, text=True
+    ) as watch:
+        assert watch.stdout is not None
+        first = json.loads(watch.stdout.readline())
+        served.do(served.governor.tell, "opened", ticket("XXXX", agent_id="other"))
+        served.do(served.governor.tell, "decided", ticket("AAAA", state="rejected"), "ann")
+        second = json.loads(watch.stdout.readline())
+        served.__exit__()
+        assert watch.stdout.read() == ""
+    assert (first["event"], first["id"], first["by"]) == ("opened", "AAAA", None)
+    assert (second["event"], second["state"], second["by"]) == ("decided", "rejected", "ann")
+    assert watch.returncode == 3
+
+
+def limit(**changes: object) -> shapes.LimitRow:
+    row: dict[str, object] = {
+        "scope": "agent", "agent_id": "claude", "backend_id": "github", "tool": "post", "window": "24h0m0s",
+        "max_count": 1, "current": 1, "reserved": 0, "retry_after_ms": 3_600_000,
+    }  # fmt: skip
+    return shapes.LimitRow(**{**row, **changes})  # type: ignore[arg-type]
+
+
+def test_limits_tell_how_far_they_are_used_and_when_there_is_room(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.limit_rows = [
+        limit(),
+        limit(tool="get", current=0, reserved=1, retry_after_ms=None),
+        limit(scope="global", agent_id=None, tool="list", max_count=9, retry_after_ms=None),
+        limit(agent_id="cursor"),
+    ]
+    shown = aegis("limits", "--agent", "claude").stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["SCOPE", "global", "agent", "agent"]
+    assert "in 1h" in aegis("limits", "--tool", "post").stdout
+    assert "when a call ends" in aegis("limits", "--tool", "get").stdout
+    assert "now" in aegis("limits", "--tool", "list").stdout
+    rows = json.loads(aegis("limits", "--json", "--agent", "claude").stdout)
+    assert [row["tool"] for row in rows] == ["list", "post", "get"]
+    assert set(rows[0]) == set(shapes.LimitRow.model_fields)
+
+
+def queued(call_id: str, **changes: object) -> shapes.QueueRow:
+    row: dict[str, object] = {
+        "call_id": call_id, "agent_id": "claude", "backend_id": "github", "tool_name": "post", "position": 1,
+        "state": "waiting", "waited_ms": 4200, "starts_in_ms": None,
+    }  # fmt: skip
+    return shapes.QueueRow(**{**row, **changes})  # type: ignore[arg-type]
+
+
+def test_the_queue_is_listed_and_a_place_in_it_given_up(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.queue_rows = [queued("c1", state="delay", starts_in_ms=61_000), queued("c2", agent_id="cursor")]
+    assert aegis("queue").stdout == aegis("queue", "list").stdout
+    assert "1m 1s" in aegis("queue").stdout
+    assert [row["call_id"] for row in json.loads(aegis("queue", "--json", "--agent", "cursor").stdout)] == ["c2"]
+    assert aegis("queue", "cancel", "c2").exit_code == 0
+    again = aegis("queue", "cancel", "c2")
+    assert again.exit_code == 1
+    assert "`c2`" in again.stderr
+    assert [row.call_id for row in governor.queue_rows] == ["c1"]
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_need_no_daemon_and_show_the_last_lines(aegis: Aegis, home: str) -> None:
+    missing = aegis("logs")
+    assert missing.exit_code == 1
+    assert "aegis daemon start" in missing.stderr
+    with open(f"{home}/daemon.log", "wb") as file:
+        file.write(b"".join(b"line %d\n" % number for number in range(50_000)) + b"evil \x1b[2J \xff\nunfinished")
+    assert aegis("logs", "-n", "2").stdout.splitlines() == ["line 49999", "evil \\x1b[2J \ufffd", "unfinished"]
+    assert len(aegis("logs").stdout.splitlines()) == 101
+    assert aegis("logs", "-n", "0").stdout == ""
+    assert [json.loads(line)["line"] for line in aegis("logs", "-n", "1", "--json").stdout.splitlines()][
+        -1
+    ] == "unfinished"
+
+
+def test_following_a_log_survives_its_rotation_and_its_cutting(tmp_path: os.PathLike[str]) -> None:
+    path = os.path.join(tmp_path, "daemon.log")
+    with open(path, "w") as file:
+        file.write("old\nlast\nhal")
+    seen: list[str] = []
+    arrived = threading.Condition()
+
+    def read() -> None:
+        for line in lines(path, 1, True):
+            with arrived:
+                seen.append(line)
+                arrived.notify()
+            if line == "end":
+                return
+
+    def wait(count: int) -> None:
+        with arrived:
+            assert arrived.wait_for(lambda: len(seen) >= count, 10), seen
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    wait(1)
+    with open(path, "a") as file:
+        file.write("f\nmore\n")
+    wait(3)
+    os.rename(path, path + ".1")
+    time.sleep(0.3)  # there is no file for a while
+    with open(path, "w") as file:
+        file.write("fresh\n")
+    wait(4)
+    with open(path, "w") as file:
+        file.write("cut\n")  # shorter than before
+    wait(5)
+    with open(path, "a") as file:
+        file.write("end\n")
+    thread.join(10)
+    assert not thread.is_alive()
+    assert seen == ["last", "half", "more", "fresh", "cut", "end"]
+
+
+@pytest.mark.parametrize(("content", "count", "expected"), [("", 5, []), ("a", 5, ["a"]), ("a\nb\n", 1, ["b"])])
+def test_short_logs(tmp_path: os.PathLike[str], content: str, count: int, expected: list[str]) -> None:
+    path = os.path.join(tmp_path, "log")
+    with open(path, "w") as file:
+        file.write(content)
+    assert list(lines(path, count, False)) == expected
