@@ -258,12 +258,19 @@ class Conversation:
     def cancel_waiting(self, opened: Open, why: str) -> None:
         """Ends a call that was not sent yet, with an answer."""
         data = {"by": "aegis", "reason": "not_executed", "retryable": True, "retry_after_ms": None}
-        if not opened.cancelled and not self.client.gone:
+        if not opened.cancelled and not self.client.gone and opened is not self._replay:
             text = f"not executed: {why}; repeat the call if it is still wanted"
             self.client.send(error_frame(id_text(opened.request_id), INTERNAL_ERROR, text, data), opened.slot)
             opened.slot = -1
-        if opened.strand is not None:
+        opened.cancelled = True  # one whose intent is being written stops once that is done
+        if opened.state is State.WAITING and opened.strand is not None:
             opened.strand.interrupt(Withdrawn(why))
+
+    def _cancel_unsent(self, why: str) -> None:
+        """Nothing that is not sent yet will be. The request that is just being read is none of these."""
+        for opened in self.to_server.all():
+            if opened.state < State.SENT and opened.strand is not None:
+                self.cancel_waiting(opened, why)
 
     def server_exited(self, server: Backend, code: int) -> None:
         """A server process and its whole tree are gone, its output read to the end."""
@@ -277,18 +284,20 @@ class Conversation:
         self.server = None
         self._code = code
         fault = Fault("server_exited", f"the server ended ({_ending_of(code)}) before it answered; outcome unknown")
+        self._cancel_unsent(f"the server ended ({_ending_of(code)})")
         self._fail_sent(fault)
-        for opened in self.to_server.all():
-            if opened.state is State.WAITING and opened.strand is not None:
-                opened.strand.interrupt(Withdrawn("the server ended before the call was forwarded"))
         self._finish()
 
     def server_failed(self, server: Backend, text: str) -> None:
         """The server could not be started: the client is told why, and the session ends."""
+        if server is not self.server:
+            self.server_exited(server, 127)
+            return
         _log.warning("session %s: %s", self.session, text)
         self.server = None
         self._code = 127
         self.client.refuse(text)
+        self._cancel_unsent(text)
         self._fail_sent(Fault("server_not_started", text, not_executed=True))
         self._finish()
 
