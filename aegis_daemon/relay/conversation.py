@@ -178,7 +178,13 @@ class Conversation:
         if self.client.era in (Era.LEGACY, Era.MODERN):
             self.era = Era(self.client.era)
         if self._start_server is not None:
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:
+                self._code = 127
+                self.client.refuse(_not_begun(error))
+                self._finish()
+                return
         kept = self.client.handshake
         if kept is not None and self.era is Era.LEGACY and self.server is not None:
             self._replay_handshake(kept)
@@ -450,17 +456,34 @@ class Conversation:
 
     def _turn_to(self, era: Era) -> Reason | None:
         server = self.server
-        if self.era is not Era.NONE and server is not None and server.touched:
-            if self._respawns >= RESPAWNS:
+        if self.era is not Era.NONE:
+            stale = server.touched if server is not None else self._start_server is not None
+            if stale and self._respawns >= RESPAWNS:
                 return Reason("internal", "this session changed the protocol's era too often; start a new one")
-            self._respawns += 1
-            self._retired.add(server)
-            self._fail_sent(Fault("era_changed", "the client changed the protocol's era; outcome unknown"))
-            server.close_stdin()
-            server.end()
-            self._spawn()
+            # Neither end may meet what the other era left: first what waits, lest it be sent to the old server.
+            self._cancel_unsent("the client changed the protocol's era")
+            for opened in self.to_client.all():
+                opened.cancelled = True
+            if stale:
+                self._respawns += 1
+                refusal = self._replace_server(server)
+                if refusal is not None:
+                    return refusal
         self.era = era
         self.client.keep_era(era)
+        return None
+
+    def _replace_server(self, old: Backend | None) -> Reason | None:
+        if old is not None:
+            self._fail_sent(Fault("era_changed", "the client changed the protocol's era; outcome unknown"))
+            self._retired.add(old)
+            self.server = None
+            old.close_stdin()
+            old.end()
+        try:
+            self._spawn()
+        except OSError as error:
+            return Reason("internal", f"{_not_begun(error)}; not executed")
         return None
 
     def _ping(self, opened: Open, frame: Frame) -> None:
@@ -832,6 +855,10 @@ class Conversation:
 
 def _nothing() -> None:
     return None
+
+
+def _not_begun(error: OSError) -> str:
+    return f"no server can be started now: {(error.strerror or 'an error').lower()}; start a new session later"
 
 
 def _ending_of(code: int) -> str:
