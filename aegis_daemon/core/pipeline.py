@@ -6,16 +6,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import _MINT, Allow, Claim, Deny, Hold, Pass, Permit, Reason, Verdict
-from aegis_daemon.wire.jsonrpc import encode
+from aegis_daemon.wire.jsonrpc import WireFault, disguised, encode, read
 from aegis_daemon.wire.methods import Era
 
 _log = logging.getLogger("aegis.pipeline")
+_FAULTS = frozenset({"params", "internal"})
+"""Stages of refusals that no observing lets pass: the call could not be judged."""
 
 
 class Unreadable(Exception):
@@ -47,7 +47,7 @@ class Pipeline:
                 elif kind is Hold:
                     hold = hold or opinion  # type: ignore[assignment]
                 elif kind is Deny:
-                    if not self._observe:
+                    if not self._observe or opinion.reason.stage in _FAULTS:  # type: ignore[union-attr]
                         return opinion  # type: ignore[return-value]
                     would = would or opinion.reason  # type: ignore[union-attr]
                 else:
@@ -95,18 +95,18 @@ class Pipeline:
         assert row.key is not None
         assert row.subject is not None
         try:
-            result: Any = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            raise Unreadable("the list is not JSON") from error
+            result: Any = read(body)
+        except WireFault as fault:
+            raise Unreadable(fault.text) from fault
         items = result.get(row.items) if type(result) is dict else None
-        if type(items) is not list:
-            raise Unreadable(f"the list has no `{row.items}`")
+        if type(items) is not list or disguised(result, row.items):
+            raise Unreadable(f"the list has no `{row.items}`, or a second one in disguise")
         kept: list[Any] = []
         changed = False
         for item in items:
             name = item.get(row.key) if type(item) is dict else None
-            if type(name) is not str:
-                raise Unreadable(f"an item of `{row.items}` has no `{row.key}`")
+            if type(name) is not str or disguised(item, row.key):
+                raise Unreadable(f"an item of `{row.items}` has no `{row.key}`, or a second one in disguise")
             if not self.visible(call.principal, call.backend, row.subject, name):
                 changed = True
                 continue

@@ -72,12 +72,17 @@ _MINT = object()
 class Permit:
     """Leave to send one exact frame, once decided. Only `Pipeline` can make one."""
 
-    __slots__ = ("call",)
+    __slots__ = ("_call",)
 
     def __init__(self, mint: object, call: Call) -> None:
         if mint is not _MINT:
             raise TypeError("a permit is minted by the pipeline alone")
-        self.call = call
+        self._call = call
+
+    @property
+    def call(self) -> Call:
+        """What may be sent: this and nothing else."""
+        return self._call
 
 
 class Allow(msgspec.Struct, frozen=True):

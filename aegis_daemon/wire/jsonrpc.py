@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import json
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -143,6 +144,17 @@ def parse(raw: bytes, limit: int = MAX_FRAME_IN) -> Frame:
     return _frame(value, len(raw))
 
 
+def read(raw: bytes) -> Any:
+    """Any JSON text that every reader takes for the same value; keys are not compared. Raises `WireFault`."""
+    try:
+        value = _decode(raw)
+        if _encode(value) == raw:
+            return value
+    except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError):
+        pass
+    return _read_slowly(raw)
+
+
 def _frame(value: dict[str, Any], size: int) -> Frame:
     id = value.get("id")
     if value.get("jsonrpc") != "2.0":
@@ -228,6 +240,12 @@ def _variants(keys: Any, known: frozenset[str]) -> str | None:
         if key not in known and fold(key) in folded:
             return str(key)
     return None
+
+
+def disguised(keys: Iterable[str], name: str) -> bool:
+    """Whether one of the keys is a variant spelling of `name`."""
+    folded = fold(name)
+    return any(key != name and fold(key) == folded for key in keys)
 
 
 def _remember(cache: set[tuple[str, ...]], keys: tuple[str, ...]) -> None:

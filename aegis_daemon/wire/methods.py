@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aegis_daemon.wire.jsonrpc import fold
+from aegis_daemon.wire.jsonrpc import disguised
 
 MODERN_VERSION: Final = "2026-07-28"
 LEGACY_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -150,7 +150,7 @@ def listened_resources(params: dict[str, Any]) -> list[str]:
     for holder in (params, params.get("notifications")):
         if type(holder) is not dict:
             continue
-        if any(key != _SUBSCRIPTIONS and fold(key) == _SUBSCRIPTIONS.lower() for key in holder):
+        if disguised(holder, _SUBSCRIPTIONS):
             raise BadParams("a key looks like `resourceSubscriptions` and is not; spell it as specified")
         uris = holder.get(_SUBSCRIPTIONS)
         if uris is None:
