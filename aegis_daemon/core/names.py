@@ -9,10 +9,13 @@ import posixpath
 import re
 from collections.abc import Iterable
 from fnmatch import translate
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 _MAGIC = re.compile(r"[*?\[]")
 _REMEMBERED = 4096
+# What `urlsplit` passes over (WHATWG URL, basic parser, steps 1 to 3).
+_IGNORED = re.compile(r"[\t\r\n]")
+_LEADING = "".join(map(chr, range(0x21)))
 
 
 class Names:
@@ -46,14 +49,21 @@ class Names:
 def plain_uri(uri: str) -> str:
     """A resource URI with its scheme lower case, percent escapes of its path undone and `..` resolved.
 
-    For lists alone: a rule on `file:///etc/*` must meet `FILE:///x/../etc/passwd` too. What is forwarded is untouched.
+    For lists alone: a rule on `file:///etc/*` must meet `FILE://localhost/x/../etc/passwd` too. What is forwarded is
+    untouched. Of a `file` URI only the path counts (RFC 8089 §2: it has no query, and `localhost` is no host).
+    Raises `ValueError` for what cannot be read as a URI.
     """
-    try:
-        parts = urlsplit(uri)
-        path = unquote(parts.path)
-        if path:
-            slash = "/" if path.endswith("/") and path != "/" else ""
-            path = posixpath.normpath(re.sub(r"/+", "/", path.replace("\\", "/"))) + slash
-        return urlunsplit((parts.scheme.lower(), parts.netloc.lower(), path, parts.query, parts.fragment))
-    except ValueError:
-        return uri
+    parts = urlsplit(uri)
+    path = unquote(parts.path)
+    if path:
+        slash = "/" if path.endswith("/") and path != "/" else ""
+        path = posixpath.normpath(re.sub(r"/+", "/", path.replace("\\", "/")))
+        if path != "/":
+            path += slash
+    scheme, host = parts.scheme.lower(), parts.netloc.lower()
+    if scheme == "file":
+        return f"file://{host if host != 'localhost' else ''}{path if path.startswith('/') else '/' + path}"
+    # An empty host is kept: `urlunsplit` would make `notes:/a` of `notes:///a`, which no rule is written as.
+    after = _IGNORED.sub("", uri).lstrip(_LEADING)[len(scheme) + 1 if scheme else 0 :]
+    tail = (f"?{parts.query}" if parts.query else "") + (f"#{parts.fragment}" if parts.fragment else "")
+    return f"{scheme}:" * bool(scheme) + "//" * after.startswith("//") + host + path + tail

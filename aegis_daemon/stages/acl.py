@@ -44,7 +44,10 @@ class Route(msgspec.Struct, frozen=True):
             lists = self.resources
             if lists.allow is None and lists.deny is None:
                 return True
-            return lists.admits(name) and lists.admits(plain_uri(name))
+            try:
+                return lists.admits(name) and lists.admits(plain_uri(name))
+            except ValueError:  # nobody can tell what it names
+                return False
         if subject == "prompt":
             return self.prompts.admits(name)
         if subject == "server_request":
