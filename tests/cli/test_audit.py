@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from manage.memory import Served
+
+from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.record import Admin, Approval, Denied, Intent, Outcome, Record
+from aegis_daemon.audit.writer import WriterHandle
+
+from .conftest import Aegis
+from .terminal import AEGIS
+
+ONE, TWO, THREE = "a" * 32, "ab" + "b" * 30, "c" * 32
+WHO: dict[str, Any] = {"agent": "claude", "backend": "github", "method": "tools/call"}
+STORY: list[tuple[Record, bytes | None]] = [
+    (Intent(call=ONE, name="get_issue", request="1", **WHO), b'{"number":7}'),
+    (Outcome(call=ONE, status="success", duration_us=4200, consumed=True), b'{"content":[]}'),
+    (Denied(call=TWO, name="drop\x1b[2Jtable", stage="acl", code=-32001, reason="no\x07", **WHO), b'{"x":"\xe2\x80\xae"}'),
+    (Approval(ticket="K7Q2", call=THREE, decision="approved", by="ann"), None),
+    (Intent(call=THREE, **{**WHO, "agent": "cursor"}, name="delete_repo"), b"{}"),
+    (Admin(action="reload", detail="d"), None),
+    (Outcome(call=THREE, status="error", error_code=-32603, error_message="boom"), None),
+]  # fmt: skip
+
+
+async def record(home: str, story: list[tuple[Record, bytes | None]]) -> None:
+    loop = asyncio.get_running_loop()
+    journal = Journal(Path(home, "journal"), durability="process", loop=loop)
+    journal.open()
+    writer = WriterHandle(journal, Path(home, "audit.db"), loop)
+    for made, body in story:
+        journal.append(made, body)
+    await writer.flush()
+    await writer.close()
+    journal.close()
+
+
+@pytest.fixture(scope="module")
+def written() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="aegis-") as directory:
+        asyncio.run(record(directory, STORY))
+        yield f"{directory}/audit.db"
+
+
+@pytest.fixture
+def log(written: str, home: str) -> str:
+    return shutil.copy(written, f"{home}/audit.db")
+
+
+def rows(aegis: Aegis, *words: str) -> list[dict[str, Any]]:
+    done = aegis("audit", *words, "--json")
+    assert done.exit_code == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.usefixtures("log")
+def test_a_search_gives_one_flat_row_for_each_call_newest_first(aegis: Aegis) -> None:
+    found = rows(aegis, "search")
+    assert [row["call_id"] for row in found] == [THREE, TWO, ONE]
+    assert [row["exec_status"] for row in found] == ["error", "denied", "success"]
+    assert not any(isinstance(value, dict | list) for row in found for value in row.values())
+    contract = "request_id tenant_id agent_id principal backend_id method tool_name arguments arguments_hash acl_result"
+    more = "rate_limit_result approval_result approver queue_position queue_wait_ms exec_status exec_duration_ms result"
+    assert set(f"{contract} {more} error_message policy_id created_at".split()) <= set(found[0])
+
+
+@pytest.mark.usefixtures("log")
+def test_a_search_is_narrowed(aegis: Aegis) -> None:
+    def calls(*words: str) -> list[str]:
+        return [row["call_id"] for row in rows(aegis, "search", *words)]
+
+    assert calls("--agent", "cursor") == [THREE]
+    assert calls("--backend", "jira") == []
+    assert calls("--tool", "get_*") == [ONE]
+    assert calls("--status", "denied") == [TWO]
+    assert calls("number") == [ONE]
+    assert calls("--limit", "1") == [THREE]
+    page = rows(aegis, "search", "--limit", "1")
+    assert calls("--limit", "1", "--before", str(page[0]["seq"])) == [TWO]
+    assert calls("--since", "1h") == [THREE, TWO, ONE]
+    assert calls("--until", "1h") == []
+    assert aegis("audit", "search", "--since", "soon").exit_code == 2
+
+
+@pytest.mark.usefixtures("log")
+def test_what_agents_wrote_cannot_steer_the_terminal(aegis: Aegis) -> None:
+    for words in (["search"], ["tail"], ["show", TWO]):
+        shown = aegis("audit", *words).output
+        assert "drop\\x1b[2Jtable" in shown
+        assert not set(shown) & {"\x1b", "\x07", "\u202e"}
+
+
+@pytest.mark.usefixtures("log")
+def test_one_call_is_shown_with_its_records_by_the_beginning_of_its_id(aegis: Aegis) -> None:
+    shown = aegis("audit", "show", "ccc").stdout
+    for text in (THREE, "boom", "arguments", "intent", "outcome"):
+        assert text in shown
+    found = json.loads(aegis("audit", "show", THREE, "--json").stdout)
+    assert [record["record"]["kind"] for record in found["records"]][-1] == "outcome"
+    several = aegis("audit", "show", "a")
+    assert several.exit_code == 1
+    assert ONE in several.stderr
+    assert TWO in several.stderr
+    assert aegis("audit", "show", "f").exit_code == 1
+
+
+@pytest.mark.usefixtures("log")
+def test_the_tail_gives_json_lines_named_like_calls_and_knows_whose_outcome_it_is(aegis: Aegis) -> None:
+    lines = [json.loads(line) for line in aegis("audit", "tail", "--json").stdout.splitlines()]
+    assert [line["seq"] for line in lines] == list(range(1, 8))
+    assert (lines[1]["kind"], lines[1]["agent_id"], lines[1]["tool_name"]) == ("outcome", "claude", "get_issue")
+    assert lines[0]["arguments"] == '{"number":7}'
+    assert lines[1]["result"] == '{"content":[]}'
+    only = [
+        json.loads(line)["seq"] for line in aegis("audit", "tail", "--json", "--agent", "cursor").stdout.splitlines()
+    ]
+    assert only[-2:] == [5, 7]
+    last = aegis("audit", "tail", "-n", "1", "--json").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in last] == [7]
+
+
+@pytest.mark.usefixtures("log")
+def test_an_outcome_whose_call_is_further_back_is_named_too(aegis: Aegis) -> None:
+    (line,) = aegis("audit", "tail", "-n", "1", "--json").stdout.splitlines()
+    assert (json.loads(line)["agent_id"], json.loads(line)["tool_name"]) == ("cursor", "delete_repo")
+
+
+def test_following_shows_what_comes(home: str) -> None:
+    asyncio.run(record(home, STORY[:2]))
+    with subprocess.Popen([*AEGIS, "audit", "tail", "-f", "--json"], stdout=subprocess.PIPE, text=True) as tail:
+        assert tail.stdout is not None
+        assert [json.loads(tail.stdout.readline())["seq"] for _ in range(2)] == [1, 2]
+        asyncio.run(record(home, STORY[2:4]))
+        timer = threading.Timer(20, tail.kill)
+        timer.start()
+        assert [json.loads(tail.stdout.readline())["seq"] for _ in range(2)] == [3, 4]
+        timer.cancel()
+        tail.send_signal(2)
+        assert tail.wait(10) == 0
+
+
+@pytest.mark.usefixtures("log")
+def test_an_untouched_log_is_verified(aegis: Aegis) -> None:
+    done = aegis("audit", "verify")
+    assert done.exit_code == 0
+    assert "7 records (1 to 7)" in done.stdout
+    report = json.loads(aegis("audit", "verify", "--json").stdout)
+    assert (report["records"], report["faults"]) == (7, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("UPDATE records SET record = replace(record, 'get_issue', 'get_issux') WHERE seq = 1", "record 1"),
+        ("DELETE FROM records WHERE seq = 3", "missing"),
+        ("UPDATE bodies SET body = '{}' WHERE seq = 1", "body"),
+        ("UPDATE calls SET exec_status = 'success' WHERE seq = 3", "exec_status"),
+    ],
+)
+def test_a_changed_log_is_something_wrong(aegis: Aegis, log: str, change: str, word: str) -> None:
+    with closing(sqlite3.connect(log)) as db:
+        assert db.execute(change).rowcount == 1
+        db.commit()
+    done = aegis("audit", "verify")
+    assert done.exit_code == 1
+    assert word in done.stdout
+    faults = json.loads(aegis("audit", "verify", "--json").stdout)["faults"]
+    assert faults
+    assert set(faults[0]) == {"seq", "kind", "text"}
+
+
+def test_records_that_the_daemon_speaks_of_and_the_file_lacks_are_missing(
+    served: Served, aegis: Aegis, log: str
+) -> None:
+    served.governor.config_show = lambda: {"audit": {"db_path": None}}  # type: ignore[method-assign]
+    served.do(served.governor.slow.set)
+    done = aegis("audit", "verify")  # its flush speaks of 12 records
+    assert done.exit_code == 1
+    assert "8 to 12" in done.stdout
+    assert aegis("audit", "verify", "--db", log).exit_code == 0
+
+
+@pytest.mark.usefixtures("log")
+def test_the_log_is_where_the_configuration_says(aegis: Aegis, home: str) -> None:
+    os.mkdir(f"{home}/logs")
+    os.rename(f"{home}/audit.db", f"{home}/logs/a.db")
+    with open(f"{home}/aegis.yaml", "w") as file:
+        file.write("audit: {db_path: logs/a.db}\n")
+    assert len(rows(aegis, "search")) == 3
+    assert len(rows(aegis, "search", "--db", f"{home}/logs/a.db")) == 3
+    with open(f"{home}/aegis.yaml", "w") as file:
+        file.write("audit: {db_pth: x}\n")
+    fallen = aegis("audit", "search")
+    assert fallen.exit_code == 1
+    assert "config validate" in fallen.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database at all" * 100])
+def test_what_is_no_log_is_told(aegis: Aegis, home: str, content: bytes | None) -> None:
+    if content is not None:
+        Path(home, "audit.db").write_bytes(content)
+    for words in (["search"], ["verify"], ["tail"], ["show", "a"]):
+        done = aegis("audit", *words)
+        assert done.exit_code == 1
+        assert "audit" in done.stderr
+        assert done.stdout == ""
+
+
+def test_a_log_damaged_in_its_middle_is_told_without_a_traceback(aegis: Aegis, log: str) -> None:
+    with open(log, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (os.path.getsize(log) - 4096))
+    assert aegis("audit", "verify").exit_code == 1
+    assert aegis("audit", "search").exit_code == 1
