@@ -298,6 +298,9 @@ class _End:
                 before = self._progress.get(token)
                 assert before is None or frame["params"]["progress"] > before, f"progress does not grow: {frame}"
                 self._progress[token] = frame["params"]["progress"]
+            elif frame["method"] == "notifications/cancelled":
+                # The other end calls off a question of its own, or a subscription of this one.
+                self.asked.pop(_key(frame["params"]["requestId"]), None)
         else:
             assert ("result" in frame) is not ("error" in frame)
             self._heard_answer(frame)

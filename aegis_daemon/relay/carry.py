@@ -32,7 +32,7 @@ from aegis_daemon.core.session import Open, State
 from aegis_daemon.core.verdict import Allow, Decision, Deny, Hold, Permit, Reason, Verdict
 from aegis_daemon.wire.errors import INTERNAL_ERROR, refusal_frame
 from aegis_daemon.wire.jsonrpc import Answer, encode, error_frame, id_text, result_frame
-from aegis_daemon.wire.methods import LEGACY_VERSIONS, SERVER_REQUESTS, Direction, Rule
+from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_SUBSCRIPTION, SERVER_REQUESTS, Direction, Rule
 
 _log = logging.getLogger("aegis.call")
 REPLAYED_KEY = "aegis/replayed"
@@ -563,7 +563,21 @@ def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[b
         version = answer.value().get("protocolVersion") if body.startswith(b"{") else None
         if version not in LEGACY_VERSIONS:
             raise _Withheld("unsupported_version", "the server speaks a protocol version that Aegis does not know")
+    if call.method == "subscriptions/listen":
+        return result_frame(id_json, _under_its_own_id(body, opened)), result
     return answer.with_id(id_json), result
+
+
+def _under_its_own_id(body: bytes, opened: Open) -> bytes:
+    """The end of a subscription names it once more, by the request's id: the server knows only ours."""
+    try:
+        result = msgspec.json.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _Withheld("unreadable_answer", "the server's answer is withheld: it cannot be read") from error
+    meta = result.get("_meta") if type(result) is dict else None
+    if type(meta) is not dict or META_SUBSCRIPTION not in meta:
+        return body
+    return encode({**result, "_meta": {**meta, META_SUBSCRIPTION: opened.request_id}})
 
 
 def _check_asks(call: Call, asks: dict[str, Any] | None, shell: Shell) -> None:

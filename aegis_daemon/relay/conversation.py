@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -655,7 +655,8 @@ class Conversation:
             if opened is None or opened.state is not State.SENT or opened.cancelled:
                 self._drop("to_client", "progress for no open request")
                 return
-            opened.deadline = self.shell.now() + self.shell.runtime().backend(self.backend).timeout
+            more = self.shell.now() + self.shell.runtime().backend(self.backend).timeout
+            opened.deadline = max(opened.deadline, more)
         elif method == "notifications/cancelled":
             opened = self.to_client.find(params.get("requestId"))
             if opened is None:
@@ -684,7 +685,7 @@ class Conversation:
             self._task_seen(encode(params))
         meta = params.get("_meta")
         if type(meta) is dict and META_SUBSCRIPTION in meta:
-            opened = self.to_server.peek(meta[META_SUBSCRIPTION])
+            opened = self._listening(meta[META_SUBSCRIPTION])
             if opened is None or opened.cancelled:
                 self._drop("to_client", "a notification for no open subscription")
                 return
@@ -694,12 +695,24 @@ class Conversation:
             return
         self.client.send(line, -1)
 
+    def _listening(self, number: Any) -> Open | None:
+        """The open `subscriptions/listen` that went out under this number."""
+        opened = self.to_server.peek(number)
+        if opened is None or opened.call is None or opened.call.method != "subscriptions/listen":
+            return None
+        return opened
+
     def _listen_ended(self, frame: Frame) -> None:
-        """A modern server ends a `subscriptions/listen` by cancelling it under the id it knows."""
-        opened = self.to_server.peek(frame.params.get("requestId"))
-        if opened is not None and opened.call is not None and opened.call.method == "subscriptions/listen":
+        """A modern server ends a `subscriptions/listen` by cancelling it under the id it knows; no answer follows."""
+        opened = self._listening(frame.params.get("requestId"))
+        if opened is None:
+            return
+        if not opened.cancelled:
             params = {**frame.params, "requestId": opened.request_id}
             self.client.send(encode({**frame.value, "params": params}), -1)
+            opened.cancelled = True
+        self.to_server.answered(opened.number)
+        opened.waiter.set(Answer(opened.number, b'{"jsonrpc":"2.0","id":', b',"result":{}}', True, b"{}"))
 
     # --- answers, waits, and what was dropped -------------------------------------------------------------------
 
