@@ -263,6 +263,7 @@ class Shim:
             deadline = 0.0 if stopped else monotonic() + PATIENCE_S
             if answered or word == "bye" or self.ledger.consumed != consumed or monotonic() - began > PATIENCE_S:
                 strikes = 0
+                self.started_at = -RESTART_S  # it worked, so the next one is started at once
                 continue
             strikes += 1
             if strikes > 1:
