@@ -12,25 +12,37 @@ _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class Outbox:
-    """Writers with something to send. Frames that one event caused leave in one write per descriptor."""
+    """Writers with something to send. Frames that one event caused leave in one write per descriptor.
 
-    __slots__ = ("_dirty", "_loop", "_scheduled")
+    Whoever handles an event calls `begin` before and `flush` after; frames sent outside leave in the next loop turn.
+    """
+
+    __slots__ = ("_dirty", "_handling", "_loop", "_scheduled")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._dirty: list[FrameWriter] = []
         self._scheduled = False
+        self._handling = False
+
+    def begin(self) -> None:
+        """An event is being handled: `flush` will come."""
+        self._handling = True
 
     def add(self, writer: FrameWriter) -> None:
-        """Notes that `writer` has frames: they leave when whoever handles an event flushes, else in the next turn."""
+        """Notes that `writer` has frames."""
         self._dirty.append(writer)
-        if not self._scheduled:
+        if not self._handling and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self.flush()
 
     def flush(self) -> None:
         """Writes everything that was noted."""
-        self._scheduled = False
+        self._handling = False
         while self._dirty:
             dirty, self._dirty = self._dirty, []
             for writer in dirty:
@@ -204,12 +216,16 @@ class LineReader:
             if error.errno in _AGAIN:
                 return
             data = b""
-        if not data:
-            self.pause()
-            self.on_end()
-        else:
-            self.feed(data)
-        self._outbox.flush()
+        outbox = self._outbox
+        outbox.begin()
+        try:
+            if not data:
+                self.pause()
+                self.on_end()
+            else:
+                self.feed(data)
+        finally:
+            outbox.flush()
 
     def feed(self, data: bytes) -> None:
         """Takes bytes as if they had just been read."""

@@ -395,7 +395,7 @@ class Conversation:
         era = self.era
         if fault is None:
             if row is None:
-                fault = Reason("method", f"the method `{frame.method[:100]}` is not known to Aegis; it is refused")
+                fault = _unknown_method(frame.method)
             else:
                 try:
                     subject, name = subject_of(row, frame.params)
@@ -438,21 +438,25 @@ class Conversation:
     def _in_era(self, frame: Frame, row: Method, end: int) -> tuple[Frame, Era, Reason | None]:
         """The request as its server may see it, after the session has taken on its era."""
         era = era_of(frame.method, frame.params, self.era)
-        allowed = self.shell.runtime().may_ask(self.principal.agent, self.backend)
         if era is Era.MODERN:
             try:
-                frame = handshake.modern(frame, allowed)
+                frame = handshake.modern(frame, self._may_ask())
             except handshake.BadVersion as bad:
                 stage = "version" if bad.version is not None else "params"
                 return frame, era, Reason(stage, str(bad), detail=str(bad.version or "")[:100])
+        if not (row.modern if era is Era.MODERN else row.legacy):
+            return frame, era, _unknown_method(row.name)
         if era is not self.era:
             refusal = self._turn_to(era)
             if refusal is not None:
                 return frame, era, refusal
         if frame.method == "initialize":
-            frame = handshake.initialize(frame, allowed)
+            frame = handshake.initialize(frame, self._may_ask())
             self.client.keep_handshake(frame.encoded())
         return frame, era, None
+
+    def _may_ask(self) -> frozenset[str]:
+        return self.shell.runtime().may_ask(self.principal.agent, self.backend)
 
     def _turn_to(self, era: Era) -> Reason | None:
         server = self.server
@@ -876,6 +880,11 @@ def _not_begun(error: OSError) -> str:
 
 def _ending_of(code: int) -> str:
     return f"status {code}" if code >= 0 else f"signal {-code}"
+
+
+def _unknown_method(method: str) -> Reason:
+    text = f"the method `{method[:100]}` is not known to Aegis in this version of the protocol; it is refused"
+    return Reason("method", text)
 
 
 def _too_many(text: str) -> Reason:

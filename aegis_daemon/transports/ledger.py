@@ -185,13 +185,17 @@ class Ledger:
             if error.errno in _AGAIN:
                 return
             size = 0
-        if not size:
-            self.stop()
-            self.on_end()
-        else:
-            self._end = end + size
-            self._lines(end)
-        self._outbox.flush()
+        outbox = self._outbox
+        outbox.begin()
+        try:
+            if not size:
+                self.stop()
+                self.on_end()
+            else:
+                self._end = end + size
+                self._lines(end)
+        finally:
+            outbox.flush()
 
     def _lines(self, fresh: int) -> None:
         """Handles complete lines; only what lies from `fresh` on can hold a newline that was not seen."""
