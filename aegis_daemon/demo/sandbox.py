@@ -1,0 +1,236 @@
+"""A sandbox is one directory and the processes that live on it; when it is removed, both are gone.
+
+Everything in it is found through AEGIS_HOME, so the user's own daemon, configuration and agents are never touched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aegis_daemon.config.paths import SOCKET_PATH_MAX, Paths
+from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key
+
+SERVER = Path(__file__).with_name("server.py")
+BACKEND = "blog"
+STOP_S = 12.0
+"""How long the daemon gets to end by itself: its servers take up to four seconds."""
+KILL_S = 5.0
+_STEP_S = 0.02
+_LONGEST_NAME = len("/aegis-demo-12345678/manage.sock")
+
+POLICY = """\
+# The policy of the tour. What is not allowed here is refused.
+backends:
+  {backend}: {{}}                   # which program it is, `aegis-wrap` is told by the client
+
+queue:
+  {backend}:
+    enabled: true               # one call at a time, with a pause in between
+    delay_min: {delay_min}
+    delay_max: {delay_max}
+    max_pending: 10
+    bypass_tools: [echo, get_weather, list_posts]
+    global_rate_limits:
+      get_weather: {{ window: 1m, max_count: 5 }}
+
+agents:
+  demo:
+    display_name: "The agent of the tour"
+    backends:
+      {backend}:
+        allowed: true
+        tool_denylist: [admin_reset]
+        rate_limits:
+          get_weather: {{ window: 1m, max_count: 3 }}
+          publish_post: {{ window: 1m, max_count: 2 }}
+        approval_required: [publish_post]
+  colleague:
+    display_name: "An agent that is trusted to post"
+    backends:
+      {backend}:
+        allowed: true
+        tool_denylist: [admin_reset]
+
+approval:
+  timeout: 10m
+"""
+
+
+class Execution(msgspec.Struct, frozen=True):
+    """One call that the server really executed, by its own tally; `at` is on this system's monotonic clock."""
+
+    tool: str
+    arguments: dict[str, Any]
+    at: float
+
+
+class NotInstalled(Exception):
+    """A part of the distribution is missing; the text says which, and what to do."""
+
+
+class Sandbox:
+    """The directory, its policy, and whatever comes to run there. `delay_*` are durations as a policy has them."""
+
+    def __init__(self, delay_min: str, delay_max: str, server: Path = SERVER) -> None:
+        """Makes the directory. Raises `OSError`, `NotInstalled`."""
+        self.wrap = _wrap()
+        self._server = server
+        where = tempfile.gettempdir()
+        if len(os.fsencode(where)) + _LONGEST_NAME > SOCKET_PATH_MAX:
+            where = "/tmp"  # noqa: S108  mkdtemp makes a directory of its own in it
+        self.home = Path(tempfile.mkdtemp(prefix="aegis-demo-", dir=where))
+        self.paths = Paths.find({"AEGIS_HOME": str(self.home)})
+        self._tally = self.home / "executed.jsonl"
+        text = POLICY.format(backend=BACKEND, delay_min=delay_min, delay_max=delay_max)
+        Path(self.paths.config).write_text(text, encoding="utf-8")
+
+    # --- what runs there ----------------------------------------------------------------------------------------
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The user's environment, without what it says about another Aegis."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AEGIS_")}
+        return {**kept, "AEGIS_HOME": str(self.home)}
+
+    @property
+    def server(self) -> tuple[str, ...]:
+        """The command that an agent's configuration would have."""
+        return (sys.executable, "-I", "-S", str(self._server), str(self._tally))
+
+    def wrapped(self, agent: str) -> tuple[str, ...]:
+        """That command with `aegis-wrap` before it."""
+        return (self.wrap, "--agent", agent, "--backend", BACKEND, "--", *self.server)
+
+    def executed(self, tool: str | None = None) -> list[Execution]:
+        """What the server executed so far, of one tool or of all."""
+        try:
+            lines = self._tally.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        done = [msgspec.json.decode(line, type=Execution) for line in lines]
+        return [each for each in done if tool in (None, each.tool)]
+
+    def ask(self, verb: str, **args: Any) -> Any:
+        """One request to the sandbox's daemon. Raises `DaemonAway`, `Refused`."""
+        with Connection(self.paths.manage_socket, timeout=20.0) as daemon:
+            return daemon.call(verb, **args)
+
+    def decide(self, id: str, approve: bool, note: str = "", *, as_person: bool = True) -> dict[str, Any]:
+        """Decides a ticket; without `as_person`, as the agent that this process is to the daemon. Raises `Refused`."""
+        key = approver_key(self.paths.approver_key) if as_person else None
+        found: dict[str, Any] = self.ask("decide", id=id, approve=approve, note=note, key=key)
+        return found
+
+    def log(self, lines: int) -> list[str]:
+        """The last lines of the daemon's log."""
+        try:
+            return Path(self.paths.log).read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def remove(self) -> str | None:
+        """Ends everything that runs there and removes the directory; a text where something stayed."""
+        try:
+            with Connection(self.paths.manage_socket, timeout=5.0) as daemon:
+                daemon.call("stop", restart=False)
+        except (DaemonAway, Refused):
+            pass
+        if not _soon(lambda: self._holder() is None, STOP_S):
+            holder = self._holder()
+            if holder:
+                _kill(holder)
+        # What is left had no daemon to end it: one that was just starting, or whose daemon was killed a moment ago.
+        if not _soon(lambda: not any(self._alive()), KILL_S):
+            for pid in self._alive():
+                _kill(pid)
+            _soon(lambda: not any(self._alive()), KILL_S)
+        shutil.rmtree(self.home, ignore_errors=True)
+        left = [str(pid) for pid in self._alive()]
+        if left:
+            return f"processes {', '.join(left)} of the tour still run; end them with `kill -9 {' '.join(left)}`"
+        if self.home.exists():
+            return f"`{self.home}` could not be removed; remove it with `rm -r {self.home}`"
+        return None
+
+    def _holder(self) -> int | None:
+        """The running daemon's pid (0 where it does not say), None where none runs."""
+        try:
+            fd = os.open(self.paths.lock, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = os.pread(fd, 32, 0).strip()
+            return int(said) if said.isdigit() else 0
+        finally:
+            os.close(fd)
+        return None
+
+    def _alive(self) -> Iterator[int]:
+        """Processes of ours that belong to this sandbox (where the system shows it: Linux)."""
+        home, mark = os.fsencode(self.home), b"AEGIS_HOME=" + os.fsencode(self.home)
+        for entry in Path("/proc").glob("[1-9]*"):
+            try:
+                if entry.stat().st_uid != os.geteuid() or int(entry.name) == os.getpid():
+                    continue
+                words = (entry / "cmdline").read_bytes()
+                # Only ours: a person's shell or editor in the second terminal may know the directory as well.
+                if b"aegis_daemon" in words and (
+                    home in words or mark in (entry / "environ").read_bytes().split(b"\0")
+                ):
+                    yield int(entry.name)
+            except OSError:
+                continue
+
+
+def aegis_command() -> str:
+    """How a person calls this same `aegis` from another terminal of theirs."""
+    own = os.path.abspath(sys.argv[0])
+    found = shutil.which("aegis")
+    if found is not None and os.path.realpath(found) == os.path.realpath(own):
+        return "aegis"
+    import shlex
+
+    return shlex.quote(own)
+
+
+def _wrap() -> str:
+    for folder in (sysconfig.get_path("scripts"), os.path.dirname(os.path.realpath(sys.argv[0]))):
+        path = os.path.join(folder, "aegis-wrap")
+        if os.access(path, os.X_OK):
+            return path
+    found = shutil.which("aegis-wrap")
+    if found is None:
+        raise NotInstalled("`aegis-wrap` is not installed beside `aegis`; install the whole distribution `aegis-mcp`")
+    return found
+
+
+def _soon(true: Any, within: float) -> bool:
+    until = time.monotonic() + within
+    while not true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(_STEP_S)
+    return True
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
