@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from making import call, tool
+
+from aegis_daemon.core.names import Names
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.verdict import PASS, Claim, Hold, Pass
+from aegis_daemon.stages.approval import Approval
+from aegis_daemon.stages.rate_limit import RateLimit
+
+AMY, BOB = Principal("amy"), Principal("bob")
+SHARED = Claim("global", None, "files", "post", 3600.0, 15)
+OWN = Claim("agent", "amy", "files", "post", 86400.0, 1)
+ALONE = Claim("agent", "amy", "files", "read", 90.0, 3)
+
+
+def limits() -> RateLimit:
+    own = {("amy", "files", "post"): OWN, ("amy", "files", "read"): ALONE}
+    return RateLimit({("files", "post"): SHARED}, own)
+
+
+def test_the_limit_of_all_agents_is_asked_before_the_agents_own() -> None:
+    assert limits().decide(tool("post"), 0.0) == Pass((SHARED, OWN))
+    assert limits().decide(tool("read"), 0.0) == Pass((ALONE,))
+
+
+def test_another_agent_pays_the_shared_price_alone() -> None:
+    assert limits().decide(tool("post", agent="bob"), 0.0) == Pass((SHARED,))
+    assert limits().decide(tool("read", agent="bob"), 0.0) is PASS
+
+
+def test_another_tool_backend_or_method_of_the_same_name_costs_nothing() -> None:
+    for other in (
+        tool("Post"),
+        tool("post", backend="mail"),
+        call("prompts/get", {"name": "post"}),
+        call("tools/list"),
+    ):
+        assert limits().decide(other, 0.0) is PASS
+
+
+def test_limits_are_labelled_and_hide_nothing() -> None:
+    assert limits().labels(AMY, "files", "post") == ("Rate:1/1d", "GlobalRate:15/1h")
+    assert limits().labels(AMY, "files", "read") == ("Rate:3/90s",)
+    assert limits().labels(BOB, "files", "post") == ("GlobalRate:15/1h",)
+    assert limits().labels(BOB, "mail", "post") == ()
+    assert limits().visible(AMY, "files", "tool", "post")
+    assert limits().claims == (SHARED, OWN, ALONE)
+
+
+def approval() -> Approval:
+    return Approval({("amy", "files"): Names(["post", "delete_*"])}, 600.0)
+
+
+def test_a_listed_tool_is_held_for_a_person() -> None:
+    for name in ("post", "delete_all"):
+        held = approval().decide(tool(name), 0.0)
+        assert isinstance(held, Hold)
+        assert held.call.name == name
+        assert held.ask.timeout_s == 600.0
+        assert held.ask.rule == "agents.amy.backends.files.approval_required"
+
+
+def test_what_is_not_listed_is_not_held() -> None:
+    others = [tool("read"), tool("Post"), tool("post", agent="bob"), tool("post", backend="mail")]
+    for other in [*others, call("prompts/get", {"name": "post"}), call("tools/list")]:
+        assert approval().decide(other, 0.0) is PASS
+
+
+def test_what_needs_a_person_is_shown_and_labelled() -> None:
+    assert approval().visible(AMY, "files", "tool", "post")
+    assert approval().labels(AMY, "files", "post") == ("ApprovalRequired",)
+    assert approval().labels(AMY, "files", "read") == ()
+    assert approval().labels(BOB, "files", "post") == ()
