@@ -59,6 +59,14 @@ class Shell(msgspec.Struct):
     desk: Desk
 
 
+class Kept(msgspec.Struct):
+    """What an `input_required` answer keeps for its retry: its claims, and which ticket whoever agreed had."""
+
+    lease: Lease | None
+    ticket: str = ""
+    approver: str = ""
+
+
 class Origin(Protocol):
     """Where a call came from."""
 
@@ -70,12 +78,12 @@ class Origin(Protocol):
         """Tells the caller from time to time that it has to wait; returns what stops that."""
         ...
 
-    def continued(self, opened: Open) -> Lease | None:
-        """The lease of the `input_required` answer that this call takes up, once."""
+    def continued(self, opened: Open) -> Kept | None:
+        """What the `input_required` answer kept that this call takes up, once."""
         ...
 
-    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
-        """Keeps the lease of an `input_required` answer for the retry."""
+    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
+        """Keeps it for the retry that shows this `requestState`."""
         ...
 
     def follow(self, task: Task, settle: Settle) -> None:
@@ -94,12 +102,13 @@ class _State(msgspec.Struct):
     turn: Turn | None = None
     ticket: Ticket | None = None
     agreed: bool = False
+    begun: bool = False
+    """the server has worked on it already, before it asked for input"""
     would: Reason | None = None
 
-    def let_go(self) -> None:
+    def let_go(self, now: float) -> None:
         """Gives back what the call held; what a ticket keeps stays with the ticket."""
-        if self.lease is not None:
-            self.lease.release()
+        _settle_lease(self, self.begun, now)
         if self.turn is not None:
             self.turn.leave()
 
@@ -109,15 +118,15 @@ async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: She
     story = shell.audit.story(call)
     state = _State()
     try:
-        lease = origin.continued(opened) if call.frame.params.get("requestState") is not None else None
-        if lease is not None:
-            state.lease, state.agreed = lease, True
+        params = call.frame.params
+        if "requestState" in params or "inputResponses" in params:
+            _take_up(origin.continued(opened), story, state)
         ticket, verdict = _prepare(call, shell, story, state)
         if state.turn is not None or type(verdict) is Hold:
             verdict = await _agreed_and_in_turn(verdict, ticket, call, opened, origin, shell, story, state)
         if type(verdict) is not Allow:
             assert type(verdict) is Deny
-            state.let_go()
+            state.let_go(shell.now())
             _refuse(call, opened, origin, shell, story, verdict.reason)
             return
         if verdict.would is not None or state.would is not None:
@@ -136,7 +145,7 @@ async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: She
         _replay(again.ticket, call, opened, origin, shell, story, state)
         return
     except AuditUnavailable as error:
-        state.let_go()
+        state.let_go(shell.now())
         _return_ticket(shell, state)
         reason = Reason(
             "audit",
@@ -148,12 +157,22 @@ async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: She
         return
     except Exception:
         _log.exception("call %s was refused because of a fault", call.id)
-        state.let_go()
+        state.let_go(shell.now())
         _return_ticket(shell, state)
         reason = Reason("internal", "a fault in Aegis; nothing was executed; see `aegis logs`", code="fault")
         _refuse(call, opened, origin, shell, story, reason)
         return
     await _forward(verdict.permit, call, opened, origin, peer, shell, story, state)
+
+
+def _take_up(kept: Kept | None, story: Story, state: _State) -> None:
+    """A retry goes on with the claims of its first call, and with a person's word where one was given."""
+    if kept is not None:
+        state.begun = True
+        state.lease = kept.lease
+        if kept.ticket:
+            state.agreed = True
+            story.approval, story.approver, story.ticket = "approved", kept.approver, kept.ticket
 
 
 def _prepare(call: Call, shell: Shell, story: Story, state: _State) -> tuple[Ticket | None, Verdict]:
@@ -164,7 +183,9 @@ def _prepare(call: Call, shell: Shell, story: Story, state: _State) -> tuple[Tic
         return None, verdict
     ticket: Ticket | None = shell.desk.find(verdict) if kind is Hold else None  # type: ignore[arg-type]
     if ticket is not None:
-        state.lease, ticket.lease = ticket.lease, None
+        if ticket.lease is not None:
+            _settle_lease(state, state.begun, shell.now())
+            state.lease, ticket.lease = ticket.lease, None
         state.turn, ticket.turn = ticket.turn, None
     claims = verdict.claims  # type: ignore[union-attr]
     if claims:
@@ -296,7 +317,7 @@ def _replay(
     ticket: Ticket, call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State
 ) -> None:
     """Gives the kept answer of an earlier, identical call; nothing runs."""
-    state.let_go()
+    state.let_go(shell.now())
     text = f"the answer of the approved call {ticket.call_id} was given again; nothing was executed"
     story.ticket, story.approval, story.approver = ticket.id, "replayed", ticket.by
     story.denied(Reason("replay", text, code="replayed"))
@@ -331,7 +352,7 @@ def _withdrawn(
         shell.desk.leave(ticket)
         state.lease = state.turn = None
         story.approval = "pending"
-    state.let_go()
+    state.let_go(shell.now())
     if state.agreed:
         _return_ticket(shell, state)
     story.denied(Reason("withdrawn", str(gone), code="withdrawn"))
@@ -388,8 +409,11 @@ async def _forward(
         _failed(call, opened, origin, shell, story, state, error, duration)
         return
     failed = not answer.ok or result.isError
-    if result.waits and state.lease is not None:
-        origin.suspend(opened, body, state.lease)
+    if result.waits and (state.lease is not None or state.agreed):
+        kept = Kept(state.lease)
+        if state.agreed:
+            kept.ticket, kept.approver = story.ticket, story.approver
+        origin.suspend(opened, result.requestState, kept)
         state.lease = None
     task = result.started
     if task is not None and not failed:
@@ -409,7 +433,8 @@ async def _forward(
     story.outcome(
         "error" if failed else "success",
         duration,
-        consumed=counted and call.method == "tools/call",
+        # What may have had its effect before the server asked counts, once, even if this daemon is killed now.
+        consumed=(counted or result.waits) and call.method == "tools/call" and not state.begun,
         result=body,
         code=0 if answer.ok else _error_code(body),
         message="" if delivered else "the answer came after the caller had left",
@@ -461,12 +486,7 @@ class Settle:
 def _failed(
     call: Call, opened: Open, origin: Origin, shell: Shell, story: Story, state: _State, error: Fault, duration: int
 ) -> None:
-    lease = state.lease
-    if lease is not None:
-        if error.not_executed:
-            lease.release()
-        else:
-            lease.commit(shell.now())  # it may have happened, so it counts
+    _settle_lease(state, state.begun or not error.not_executed, shell.now())  # it may have happened, so it counts
     if state.turn is not None:
         state.turn.leave()
     _return_ticket(shell, state)
@@ -482,7 +502,7 @@ def _failed(
     story.outcome(
         "error" if error.not_executed else "unknown",
         duration,
-        consumed=call.method == "tools/call" and not error.not_executed,
+        consumed=call.method == "tools/call" and not error.not_executed and not state.begun,
         code=INTERNAL_ERROR,
         message=f"{error.reason}: {error.text}",
     )
@@ -513,6 +533,7 @@ class _Result(msgspec.Struct):
     isError: bool = False  # noqa: N815
     resultType: str = "complete"  # noqa: N815
     inputRequests: dict[str, Any] | None = None  # noqa: N815
+    requestState: Any = None  # noqa: N815
     task: Task | None = None
     taskId: str | None = None  # noqa: N815
     ttlMs: float | None = None  # noqa: N815

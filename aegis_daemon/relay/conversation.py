@@ -10,18 +10,19 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.ports import Fault, Lease
+from aegis_daemon.core.ports import Fault
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
 from aegis_daemon.core.verdict import Permit, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.relay import handshake
-from aegis_daemon.relay.carry import CONTINUE_S, Settle, Shell, Task, Withdrawn, carry
+from aegis_daemon.relay.carry import CONTINUE_S, Kept, Settle, Shell, Task, Withdrawn, carry
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
@@ -69,6 +70,8 @@ TASK_S: Final = 3600.0
 """How long a task is followed that names no time of its own, and the longest that any is."""
 TASKS: Final = 256
 """How many tasks one session may have open."""
+KEPT: Final = 256
+"""How many `input_required` answers of one session may wait for their retry."""
 RESPAWNS: Final = 16
 """How often one session may have its server replaced."""
 _UNKNOWN_METHOD: Final = {
@@ -154,7 +157,7 @@ class Conversation:
         runtime = shell.runtime()
         self.to_server = OpenRequests(runtime.session_limit)
         self.to_client = OpenRequests(runtime.session_limit)
-        self._suspended: dict[str, tuple[Lease, asyncio.TimerHandle]] = {}
+        self._suspended: dict[bytes, tuple[Kept, asyncio.TimerHandle]] = {}
         self._tasks: dict[str, tuple[Settle, float]] = {}
         self._retired: set[Backend] = set()
         self._respawns = 0
@@ -322,9 +325,9 @@ class Conversation:
         for opened in self.to_client.all():
             if opened.waiter is not None:
                 opened.waiter.fail(Fault("server_exited", "the server ended"))
-        for lease, timer in self._suspended.values():
+        for kept, timer in self._suspended.values():
             timer.cancel()
-            lease.commit(self.shell.now())
+            self._lapsed(kept)
         self._suspended.clear()
         for settle, _ in self._tasks.values():
             settle("unknown", message="the session ended before the task did")
@@ -752,35 +755,34 @@ class Conversation:
 
         return stop
 
-    def continued(self, opened: Open) -> Lease | None:
+    def continued(self, opened: Open) -> Kept | None:
         """See `carry.Origin`."""
         assert opened.call is not None
-        found = self._suspended.pop(_continuation(opened.call), None)
+        params = opened.call.frame.params
+        found = self._suspended.pop(_continuation(opened.call, params.get("requestState")), None)
         if found is None:
             return None
-        lease, timer = found
+        kept, timer = found
         timer.cancel()
-        return lease
+        return kept
 
-    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
+    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
         """See `carry.Origin`."""
         assert opened.call is not None
-        if lease is None:
-            return
-        try:
-            given = msgspec.json.decode(body).get("requestState")
-        except (msgspec.DecodeError, AttributeError):
-            given = None
-        key = _continuation(opened.call, given)
-        if type(given) is not str or key in self._suspended or len(self._suspended) >= 256:
-            lease.commit(self.shell.now())
+        key = _continuation(opened.call, state)
+        if key in self._suspended or len(self._suspended) >= KEPT:
+            self._lapsed(kept)
             return
 
         def lapse() -> None:
             self._suspended.pop(key, None)
-            lease.commit(self.shell.now())  # what the server did before it asked may have had its effect
+            self._lapsed(kept)
 
-        self._suspended[key] = (lease, self.loop.call_later(CONTINUE_S, lapse))
+        self._suspended[key] = (kept, self.loop.call_later(CONTINUE_S, lapse))
+
+    def _lapsed(self, kept: Kept) -> None:
+        if kept.lease is not None:
+            kept.lease.commit(self.shell.now())  # what the server did before it asked may have had its effect
 
     def follow(self, task: Task, settle: Settle) -> None:
         """See `carry.Origin`."""
@@ -891,13 +893,12 @@ def _too_many(text: str) -> Reason:
     return Reason("queue", f"{text} already; not executed; wait for answers first", retryable=True, code="too_many")
 
 
-def _continuation(call: Call, state: object = None) -> str:
-    """What a retry of an `input_required` answer shares with its first call, and the state it was given."""
+def _continuation(call: Call, state: Any) -> bytes:
+    """What a retry of an `input_required` answer shares with its first call, and the state it was given: a digest."""
     params = {
         key: value for key, value in call.frame.params.items() if key not in ("_meta", "inputResponses", "requestState")
     }
-    given = call.frame.params.get("requestState") if state is None else state
-    return msgspec.json.encode([call.method, params, given], order="sorted").decode()
+    return sha256(msgspec.json.encode([call.method, params, state], order="sorted")).digest()
 
 
 class _Side:
@@ -951,13 +952,13 @@ class _ToServer(_Side):
         """See `carry.Origin`."""
         return self.conversation.heartbeat(opened, text)
 
-    def continued(self, opened: Open) -> Lease | None:
+    def continued(self, opened: Open) -> Kept | None:
         """See `carry.Origin`."""
         return self.conversation.continued(opened)
 
-    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
+    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
         """See `carry.Origin`."""
-        self.conversation.suspend(opened, body, lease)
+        self.conversation.suspend(opened, state, kept)
 
     def follow(self, task: Task, settle: Settle) -> None:
         """See `carry.Origin`."""
@@ -1014,11 +1015,11 @@ class _ToClient(_Side):
         """Servers are not told that they wait."""
         return _nothing
 
-    def continued(self, opened: Open) -> Lease | None:
+    def continued(self, opened: Open) -> Kept | None:
         """There is no such thing towards a client."""
         return None
 
-    def suspend(self, opened: Open, body: bytes, lease: Lease | None) -> None:
+    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
         """There is no such thing towards a client."""
 
     def follow(self, task: Task, settle: Settle) -> None:
