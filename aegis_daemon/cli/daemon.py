@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,9 @@ def start(config: Config = None) -> int:
             )
         say(f"the daemon runs already (process {found['pid']})")
         return DONE
-    _start(config, _check(config))
+    paths = _check(config)
+    with _only_starter(paths):
+        _start(config, paths)
     return DONE
 
 
@@ -52,9 +57,10 @@ def restart(config: Config = None) -> int:
     found = link.running()
     chosen = config if found is None or config is not None else found["config"]
     paths = _check(chosen)  # while the old one still runs
-    if found is not None:
-        _stop(restart=True)
-    _start(chosen, paths)
+    with _only_starter(paths):
+        if found is not None:
+            _stop(restart=True)
+        _start(chosen, paths)
     return DONE
 
 
@@ -104,6 +110,27 @@ def _check(config: str | None) -> Paths:
     except PathError as error:
         raise Problem(str(error)) from None
     return paths
+
+
+@contextmanager
+def _only_starter(paths: Paths) -> Iterator[None]:
+    """Keeps agents' sessions from starting a daemon of their own meanwhile, which would have their configuration.
+
+    It is the lock that `aegis-wrap` takes to start one (`aegis_shim.start`); whoever does not get it waits for ours.
+    """
+    path = os.path.join(os.path.dirname(paths.socket), "start.lock")
+    lock = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:  # a session that starts one just now is let finish
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_STEP_S)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _start(config: str | None, paths: Paths) -> None:

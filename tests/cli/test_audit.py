@@ -28,7 +28,7 @@ WHO: dict[str, Any] = {"agent": "claude", "backend": "github", "method": "tools/
 STORY: list[tuple[Record, bytes | None]] = [
     (Intent(call=ONE, name="get_issue", request="1", **WHO), b'{"number":7}'),
     (Outcome(call=ONE, status="success", duration_us=4200, consumed=True), b'{"content":[]}'),
-    (Denied(call=TWO, name="drop\x1b[2Jtable", stage="acl", code=-32001, reason="no\x07", **WHO), b'{"x":"\xe2\x80\xae"}'),
+    (Denied(call=TWO, name="drop\x1b[2Jtable", stage="acl", code=-32001, reason="no\x07", **WHO), b'["\xe2\x80\xae"]'),
     (Approval(ticket="K7Q2", call=THREE, decision="approved", by="ann"), None),
     (Intent(call=THREE, **{**WHO, "agent": "cursor"}, name="delete_repo"), b"{}"),
     (Admin(action="reload", detail="d"), None),

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,53 @@ def test_a_restart_keeps_the_file_that_the_daemon_was_started_with(aegis: Aegis,
     changed = status(home)
     assert changed is not None
     assert changed["mode"] == "enforce"
+    assert aegis("daemon", "stop").exit_code == 0
+
+
+SERVER = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" in asked:
+        capable = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "x", "version": "1"}}
+        answer = capable if asked["method"] == "initialize" else {}
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": answer}), flush=True)
+"""
+
+
+@pytest.mark.usefixtures("ended")
+def test_a_restart_under_live_sessions_keeps_the_file_and_the_sessions(aegis: Aegis, home: str) -> None:
+    chosen = write(
+        home, "mode: observe\nbackends: {x: {}}\nagents: {a: {backends: {x: {allowed: true}}}}\n", "chosen.yaml"
+    )
+    write(home, "mode: enforce\n")  # what a daemon that a session starts would read
+    server = write(home, SERVER, "server.py")
+    assert aegis("daemon", "start", "--config", chosen).exit_code == 0
+    wrap = [sys.executable, "-m", "aegis_shim", "--agent", "a", "--backend", "x", "--", sys.executable, server]
+    with subprocess.Popen(wrap, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+
+        def ask(number: int, method: str, **params: Any) -> dict[str, Any]:
+            asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+            agent.stdin.write(json.dumps(asked) + "\n")  # type: ignore[union-attr]
+            agent.stdin.flush()  # type: ignore[union-attr]
+            answer: dict[str, Any] = json.loads(agent.stdout.readline())  # type: ignore[union-attr]
+            return answer
+
+        client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        assert "result" in ask(1, "initialize", **client)
+        agent.stdin.write('{"jsonrpc":"2.0","method":"notifications/initialized"}\n')
+        for number in (2, 3):
+            assert "result" in ask(number, "ping")
+            done = aegis("daemon", "restart")
+            assert done.exit_code == 0, done.stderr
+            found = status(home)
+            assert found is not None
+            assert found["mode"] == "observe"
+        assert "result" in ask(4, "ping")
+        agent.stdin.close()
+        assert agent.wait(20) == 0
     assert aegis("daemon", "stop").exit_code == 0
 
 
