@@ -116,10 +116,10 @@ def answer(line: bytes, refusal: Refusal) -> bytes:
         message = json.loads(line.decode("utf-8"), object_pairs_hook=_Pairs, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return error(b"null", -32700, "the frame is not JSON; send one JSON-RPC message a line")
-    if not isinstance(message, list):
+    if not isinstance(message, list) or not message:
         return _one(message, refusal)
     # A batch. Whether this session may send them is the daemon's business; a client that does waits for its answers.
-    answers = [_one(item, refusal).rstrip(b"\n") for item in message] if message else [_invalid()]
+    answers = [_one(item, refusal).rstrip(b"\n") for item in message]
     answers = [item for item in answers if item]
     return b"[" + b",".join(answers) + b"]\n" if answers else b""
 

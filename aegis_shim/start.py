@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posix
+import select
 import sys
 
 DAEMON = "aegis_daemon.daemon.main"
@@ -11,12 +12,13 @@ DAEMON = "aegis_daemon.daemon.main"
 class Starter:
     """One attempt. It holds a lock beside the socket, so that of many shims one starts the daemon and all wait."""
 
-    __slots__ = ("_lock", "_log", "_run")
+    __slots__ = ("_life", "_lock", "_log", "_run")
 
     def __init__(self, socket: bytes, log: bytes) -> None:
         self._run = socket.rpartition(b"/")[0] or b"/"
         self._log = log
         self._lock = -1
+        self._life = -1  # a pipe that ends with the daemon we started
 
     def start(self, env: dict[bytes, bytes]) -> bool:
         """Whether this shim was the one. Raises OSError when no process can be made or a directory is not ours."""
@@ -36,14 +38,23 @@ class Starter:
             posix.close(lock)
             return False
         self._lock = lock
-        detach([sys.executable, "-I", "-m", DAEMON], env, self._log)
+        self._life = detach([sys.executable, "-I", "-m", DAEMON], env, self._log)
         return True
+
+    def ended(self) -> bool:
+        """Whether the daemon we started is gone again (or was one too many, and left the field to another)."""
+        if self._life < 0:
+            return False
+        ready = select.poll()
+        ready.register(self._life, select.POLLIN)
+        return bool(ready.poll(0))
 
     def done(self) -> None:
         """The daemon is there, or will not come: the next shim may try."""
-        if self._lock >= 0:
-            posix.close(self._lock)
-            self._lock = -1
+        for fd in (self._lock, self._life):
+            if fd >= 0:
+                posix.close(fd)
+        self._lock = self._life = -1
 
 
 def make_directory(path: bytes) -> None:
@@ -57,22 +68,27 @@ def make_directory(path: bytes) -> None:
         make_directory(path)
 
 
-def detach(argv: list[str], env: dict[bytes, bytes], log: bytes) -> None:
-    """Runs `argv` as a daemon: no terminal, no parent of ours (an agent that ends its whole tree does not reach it)."""
+def detach(argv: list[str], env: dict[bytes, bytes], log: bytes) -> int:
+    """Runs `argv` as a daemon: no terminal, no parent of ours (an agent that ends its whole tree does not reach it).
+
+    Returns the reading end of a pipe whose other end the daemon has as descriptor 3. Raises OSError.
+    """
+    life, daemons = posix.pipe()
     pid = posix.fork()
     if pid:
+        posix.close(daemons)
         posix.waitpid(pid, 0)
-        return
+        return life
     try:
         posix.setsid()
         if posix.fork():
             posix._exit(0)
         null = posix.open(b"/dev/null", posix.O_RDWR)
         out = _log(log)
-        for target, source in ((0, null), (1, out), (2, out)):
+        for target, source in ((0, null), (1, out), (2, out), (3, daemons)):
             posix.dup2(source if source >= 0 else null, target)
         # A descriptor the agent leaked to us would keep its other end from ever seeing the end.
-        posix.closerange(3, posix.sysconf("SC_OPEN_MAX"))
+        posix.closerange(4, posix.sysconf("SC_OPEN_MAX"))
         posix.chdir(b"/")
         posix.execve(argv[0], argv, env)
     finally:

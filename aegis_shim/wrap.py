@@ -42,6 +42,7 @@ Exit status: the server's (128+n when signal n ended it); 1 when no daemon could
 
 PATIENCE_S = 10.0  # for a daemon that starts
 RESTART_S = 10.0  # between two attempts to start one
+ENDED_S = 1.5  # for another daemon, after the one we started has ended
 RESTARTED_S = 3.0  # that a request waits for one that was started for it
 RETRY_S = 1.0  # between two attempts to reach one that failed us
 GREETING_S = 30.0  # for the daemon's answer to the greeting
@@ -196,6 +197,8 @@ class Shim:
         self.events.register(1, 0)
         self.watching_stdout = True
         self.signal = 0  # the last one that came
+        self.signals = 0  # how many
+        self.end_by: float | None = None  # the session is being ended since END_S before
         self.client_gone = self.drained = False
         for number in SIGNALS:
             if _signal.getsignal(number) != _signal.SIG_IGN:  # `nohup` and a shell's `&` are left in force
@@ -273,23 +276,10 @@ class Shim:
 
     def _attached(self) -> tuple[str, str]:
         """Until the daemon says `exit` or `bye`, or is lost ("", "")."""
-        deadline = None
-        while True:
-            number = self.signal
-            try:
-                word, rest = self._listen(deadline)
-            except Interrupted:
-                if deadline is None:
-                    deadline = monotonic() + END_S
-                    self._end_session()
-                elif self.signal != number:
-                    raise Leave(128 + self.signal) from None  # asked twice
-                continue
-            if deadline is None:
-                return word, rest
-            if word == "exit" and not self.signal:
-                return word, rest
-            raise Leave(128 + self.signal if self.signal else 1)
+        word, rest = self._hear(self.end_by)
+        if self.end_by is None or (word == "exit" and not self.signal):
+            return word, rest
+        raise Leave(self._own_status())
 
     def _offline(self) -> bool:
         """Answers in a daemon's stead: until one can be had (True), or the client's input ends (False)."""
@@ -317,6 +307,7 @@ class Shim:
     def _reach(self, deadline: float) -> bool:
         """Whether a daemon can be had; one that starts, or that we may start, is waited for until `deadline`."""
         pause = 0.005
+        last = 0.0
         while True:
             if monotonic() >= self.hold_until and self._connect():
                 break
@@ -326,6 +317,9 @@ class Shim:
                     self.started_at = monotonic()
                 return False
             self._start()
+            if self.starter is not None and self.starter.ended():
+                self.past = "it was started and ended at once"
+                deadline = min(deadline, last := last or monotonic() + ENDED_S)
             self._pause(pause)
             pause = min(pause * 1.5, 0.1)
         if self.starter is not None:
@@ -434,10 +428,9 @@ class Shim:
                 rest, rights = rest[sent:], []
         except OSError:
             pass  # it may have said why
-        try:
-            word, text = self._listen(deadline)
-        except Interrupted:
-            raise Leave(self._own_status()) from None
+        word, text = self._hear(deadline)
+        if word != "ok" and self.end_by is not None:
+            raise Leave(self._own_status())
         if word not in ("ok", "no"):
             self._hang_up()
             self.trouble = self.past = "it did not take the session"
@@ -452,6 +445,23 @@ class Shim:
             return self._look(self.link.fileno(), mask, deadline)
         except Interrupted:
             raise Leave(self._own_status()) from None
+
+    def _hear(self, deadline: float | None) -> tuple[str, str]:
+        """The daemon's next line, as `_listen`; an interruption ends the session, which may take END_S."""
+        assert self.link is not None
+        while True:
+            before = self.signals
+            try:
+                return self._listen(deadline)
+            except Interrupted:
+                if self.end_by is not None and self.signals != before:
+                    raise Leave(self._own_status()) from None  # asked twice
+                if self.end_by is None:
+                    self.end_by = deadline = monotonic() + END_S
+                    try:
+                        self.link.shutdown(_socket.SHUT_WR)
+                    except OSError:
+                        pass
 
     def _listen(self, deadline: float | None) -> tuple[str, str]:
         """The daemon's next line; ("", "") when it left, talks nonsense, or the deadline passed. Raises Interrupted."""
@@ -476,13 +486,6 @@ class Shim:
             if not chunk:
                 return "", ""
             self.heard += chunk
-
-    def _end_session(self) -> None:
-        assert self.link is not None
-        try:
-            self.link.shutdown(_socket.SHUT_WR)
-        except OSError:
-            pass
 
     def _hang_up(self) -> None:
         if self.link is not None:
@@ -533,6 +536,7 @@ class Shim:
                 self.client_gone = True
             else:
                 self.signal = byte
+                self.signals += 1
                 interrupted = True
         return interrupted
 

@@ -145,7 +145,9 @@ class Session:
             assert kind == socket.SCM_RIGHTS
             fds.frombytes(payload)
         while not hello.expected(data) or len(data) < hello.expected(data):
-            data += link.recv(65536)
+            more = link.recv(65536)
+            assert more, "the shim left before it had greeted"
+            data += more
         self.hello = hello.decode(data)
         self.client_in, self.client_out, self.stderr, self.ledger = self.fds = list(fds)
         self.map = mmap.mmap(self.ledger, ledger.SIZE)
@@ -213,7 +215,10 @@ class Session:
 
     def left(self) -> bool:
         """Whether the shim has ended the session."""
-        return self.link.recv(1) == b""
+        try:
+            return self.link.recv(1) == b""
+        except ConnectionResetError:  # it left before it had read everything
+            return True
 
     def drop(self) -> None:
         """As a kill does it: every descriptor goes, and nothing is said."""
