@@ -88,7 +88,9 @@ class Lane:
         self.queue: deque[Turn] = deque()
         self.running: Turn | None = None
         self.next_at = 0.0
+        self.gone = False
         self._timer: Timer | None = None
+        self._pumping = False
 
     @property
     def empty(self) -> bool:
@@ -127,9 +129,10 @@ class Lane:
         if was == "held":
             self.held.pop(turn, None)
         elif was == "running":
-            self.running = None
-            self.next_at = self._lanes.now() + self._lanes.pause(self.rule.delay_min, self.rule.delay_max)
-            self.pump()
+            if self.running is turn:
+                self.running = None
+                self.next_at = self._lanes.now() + self._lanes.pause(self.rule.delay_min, self.rule.delay_max)
+                self.pump()
         else:
             try:
                 self.queue.remove(turn)
@@ -140,20 +143,26 @@ class Lane:
                 self._timer = None
 
     def pump(self) -> None:
-        """Starts the first in the order if nothing runs and its pause is over."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self.running is not None or not self.queue:
-            return
-        wait = self.next_at - self._lanes.now()
-        if wait > 0:
-            self._timer = self._lanes.call_later(wait, self.pump)
-            return
-        turn = self.queue.popleft()
-        self.running = turn
-        turn.state = "running"
-        turn.waiter.set(None)
+        """Starts the first in the order if nothing runs and its pause is over; everybody where the lane is gone."""
+        if self._pumping:
+            return  # a call that ended as soon as its turn came: the loop below starts the next, not a deeper one
+        self._pumping = True
+        try:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            while self.queue and (self.running is None or self.gone):
+                wait = self.next_at - self._lanes.now()
+                if wait > 0 and not self.gone:
+                    self._timer = self._lanes.call_later(wait, self.pump)
+                    return
+                turn = self.queue.popleft()
+                turn.state = "running"
+                if not self.gone:
+                    self.running = turn
+                turn.waiter.set(None)
+        finally:
+            self._pumping = False
 
 
 class Lanes:
@@ -176,26 +185,23 @@ class Lanes:
         self._rules = dict(rules)
         for backend, lane in list(self._lanes.items()):
             rule = rules.get(backend)
-            if rule is None:
-                lane.rule = LaneRule(0.0, 0.0, lane.rule.max_pending, lane.rule.bypass)
-                lane.next_at = 0.0
-                if lane.empty:
-                    del self._lanes[backend]
-            else:
+            if rule is not None:
                 lane.rule = rule
+            elif lane.empty:
+                del self._lanes[backend]
+            lane.gone = rule is None
             lane.pump()
 
     def enter(self, call: Call) -> Turn | Deny | None:
         """A reserved place for a tool call; None where the backend has no lane or the tool goes past it."""
-        rule = self._rules.get(call.backend)
-        if rule is None or call.method != "tools/call" or call.name is None or call.name in rule.bypass:
+        if call.method != "tools/call" or call.name is None:
             return None
         return self.hold(call.backend, (call.id, call.principal.agent, call.name))
 
     def hold(self, backend: str, label: tuple[str, str, str]) -> Turn | Deny | None:
-        """A place for (call id, agent, tool), for a ticket that an earlier daemon left."""
+        """A place for (call id, agent, tool), also for a ticket that an earlier daemon left."""
         rule = self._rules.get(backend)
-        if rule is None:
+        if rule is None or label[2] in rule.bypass:
             return None
         lane = self._lanes.get(backend)
         if lane is None:
