@@ -16,7 +16,7 @@ import msgspec
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import APPROVED, CONSUMED, EXPIRED, OPEN, PENDING, REJECTED, Ticket, digest, new_id
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.verdict import Decision, Deny, Hold, Reason
+from aegis_daemon.core.verdict import Decision, Deny, Hold, Reason, unrecorded
 from aegis_daemon.loop.strand import Waiter
 
 _log = logging.getLogger("aegis.approvals")
@@ -121,9 +121,7 @@ class Desk:
             self._store.put(ticket)
         except sqlite3.Error as error:
             _log.error("a ticket could not be written: %s", error)
-            return Deny(
-                Reason("audit", "the approval could not be recorded; not executed; free space and repeat", True)
-            )
+            return Deny(unrecorded())
         self._index(ticket)
         self._arm(ticket, hold.ask.timeout_s)
         return ticket
@@ -164,6 +162,9 @@ class Desk:
         """The call ran. An answer that nobody received is kept for an identical call, once, for ten minutes."""
         ticket.waiter = None
         if undelivered is None or ticket.state != CONSUMED:
+            if ticket.state in OPEN:  # a fault ended the call: the next daemon must not find it waiting
+                ticket.state = EXPIRED
+                self._put_quietly(ticket)
             self._forget(ticket)
             return
         ticket.outcome = undelivered

@@ -24,6 +24,12 @@ class Reason(msgspec.Struct, frozen=True):
     """what only an approver may read: the rule that decided"""
 
 
+def unrecorded() -> Reason:
+    """The reason where an approval cannot be kept on disk."""
+    text = "the approval could not be recorded; not executed; free space and repeat the call"
+    return Reason("audit", text, retryable=True, code="audit_unavailable")
+
+
 class Claim(msgspec.Struct, frozen=True):
     """What a call would consume: one use of a window. `agent` is None for a limit over all agents."""
 

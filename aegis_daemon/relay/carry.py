@@ -29,7 +29,7 @@ from aegis_daemon.core.ports import (
 )
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import Open, State
-from aegis_daemon.core.verdict import Allow, Decision, Deny, Hold, Permit, Reason, Verdict
+from aegis_daemon.core.verdict import Allow, Claim, Decision, Deny, Hold, Permit, Reason, Verdict, unrecorded
 from aegis_daemon.wire.errors import INTERNAL_ERROR, refusal_frame
 from aegis_daemon.wire.jsonrpc import Answer, encode, error_frame, id_text, result_frame
 from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_SUBSCRIPTION, SERVER_REQUESTS, Direction, Rule
@@ -127,6 +127,7 @@ async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: She
         if type(verdict) is not Allow:
             assert type(verdict) is Deny
             state.let_go(shell.now())
+            _return_ticket(shell, state)
             _refuse(call, opened, origin, shell, story, verdict.reason)
             return
         if verdict.would is not None or state.would is not None:
@@ -183,33 +184,41 @@ def _prepare(call: Call, shell: Shell, story: Story, state: _State) -> tuple[Tic
         return None, verdict
     ticket: Ticket | None = shell.desk.find(verdict) if kind is Hold else None  # type: ignore[arg-type]
     if ticket is not None:
+        if ticket.state == "consumed":
+            raise _Replay(ticket)
         if ticket.lease is not None:
             _settle_lease(state, state.begun, shell.now())
             state.lease, ticket.lease = ticket.lease, None
         state.turn, ticket.turn = ticket.turn, None
-    claims = verdict.claims  # type: ignore[union-attr]
+    refusal = _reserve(verdict.claims, call, shell, story, state)  # type: ignore[union-attr]
+    if refusal is not None:
+        _hand_back(state, ticket)
+        return None, refusal
+    return ticket, verdict
+
+
+def _reserve(claims: tuple[Claim, ...], call: Call, shell: Shell, story: Story, state: _State) -> Deny | None:
+    """Claims and a place, as far as the call does not hold them yet."""
     if claims:
         story.limit = "allowed"
         if state.lease is None:
             lease = shell.limits.reserve(claims, shell.now())
             if type(lease) is not Deny:
                 state.lease = lease
-            elif shell.runtime().pipeline.observe:
-                state.would = lease.reason
             else:
                 story.limit = "denied"
-                _hand_back(state, ticket)
-                return None, lease
+                if not shell.runtime().pipeline.observe:
+                    return lease
+                state.would = lease.reason
     if state.turn is None:
         turn = shell.lanes.enter(call)
         if type(turn) is not Deny:
             state.turn = turn
-        elif shell.runtime().pipeline.observe:
-            state.would = state.would or turn.reason
+        elif not shell.runtime().pipeline.observe:
+            return turn
         else:
-            _hand_back(state, ticket)
-            return None, turn
-    return ticket, verdict
+            state.would = state.would or turn.reason
+    return None
 
 
 async def _agreed_and_in_turn(
@@ -227,7 +236,7 @@ async def _agreed_and_in_turn(
         refusal = await _ask(verdict, ticket, opened, origin, shell, story, state)
         if refusal is not None:
             return refusal
-        verdict = _admit(call, shell, state)
+        verdict = _today(call, shell, story, state)
         if type(verdict) is Deny:
             return verdict
     if state.turn is not None:
@@ -242,7 +251,7 @@ async def _agreed_and_in_turn(
                 stop()
             story.wait_us = int((shell.now() - since) * 1e6)
             # Rules may have changed while the call stood in line: today's decide.
-            verdict = _admit(call, shell, state)
+            verdict = _today(call, shell, story, state)
             if type(verdict) is Deny:
                 return verdict
     if type(verdict) is Hold:
@@ -253,6 +262,14 @@ async def _agreed_and_in_turn(
 def _admit(call: Call, shell: Shell, state: _State) -> Verdict:
     pipeline = shell.runtime().pipeline
     return pipeline.resume(call, shell.now()) if state.agreed else pipeline.admit(call, shell.now())
+
+
+def _today(call: Call, shell: Shell, story: Story, state: _State) -> Verdict:
+    """What today's rules say of a call that had to wait, with what they want it to hold."""
+    verdict = _admit(call, shell, state)
+    if type(verdict) is Deny:
+        return verdict
+    return _reserve(verdict.claims, call, shell, story, state) or verdict  # type: ignore[union-attr]
 
 
 def _hand_back(state: _State, ticket: Ticket | None) -> None:
@@ -268,6 +285,7 @@ async def _ask(
     """Waits for a person. None where the call may go on: then its ticket is used up, on disk."""
     desk = shell.desk
     call = hold.call
+    found = ticket is not None
     if ticket is None:
         made = desk.open(hold)
         if type(made) is Deny:
@@ -277,9 +295,12 @@ async def _ask(
     # From here on the ticket owns them, so that they outlive a client that stops waiting.
     ticket.lease, state.lease = state.lease, None
     ticket.turn, state.turn = state.turn, None
-    if ticket.state == "consumed":
-        raise _Replay(ticket)
-    story.held(ticket.id, hold.ask.rule)
+    try:
+        story.held(ticket.id, hold.ask.rule)
+    except AuditUnavailable:
+        if not found:
+            desk.finish(ticket, None)
+        raise
     waiter = desk.attach(ticket, call)
     state.ticket = ticket
     if not waiter.done:
@@ -297,10 +318,12 @@ async def _ask(
     if decision.outcome != "approved":
         state.ticket = None
         return Deny(_not_approved(call, decision))
+    if not desk.consume(ticket):
+        desk.leave(ticket)
+        state.ticket = None
+        return Deny(unrecorded())
     state.lease, ticket.lease = ticket.lease, None
     state.turn, ticket.turn = ticket.turn, None
-    if not desk.consume(ticket):
-        return Deny(Reason("audit", "the approval could not be recorded; not executed; free space and repeat", True))
     state.agreed = True
     return None
 
