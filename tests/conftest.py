@@ -1,8 +1,36 @@
-"""What all tests share: this folder is importable (`making`, `corpora`), and hypothesis knows no deadline."""
+"""What all tests share: this folder is importable, hypothesis knows no deadline, event loops are bounded."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
 from hypothesis import settings
 
 settings.register_profile("house", deadline=None, print_blob=True)
 settings.load_profile("house")
+
+BOUND_S = 10.0
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Runs a coroutine on each kind of loop, for ten seconds at most; errors in callbacks are errors of the test."""
+
+    def go(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        lost: list[dict[str, Any]] = []
+
+        async def bounded() -> Any:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+            return await asyncio.wait_for(coroutine, BOUND_S)
+
+        factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            result = runner.run(bounded())
+        assert lost == []
+        return result
+
+    return go

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
@@ -42,6 +43,12 @@ def call(
 def tool(name: str, arguments: Any = None, **more: Any) -> Call:
     """A call of one tool."""
     return call(params={"name": name, "arguments": {} if arguments is None else arguments}, **more)
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Turns the loop until it is so; the loop's own bound ends what never happens."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 class Says:

@@ -90,7 +90,9 @@ class FrameWriter:
             return
         self._frames.append(frame + b"\n")
         self._buffer += len(frame) + 1
-        if not self._queued and not self._watching:
+        if self._watching:
+            self._weigh()  # nothing is written until the peer reads, which may be never
+        elif not self._queued:
             self._queued = True
             self._outbox.add(self)
 
@@ -107,9 +109,9 @@ class FrameWriter:
         try:
             while frames:
                 if len(frames) > 1 and not self._head:
-                    chunk = b"".join(frames) if self._buffer <= 1 << 17 else frames[0]
+                    chunk: bytes | memoryview = b"".join(frames) if self._buffer <= 1 << 17 else frames[0]
                 else:
-                    chunk = frames[0][self._head :] if self._head else frames[0]
+                    chunk = memoryview(frames[0])[self._head :] if self._head else frames[0]
                 done = os.write(self.fd, chunk)
                 self._buffer -= done
                 left = done
@@ -133,6 +135,9 @@ class FrameWriter:
         if sent and self.on_sent is not None:
             self.on_sent(sent)
         self._watch(bool(frames))
+        self._weigh()
+
+    def _weigh(self) -> None:
         full = self._buffer > self.high
         if full is not self._full:
             self._full = full
@@ -161,6 +166,7 @@ class FrameWriter:
         self.broken = True
         self._watch(False)
         self._frames.clear()
+        self._buffer = 0
 
 
 class LineReader:
@@ -171,7 +177,7 @@ class LineReader:
     """
 
     __slots__ = (
-        "_buffer", "_chunk", "_head", "_limit", "_loop", "_outbox", "_reading", "_skipping", "_view", "fd", "on_end",
+        "_buffer", "_chunk", "_head", "_limit", "_loop", "_outbox", "_reading", "_skipping", "fd", "on_end",
         "on_lines", "on_long",
     )  # fmt: skip
 
@@ -183,7 +189,6 @@ class LineReader:
         self.fd = fd
         self._limit = limit
         self._chunk = chunk
-        self._view = bytearray(0)
         self._buffer = bytearray()
         self._skipping = False
         self._head = b""
