@@ -145,6 +145,7 @@ class Journal:
         self._old: deque[_File] = deque()
         self._spares: list[Path] = []
         self._maker: Maker | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._slots = 0
         # What SQLite holds.
         self._ingested = 0
@@ -152,6 +153,7 @@ class Journal:
         self._ingested_bytes = 0
         self._checkpoints: deque[tuple[int, int]] = deque()
         self._rung = False
+        self._ailment = ""
         # What a sync has covered (durability full).
         self._fault = ""
         self._durable = 0
@@ -175,7 +177,7 @@ class Journal:
                 self._durable = self._seq
                 self._sync = _Sync(self, self._loop)
             if not self._spares and self._maker is None:
-                self._maker = Maker(self._slot())
+                self._ask_for_file(self._slot())
         except OSError as error:
             self._release()
             raise AuditUnavailable(
@@ -364,9 +366,13 @@ class Journal:
             # systems) or a bad block is then SIGBUS, which would end the daemon instead of refusing the call.
             written = os.pwrite(self._fd, line, self._at)
         except OSError as error:
-            raise _unwritable(self.directory, _why(error)) from error
+            self._ailment = _why(error)
+            raise _unwritable(self.directory, self._ailment) from error
         if written != size:  # the rest of the line is missing: the next append writes over it
-            raise _unwritable(self.directory, "no space left")
+            self._ailment = "no space left on device"
+            raise _unwritable(self.directory, self._ailment)
+        if self._ailment:
+            self._ailment = ""
         self._at += size
         self._bytes += size
         self._seq = seq
@@ -432,14 +438,14 @@ class Journal:
         if self._sync is not None and old is not None:
             self._sync.kick()
         if not self._spares and self._maker is None:
-            self._maker = Maker(self._slot())
+            self._ask_for_file(self._slot())
 
     def _take_spare(self, wait: float) -> Path:
         if self._spares:
             return self._spares.pop()
         maker = self._maker
         if maker is None or maker.failed_for(RETRY_S):
-            maker = self._maker = Maker(self._slot() if maker is None else maker.slot)
+            maker = self._ask_for_file(self._slot() if maker is None else maker.slot)
         # Files are asked for one ahead, so this waits only in a burst, or when the last attempt failed.
         maker.thread.join(wait)
         if maker.error is not None:
@@ -448,6 +454,23 @@ class Journal:
             raise _unwritable(self.directory, "the disk does not keep up")
         self._maker = None
         return maker.path
+
+    def _ask_for_file(self, slot: Path) -> Maker:
+        maker = self._maker = Maker(slot)
+        if self._watch is None:
+            self._watch = self._loop.call_later(1.0, self._watch_maker)
+        return maker
+
+    def _watch_maker(self) -> None:
+        """A full disk is tried again every second, so that `detail` tells when it is over."""
+        self._watch = None
+        maker = self._maker
+        if self._closed or maker is None or maker.path is not None:
+            return
+        if maker.error is not None:
+            self._ask_for_file(maker.slot)
+        else:
+            self._watch = self._loop.call_later(1.0, self._watch_maker)
 
     # --- durability --------------------------------------------------------------------------------------------------
 
@@ -624,6 +647,8 @@ class Journal:
         if self._fault:
             return f"the journal cannot be written: {self._fault}"
         maker = self._maker
+        if self._ailment:
+            return f"the journal could not be written: {self._ailment}"
         if maker is not None and maker.error is not None and not self._spares:
             return f"the journal cannot grow: {_why(maker.error)}"
         return self.trouble
@@ -651,8 +676,9 @@ class Journal:
                 seq, callback = self._waiting.popleft()
                 self._call(callback, None if seq <= self._durable else failure)
         self._closed = True
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._watch):
+            if timer is not None:
+                timer.cancel()
         if self._mender is not None:
             self._mender.thread.join()
             if self._mender.fd >= 0:
