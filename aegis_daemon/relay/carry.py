@@ -431,6 +431,11 @@ async def _forward(
         error = Fault(withheld.code, withheld.text)
         _failed(call, opened, origin, shell, story, state, error, duration)
         return
+    except (msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError):
+        # JSON that is well formed and cannot be decoded, such as 1e999: whoever waits must hear something.
+        error = Fault("unreadable_answer", "the server's answer is withheld: it cannot be read; outcome unknown")
+        _failed(call, opened, origin, shell, story, state, error, duration)
+        return
     failed = not answer.ok or result.isError
     if result.waits and (state.lease is not None or state.agreed):
         kept = Kept(state.lease)
@@ -597,10 +602,7 @@ def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[b
         # An escape may hide one of the others.
         b'"isError"' in body or b'"input_required"' in body or b'"taskId"' in body or b"\\u" in body
     ) and call.row.subject != "task":
-        try:
-            result = _result.decode(body)
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise _Withheld("unreadable_answer", "the server's answer is withheld: it has another shape") from error
+        result = _result.decode(body)
         if result.waits:
             _check_asks(call, result.inputRequests, shell)
     if call.method == "initialize":
@@ -614,10 +616,7 @@ def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[b
 
 def _under_its_own_id(body: bytes, opened: Open) -> bytes:
     """The end of a subscription names it once more, by the request's id: the server knows only ours."""
-    try:
-        result = msgspec.json.decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise _Withheld("unreadable_answer", "the server's answer is withheld: it cannot be read") from error
+    result = msgspec.json.decode(body)
     meta = result.get("_meta") if type(result) is dict else None
     if type(meta) is not dict or META_SUBSCRIPTION not in meta:
         return body
@@ -640,15 +639,18 @@ def _check_asks(call: Call, asks: dict[str, Any] | None, shell: Shell) -> None:
 def _error_code(body: bytes) -> int:
     try:
         code = msgspec.json.decode(body)["code"]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return code if type(code) is int else 0
 
 
 def replayed(body: bytes, id_json: bytes) -> bytes:
-    """The kept answer of an approved call, marked as such."""
-    result = msgspec.json.decode(body)
-    if type(result) is dict:
-        meta = result.get("_meta")
-        result["_meta"] = {**(meta if type(meta) is dict else {}), REPLAYED_KEY: True}
-    return result_frame(id_json, encode(result))
+    """The kept answer of an approved call, marked as such where it can be read."""
+    try:
+        result = msgspec.json.decode(body)
+        if type(result) is dict:
+            meta = result.get("_meta")
+            body = encode({**result, "_meta": {**(meta if type(meta) is dict else {}), REPLAYED_KEY: True}})
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        pass
+    return result_frame(id_json, body)

@@ -851,8 +851,10 @@ class Conversation:
 
     def _note_capabilities(self, body: bytes) -> None:
         """Remembers which lists the server announced changes for."""
-        result = msgspec.json.decode(body)
-        capabilities = result.get("capabilities")
+        try:
+            capabilities = msgspec.json.decode(body).get("capabilities")
+        except (msgspec.DecodeError, ValueError, AttributeError, RecursionError):
+            return
         if type(capabilities) is dict:
             self._list_changes = tuple(
                 f"notifications/{kind}/list_changed"

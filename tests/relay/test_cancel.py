@@ -240,6 +240,41 @@ def test_an_answer_that_cannot_be_read_in_one_way_is_withheld_and_its_caller_tol
     play.recorded("intent", {"kind": "outcome", "status": "unknown"})
 
 
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000])
+@pytest.mark.parametrize(
+    ("method", "params", "value"),
+    [
+        ("initialize", {"protocolVersion": "2025-06-18"}, '{"protocolVersion":"2025-06-18","n":%s}'),
+        ("tools/list", {}, '{"tools":[],"n":%s}'),
+        ("tools/list", {}, '{"tools":[{"name":"a","n":%s}]}'),
+        ("tools/call", {"name": "a"}, '{"isError":%s}'),
+        ("tools/call", {"name": "a"}, '{"structuredContent":{"taskId":1},"ttlMs":%s}'),
+    ],
+)
+def test_an_answer_that_is_json_and_cannot_be_decoded_hangs_nobody(
+    make_play: MakePlay, method: str, params: dict[str, str], value: str, number: str
+) -> None:
+    play = make_play()
+    s = play.session()
+    s.client.says(request(1, method, **params))
+    heard = s.server.hears(method)
+    s.server.says(b'{"jsonrpc":"2.0","id":%d,"result":%s}' % (heard["id"], (value % number).encode()))
+    s.client.hears_error(1, -32603, "is withheld")
+    play.recorded("intent", {"kind": "outcome", "status": "unknown"})
+
+
+@pytest.mark.parametrize("depth", [900, 990, 1000, 1010, 2000, 100_000])
+@pytest.mark.parametrize("method", ["initialize", "tools/list", "tools/call", "tasks/get"])
+def test_an_answer_of_any_depth_is_answered(make_play: MakePlay, method: str, depth: int) -> None:
+    s = make_play().session()
+    s.client.says(request(1, method, protocolVersion="2025-06-18", capabilities={}, name="a", taskId="t"))
+    id = s.server.hears(method)["id"]
+    deep = b"[" * depth + b"]" * depth
+    value = b'{"protocolVersion":"2025-06-18","isError":false,"tools":[],"capabilities":%s}' % deep
+    s.server.says(b'{"jsonrpc":"2.0","id":%d,"result":%s}' % (id, value))
+    assert b'"id":1' in s.client.inbox.popleft()
+
+
 def test_lines_that_are_no_frames_are_dropped_and_counted(make_play: MakePlay) -> None:
     play = make_play()
     s = play.session().handshake()
