@@ -88,7 +88,8 @@ def detach(argv: list[str], env: dict[bytes, bytes], log: bytes) -> int:
         for target, source in ((0, null), (1, out), (2, out), (3, daemons)):
             posix.dup2(source if source >= 0 else null, target)
         # A descriptor the agent leaked to us would keep its other end from ever seeing the end.
-        posix.closerange(4, posix.sysconf("SC_OPEN_MAX"))
+        most = posix.sysconf("SC_OPEN_MAX")  # may be -1, or beyond all reason, where there is no limit
+        posix.closerange(4, most if 4 < most <= 1 << 20 else 1 << 20)
         posix.chdir(b"/")
         posix.execve(argv[0], argv, env)
     finally:

@@ -495,7 +495,7 @@ class Shim:
     # --- waiting
 
     def _look(self, fd: int, mask: int, deadline: float | None) -> bool:
-        """Whether `fd` (none: -1) is ready before `deadline`. Raises Interrupted."""
+        """Whether `fd` (-1: what the relay still holds has drained) is ready before `deadline`. Raises Interrupted."""
         if fd >= 0:
             self.events.register(fd, mask)
         try:
@@ -517,7 +517,7 @@ class Shim:
                         ready = True
                 if interrupted:
                     raise Interrupted
-                if ready:
+                if ready or (self.drained and fd < 0):
                     return True
         finally:
             if fd == 1 and self.watching_stdout:

@@ -72,6 +72,7 @@ def test_it_is_found_by_name_alone_and_by_a_relative_path(tmp_path: Path) -> Non
     path = f"{wrapper.parent}:/usr/bin:/bin"
     assert run("sh", "-c", "aegis-wrap --help", env={"PATH": path}).stdout.startswith("usage:")
     assert run("sh", "aegis-wrap", "--help", cwd=wrapper.parent, env={"PATH": path}).stdout.startswith("usage:")
+    assert run("sh", "aegis-wrap", "--help", cwd=wrapper.parent).stdout.startswith("usage:")
     assert run("./bin/aegis-wrap", "--help", cwd=tmp_path / "env").stdout.startswith("usage:")
 
 
