@@ -6,20 +6,33 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.stage import Gate
-from aegis_daemon.core.verdict import _MINT, Allow, Claim, Deny, Hold, Pass, Permit, Reason, Verdict
+from aegis_daemon.core.verdict import _MINT, Allow, Ask, Claim, Deny, Hold, Pass, Permit, Reason, Verdict
 from aegis_daemon.wire.jsonrpc import WireFault, disguised, encode, read
 from aegis_daemon.wire.methods import Era
 
 _log = logging.getLogger("aegis.pipeline")
+_REMEMBERED = 8192
 _FAULTS = frozenset({"params", "internal"})
 """Stages of refusals that no observing lets pass: the call could not be judged."""
 
 
 class Unreadable(Exception):
     """A list whose items cannot be told apart; it is withheld (hard rule 7)."""
+
+
+class _Judgement(msgspec.Struct, frozen=True):
+    """What the gates together say of a call, apart from the call itself. A fault does not last."""
+
+    denied: Deny | None = None
+    ask: Ask | None = None
+    claims: tuple[Claim, ...] = ()
+    would: Reason | None = None
+    lasting: bool = True
 
 
 class Pipeline:
@@ -31,35 +44,55 @@ class Pipeline:
         self._gates = tuple(gates)
         self._deciders = tuple(gate.decide for gate in gates)
         self._observe = observe
+        self._by_name = all(gate.by_name for gate in gates)
+        self._known: dict[tuple[Principal, str, str, str], _Judgement] = {}
 
     def admit(self, call: Call, now: float) -> Verdict:
         """The verdict on a call that nobody has decided yet."""
+        name = call.name
+        if name is None or not self._by_name:
+            judged = self._judge(call, now)
+        else:
+            # A runtime never changes, so gates that look at nothing but names say the same of the next such call.
+            key = (call.principal, call.backend, call.row.name, name)
+            known = self._known.get(key)
+            if known is None:
+                judged = self._judge(call, now)
+                if judged.lasting and len(self._known) < _REMEMBERED and len(name) <= 256:
+                    self._known[key] = judged
+            else:
+                judged = known
+        if judged.denied is not None:
+            return judged.denied
+        if judged.ask is not None:
+            return Hold(call, judged.ask, judged.claims)
+        return Allow(Permit(_MINT, call), judged.claims, judged.would)
+
+    def _judge(self, call: Call, now: float) -> _Judgement:
         claims: tuple[Claim, ...] = ()
-        hold: Hold | None = None
+        ask: Ask | None = None
         would: Reason | None = None
         try:
             for decide in self._deciders:
                 opinion = decide(call, now)
-                kind = type(opinion)
-                if kind is Pass:
-                    if opinion.claims:  # type: ignore[union-attr]
-                        claims += opinion.claims  # type: ignore[union-attr]
-                elif kind is Hold:
-                    hold = hold or opinion  # type: ignore[assignment]
-                elif kind is Deny:
-                    if not self._observe or opinion.reason.stage in _FAULTS:  # type: ignore[union-attr]
-                        return opinion  # type: ignore[return-value]
-                    would = would or opinion.reason  # type: ignore[union-attr]
+                if type(opinion) is Pass:
+                    claims += opinion.claims
+                elif type(opinion) is Hold:
+                    ask = ask or opinion.ask
+                elif type(opinion) is Deny:
+                    if not self._observe or opinion.reason.stage in _FAULTS:
+                        return _Judgement(denied=opinion)
+                    would = would or opinion.reason
                 else:
                     raise TypeError("a gate answered with something that is no opinion")
         except Exception:
             _log.exception("a gate failed on call %s; the call is refused", call.id)
-            return Deny(Reason("internal", "a fault in Aegis; nothing was executed; see `aegis logs`", code="fault"))
-        if hold is not None:
-            if not self._observe:
-                return Hold(call, hold.ask, claims)
-            would = would or Reason("approval", "a person would have been asked", detail=hold.ask.rule)
-        return Allow(Permit(_MINT, call), claims, would)
+            text = "a fault in Aegis; nothing was executed; see `aegis logs`"
+            return _Judgement(denied=Deny(Reason("internal", text, code="fault")), lasting=False)
+        if ask is not None and self._observe:
+            would = would or Reason("approval", "a person would have been asked", detail=ask.rule)
+            ask = None
+        return _Judgement(ask=ask, claims=claims, would=would)
 
     @property
     def observe(self) -> bool:

@@ -17,6 +17,14 @@ class Gate(Protocol):
         """The stage, as in `wire.errors.REFUSALS`."""
         ...
 
+    @property
+    def by_name(self) -> bool:
+        """Whether `decide` looks at nothing but the principal, the backend, the method and the name.
+
+        Then its opinion on a call with a name is remembered for as long as the runtime is in force.
+        """
+        ...
+
     def decide(self, call: Call, now: float) -> Opinion:
         """The opinion on one call. `now` is monotonic, in seconds."""
         ...

@@ -62,6 +62,7 @@ class Acl:
     """
 
     name = "acl"
+    by_name = True
 
     def __init__(
         self,

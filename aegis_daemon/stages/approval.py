@@ -14,6 +14,7 @@ class Approval:
     """`required` maps (agent, backend) to the tools that need a person."""
 
     name = "approval"
+    by_name = True
 
     def __init__(self, required: Mapping[tuple[str, str], Names], timeout_s: float) -> None:
         self._required = dict(required)

@@ -14,6 +14,7 @@ class RateLimit:
     """`shared` maps (backend, tool) to everybody's claim, `own` (agent, backend, tool) to one agent's."""
 
     name = "rate_limit"
+    by_name = True
 
     def __init__(self, shared: Mapping[tuple[str, str], Claim], own: Mapping[tuple[str, str, str], Claim]) -> None:
         self._shared = dict(shared)

@@ -254,22 +254,53 @@ def _remember(cache: set[tuple[str, ...]], keys: tuple[str, ...]) -> None:
         cache.add(keys)
 
 
+def _siblings(keys: tuple[str, ...]) -> str | None:
+    if len({fold(key) for key in keys}) != len(keys):
+        return "two keys of one object differ only in case, width or invisible characters; rename one"
+    return None
+
+
 def _fault_in_keys(envelope: dict[str, Any]) -> str | None:
+    # Each set of keys that was found clean is remembered, so a frame like earlier ones costs a look-up per object.
     keys = tuple(envelope)
     if keys not in _clean_envelopes:
         odd = _variants(keys, ENVELOPE_KEYS)
         if odd is not None:
             return f"the key {odd!a} looks like a key of the protocol and is not; spell it as specified"
+        fault = _siblings(keys)
+        if fault is not None:
+            return fault
         _remember(_clean_envelopes, keys)
-    params = envelope.get("params")
-    if type(params) is dict:
-        keys = tuple(params)
-        if keys not in _clean_params:
-            odd = _variants(keys, PARAM_KEYS)
-            if odd is not None:
-                return f"the key {odd!a} in `params` looks like a key of the protocol and is not; spell it as specified"
-            _remember(_clean_params, keys)
-    return _walk(envelope, 1)
+    for key, item in envelope.items():
+        kind = type(item)
+        if kind is dict and key == "params":
+            fault = _fault_in_params(item)
+        elif kind is dict or kind is list:
+            fault = _walk(item, 2)
+        else:
+            continue
+        if fault is not None:
+            return fault
+    return None
+
+
+def _fault_in_params(params: dict[str, Any]) -> str | None:
+    keys = tuple(params)
+    if keys not in _clean_params:
+        odd = _variants(keys, PARAM_KEYS)
+        if odd is not None:
+            return f"the key {odd!a} in `params` looks like a key of the protocol and is not; spell it as specified"
+        fault = _siblings(keys)
+        if fault is not None:
+            return fault
+        _remember(_clean_params, keys)
+    for item in params.values():
+        kind = type(item)
+        if kind is dict or kind is list:
+            fault = _walk(item, 3)
+            if fault is not None:
+                return fault
+    return None
 
 
 def _walk(value: Any, depth: int) -> str | None:
@@ -278,8 +309,9 @@ def _walk(value: Any, depth: int) -> str | None:
     if type(value) is dict:
         keys = tuple(value)
         if keys not in _clean:
-            if len({fold(key) for key in keys}) != len(keys):
-                return "two keys of one object differ only in case, width or invisible characters; rename one"
+            fault = _siblings(keys)
+            if fault is not None:
+                return fault
             _remember(_clean, keys)
         items: Any = value.values()
     else:
