@@ -44,7 +44,7 @@ class Pipeline:
         self._gates = tuple(gates)
         self._deciders = tuple(gate.decide for gate in gates)
         self._observe = observe
-        self._by_name = all(gate.by_name for gate in gates)
+        self._by_name = all(getattr(gate, "by_name", False) for gate in gates)  # one that does not say is asked
         self._known: dict[tuple[Principal, str, str, str], _Judgement] = {}
 
     def admit(self, call: Call, now: float) -> Verdict:
