@@ -170,12 +170,14 @@ class Ledger:
         if size <= 0:
             return
         was = self._place
+        place = self._place = was + size
         self._consumed = end
-        self._place = was + size
-        if self._place == self._end:
+        # The place moves first, so that a daemon killed here leaves nothing to be handled twice (`aegis_shim.ledger`).
+        _PLACE.pack_into(self._map, layout.CONSUMED_AT, end, place)
+        self._map[was:place] = _ZEROS[:size] if size <= _CHUNK else bytes(size)
+        if place == self._end:
             self._place = self._end = layout.INPUT_AT
-        _PLACE.pack_into(self._map, layout.CONSUMED_AT, end, self._place)
-        self._map[was : was + size] = _ZEROS[:size] if size <= _CHUNK else bytes(size)
+            _PLACE.pack_into(self._map, layout.CONSUMED_AT, end, layout.INPUT_AT)
 
     def _ready(self) -> None:
         end = self._end
@@ -217,6 +219,10 @@ class Ledger:
                     self.on_long()
                 else:
                     self.on_line(line[:-1] if line.endswith(b"\r") else line, end)
+                    if self.ended:
+                        if not self._map.closed:
+                            self.consume(end)
+                        return  # what is left is the next daemon's
                     self.consume(end)
             if self._place == layout.INPUT_AT and self._end == layout.INPUT_AT:
                 return  # everything was whole lines, the usual case
