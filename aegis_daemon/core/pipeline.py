@@ -45,7 +45,7 @@ class Pipeline:
         self._deciders = tuple(gate.decide for gate in gates)
         self._observe = observe
         self._by_name = all(getattr(gate, "by_name", False) for gate in gates)  # one that does not say is asked
-        self._known: dict[tuple[Principal, str, str, str], _Judgement] = {}
+        self._known: dict[tuple[Principal, str, str, str | None, str], _Judgement] = {}
 
     def admit(self, call: Call, now: float) -> Verdict:
         """The verdict on a call that nobody has decided yet."""
@@ -54,7 +54,8 @@ class Pipeline:
             judged = self._judge(call, now)
         else:
             # A runtime never changes, so gates that look at nothing but names say the same of the next such call.
-            key = (call.principal, call.backend, call.row.name, name)
+            # The subject counts, since one method may name things of several kinds (`completion/complete`).
+            key = (call.principal, call.backend, call.row.name, call.subject, name)
             known = self._known.get(key)
             if known is None:
                 judged = self._judge(call, now)
