@@ -20,6 +20,8 @@ _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
 _F_GET_SEALS = 1034
 _SEALED = 0x2 | 0x4  # F_SEAL_SHRINK | F_SEAL_GROW
 _PLACE = struct.Struct("<QQ")
+_PLACE_AT = slice(layout.CONSUMED_AT, layout.CONSUMED_AT + _PLACE.size)
+"""Offset and place, written as one copy of 16 bytes (one instruction): a kill between the two would lose or repeat."""
 _END = struct.Struct("<Q")
 _CHUNK = 1 << 16
 _ZEROS = bytes(_CHUNK)
@@ -173,11 +175,11 @@ class Ledger:
         place = self._place = was + size
         self._consumed = end
         # The place moves first, so that a daemon killed here leaves nothing to be handled twice (`aegis_shim.ledger`).
-        _PLACE.pack_into(self._map, layout.CONSUMED_AT, end, place)
+        self._map[_PLACE_AT] = _PLACE.pack(end, place)
         self._map[was:place] = _ZEROS[:size] if size <= _CHUNK else bytes(size)
         if place == self._end:
             self._place = self._end = layout.INPUT_AT
-            _PLACE.pack_into(self._map, layout.CONSUMED_AT, end, layout.INPUT_AT)
+            self._map[_PLACE_AT] = _PLACE.pack(end, layout.INPUT_AT)
 
     def _ready(self) -> None:
         end = self._end
@@ -245,7 +247,7 @@ class Ledger:
         self._map[layout.INPUT_AT : layout.INPUT_AT + size] = self._map[was : was + size]
         self._place = layout.INPUT_AT
         self._end = layout.INPUT_AT + size
-        _PLACE.pack_into(self._map, layout.CONSUMED_AT, self._consumed, self._place)
+        self._map[_PLACE_AT] = _PLACE.pack(self._consumed, self._place)
         self._map[was : was + size] = bytes(size)
 
     def stop(self) -> None:
