@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import struct
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_shim import ledger as layout
 
+_log = logging.getLogger("aegis.ledger")
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
 _F_GET_SEALS = 1034
 _SEALED = 0x2 | 0x4  # F_SEAL_SHRINK | F_SEAL_GROW
@@ -220,7 +222,10 @@ class Ledger:
                     self.consume(end)
                     self.on_long()
                 else:
-                    self.on_line(line[:-1] if line.endswith(b"\r") else line, end)
+                    try:
+                        self.on_line(line[:-1] if line.endswith(b"\r") else line, end)
+                    except Exception:
+                        _log.exception("a line of the client was dropped because of a fault")
                     if self.ended:
                         if not self._map.closed:
                             self.consume(end)

@@ -510,23 +510,28 @@ def _check(fd: int, read: bytes, noted: list[bytes], finished: list[bytes]) -> N
         assert line[:2] not in finished, "a request would run twice"
 
 
-def test_an_unanswered_request_is_skipped_by_the_next_daemon_even_if_it_was_not_marked_as_consumed(desk: Desk) -> None:
-    class Dies(Exception):
-        pass
-
-    def hear(line: bytes, end: int) -> None:
-        desk.daemon.take_slot(line, end)
-        raise Dies
-
-    desk.daemon.on_line = hear
-    desk.daemon.start()
-    with pytest.raises(Dies):
-        desk.writes(b"1\n2\n")
+def test_a_request_in_a_slot_is_not_handled_again_though_it_was_never_consumed(desk: Desk) -> None:
+    desk.shim.take_input()
+    desk.shim.put_input(0, b"1\n2\n")
+    desk.next_daemon().take_slot(b"1", 2)
     desk.dies()
     assert desk.shim.open_calls() == [(RECEIVED, b"1")]
     desk.shim.settle()
     desk.next_daemon().start()
     assert desk.heard == [b"2"]
+
+
+def test_a_fault_in_the_handling_of_one_line_costs_no_other(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    def hear(line: bytes, end: int) -> None:
+        if line == b"bad":
+            raise RuntimeError("a defect")
+        desk.heard.append(line)
+
+    desk.daemon.on_line = hear
+    desk.daemon.start()
+    desk.writes(b"a\nbad\nb\nc", b"\nbad\n", b"d\n")
+    assert desk.heard == [b"a", b"b", b"c", b"d"]
+    assert len(caplog.records) == 2
 
 
 def test_it_works_on_real_loops(run: Run) -> None:
