@@ -26,6 +26,8 @@ _log = logging.getLogger("aegis.unix")
 GREETING_S = 10.0
 """Seconds a peer has for its greeting."""
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+"""What arrives must not be inherited by anything the daemon starts."""
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -123,7 +125,7 @@ class _Greeting:
 
     def _ready(self) -> None:
         try:
-            data, ancillary, flags, _ = self._connection.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 16))
+            data, ancillary, flags, _ = self._connection.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 16), _CLOEXEC)
         except OSError as error:
             if error.errno in _AGAIN:
                 return
