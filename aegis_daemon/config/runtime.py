@@ -67,6 +67,7 @@ def build(config: Config, digest: str) -> Runtime:
         agent_limit=config.server.max_in_flight_agent,
         pending_limit=config.approval.max_pending_per_agent,
         unlisted_open=config.defaults.unlisted == "observe",
+        closed=_closed(config),
         isolated=isolated,
         digest=digest,
     )
@@ -85,21 +86,27 @@ def _route(access: Access) -> Route:
     )
 
 
+def _closed(config: Config) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        (name, backend)
+        for name, agent in config.agents.items()
+        for backend, access in agent.backends.items()
+        if not access.allowed
+    )
+
+
 def _acl(config: Config) -> Acl:
     routes: dict[tuple[str, str], Route] = {}
-    refused: set[tuple[str, str]] = set()
     for name, agent in config.agents.items():
         for backend, access in agent.backends.items():
             if access.allowed:
                 routes[name, backend] = _route(access)
-            else:
-                refused.add((name, backend))
     return Acl(
         routes,
         deny=Names(config.deny.tools),
         allow=Names(config.allow.tools) if config.allow is not None else None,
         open_unlisted=config.defaults.unlisted == "observe",
-        refused=frozenset(refused),
+        refused=_closed(config),
     )
 
 

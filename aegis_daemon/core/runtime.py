@@ -46,6 +46,8 @@ class Runtime(msgspec.Struct, frozen=True):
     unlisted_open: bool
     isolated: bool
     digest: str
+    closed: frozenset[tuple[str, str]] = frozenset()
+    """(agent, backend) pairs that say `allowed: false`"""
 
     def backend(self, name: str) -> BackendRule:
         """The rule of a backend; the defaults for one that is not configured."""
@@ -54,6 +56,11 @@ class Runtime(msgspec.Struct, frozen=True):
     def may_ask(self, agent: str, backend: str) -> frozenset[str]:
         """What the server may ask of this agent."""
         return self.server_requests.get((agent, backend)) or _NOTHING
+
+    def reaches(self, agent: str, backend: str) -> bool:
+        """Whether frames that no gate judges may pass between the two, and a server may run for the agent."""
+        pair = (agent, backend)
+        return pair in self.server_requests or self.pipeline.observe or (self.unlisted_open and pair not in self.closed)
 
 
 _DEFAULT = BackendRule()

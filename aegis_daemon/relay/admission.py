@@ -43,7 +43,7 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
             raise Refused(f"uid {uid} may not be the agent `{name}`; list it in `agents.{name}.identities`")
         principal = msgspec.structs.replace(rule.principal, uid=uid)
     backend = hello.backend or backend_name(hello.args)
-    if not runtime.unlisted_open and (name, backend) not in runtime.server_requests:
+    if not runtime.reaches(name, backend):
         return Plan(principal, backend)
     settings = runtime.backend(backend)
     if settings.url is not None:

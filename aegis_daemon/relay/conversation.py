@@ -536,8 +536,7 @@ class Conversation:
 
     def _route_open(self) -> bool:
         """Whether today's rules still leave this agent this backend."""
-        runtime = self.shell.runtime()
-        return runtime.unlisted_open or (self.principal.agent, self.backend) in runtime.server_requests
+        return self.shell.runtime().reaches(self.principal.agent, self.backend)
 
     def _client_cancelled(self, frame: Frame) -> None:
         opened = self.to_server.find(frame.params.get("requestId"))
