@@ -32,6 +32,7 @@ from aegis_daemon.wire.errors import (
 )
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
+    PARSE_ERROR,
     Answer,
     Frame,
     Kind,
@@ -347,7 +348,7 @@ class Conversation:
             frame = parse(line)
         except WireFault as fault:
             self.client.consume(end)
-            self._drop("to_server", fault.text)
+            self._drop("to_server", _what(fault))
             id_json = b"null" if fault.id is None else id_text(fault.id)
             self.client.send(error_frame(id_json, fault.code, fault.text, {"by": "aegis"}), -1)
             return
@@ -608,7 +609,7 @@ class Conversation:
             self.to_server.answered(opened.number)
             opened.waiter.fail(Fault("bad_answer", f"{fault.text}; the answer is withheld, outcome unknown"))
             return
-        self._drop("to_client", fault.text if line[:1] == b"{" else "not a message")
+        self._drop("to_client", _what(fault) if line[:1] == b"{" else "not a message")
 
     def server_long(self, server: Backend, head: bytes, tail: bytes) -> None:
         """A frame over the limit: whoever waits for it is told so. If that cannot be known, everybody who may."""
@@ -875,6 +876,11 @@ class Conversation:
 
 def _nothing() -> None:
     return None
+
+
+def _what(fault: WireFault) -> str:
+    # Never the fault's own words, which repeat the frame's: each would be a record of its own.
+    return "not JSON" if fault.code == PARSE_ERROR else "not exactly one legal message"
 
 
 def _not_begun(error: OSError) -> str:

@@ -266,7 +266,7 @@ def _fault_in_keys(envelope: dict[str, Any]) -> str | None:
     if keys not in _clean_envelopes:
         odd = _variants(keys, ENVELOPE_KEYS)
         if odd is not None:
-            return f"the key {odd!a} looks like a key of the protocol and is not; spell it as specified"
+            return f"the key {odd[:60]!a} looks like a key of the protocol and is not; spell it as specified"
         fault = _siblings(keys)
         if fault is not None:
             return fault
@@ -289,7 +289,7 @@ def _fault_in_params(params: dict[str, Any]) -> str | None:
     if keys not in _clean_params:
         odd = _variants(keys, PARAM_KEYS)
         if odd is not None:
-            return f"the key {odd!a} in `params` looks like a key of the protocol and is not; spell it as specified"
+            return f"the key {odd[:60]!a} in `params` looks like a key of the protocol and is not; spell it as specified"
         fault = _siblings(keys)
         if fault is not None:
             return fault
