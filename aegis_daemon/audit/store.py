@@ -27,6 +27,7 @@ from aegis_daemon.audit.chain import UNREADABLE, Fault, Walk
 
 SCHEMA = 1
 """`PRAGMA user_version` of a file this version reads and writes."""
+PROGRESS_EVERY = 10_000
 INDEXES: tuple[tuple[str, str], ...] = (
     ("call", "(call_id)"),
     ("agent", "(agent_id, ts)"),
@@ -398,7 +399,7 @@ class Reader:
         walk = Walk()
         faults = walk.faults
         open_calls: dict[str, Row] = {}
-        begun: dict[str, Row] = {}
+        bodiless: set[int] = set()
         count = bodies = erased = calls = 0
 
         def check_call(row: Row) -> None:
@@ -408,6 +409,9 @@ class Reader:
             if kept is None:
                 faults.append(Fault(row.seq, "call_missing", f"call {row.call_id} has no row in `calls`"))
                 return
+            if row.seq in bodiless:  # the arguments are gone, so nothing can say what their hash was
+                bodiless.remove(row.seq)
+                row.arguments_hash = kept[COLUMNS.index("arguments_hash")]
             told = msgspec.structs.astuple(row)
             wrong = [name for name, is_, should in zip(COLUMNS, kept, told, strict=True) if is_ != should]
             if wrong:
@@ -420,7 +424,7 @@ class Reader:
         )
         for seq, stored, text, body_seq, salt, body, length in rows:
             count += 1
-            if progress is not None and count % 10_000 == 0:
+            if progress is not None and count % PROGRESS_EVERY == 0:
                 progress(count, total)
             text = text or b""
             if walk.step(seq, text, str(stored)) is None:
@@ -447,13 +451,12 @@ class Reader:
                 faults.append(Fault(seq, "body_edited", f"record {seq} was made without a body and has one"))
             if seq != record.seq:
                 continue  # said already, and its call cannot be told
-            folded = fold(open_calls, record, body if record.body else None)
+            folded = fold(open_calls, record, (body or b"") if record.body else None)
             if folded is not None:
                 row, new = folded
-                if new:
-                    begun[row.call_id] = row
+                if new and body is None:
+                    bodiless.add(row.seq)
                 if row.call_id not in open_calls:
-                    begun.pop(row.call_id, None)
                     check_call(row)
         for row in open_calls.values():
             check_call(row)
