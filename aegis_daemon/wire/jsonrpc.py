@@ -289,7 +289,8 @@ def _fault_in_params(params: dict[str, Any]) -> str | None:
     if keys not in _clean_params:
         odd = _variants(keys, PARAM_KEYS)
         if odd is not None:
-            return f"the key {odd[:60]!a} in `params` looks like a key of the protocol and is not; spell it as specified"
+            text = "looks like a key of the protocol and is not; spell it as specified"
+            return f"the key {odd[:60]!a} in `params` {text}"
         fault = _siblings(keys)
         if fault is not None:
             return fault
