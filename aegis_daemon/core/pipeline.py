@@ -152,11 +152,8 @@ class Pipeline:
                     prefix = f"[{'|'.join(labels)}]"
                     item = {**item, "description": f"{prefix} {text}" if type(text) is str and text else prefix}
             kept.append(item)
-        if not changed:
+        # What one agent may see is not for another's cache, nor for longer than today's policy: all of it, too.
+        fresh = {"cacheScope": "private", "ttlMs": 0} if call.era is Era.MODERN else {}
+        if not changed and fresh.items() <= {key: result.get(key) for key in fresh}.items():
             return body
-        result[row.items] = kept
-        if call.era is Era.MODERN:
-            # What one agent may see is not for another's cache, nor for longer than today's policy.
-            result["cacheScope"] = "private"
-            result["ttlMs"] = 0
-        return encode(result)
+        return encode({**result, row.items: kept, **fresh})

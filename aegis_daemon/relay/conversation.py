@@ -330,9 +330,7 @@ class Conversation:
             timer.cancel()
             self._lapsed(kept)
         self._suspended.clear()
-        for settle, _ in self._tasks.values():
-            settle("unknown", message="the session ended before the task did")
-        self._tasks.clear()
+        self._end_tasks("the session ended before the task did")
         self._report_dropped()
         self.client.close(self._code)
         if not self._retired:
@@ -485,6 +483,8 @@ class Conversation:
         if old is not None:
             self._fail_sent(Fault("era_changed", "the client changed the protocol's era; outcome unknown"))
             self._retired.add(old)
+            self._list_changes = ()
+            self._end_tasks("the client changed the protocol's era before the task ended")
             self.server = None
             old.close_stdin()
             old.end()
@@ -803,6 +803,11 @@ class Conversation:
         else:
             self._task_seen(body)
 
+    def _end_tasks(self, why: str) -> None:
+        tasks, self._tasks = self._tasks, {}
+        for settle, _ in tasks.values():
+            settle("unknown", message=why)
+
     def _task_seen(self, body: bytes) -> None:
         try:
             task = msgspec.json.decode(body, type=Task)
@@ -844,6 +849,8 @@ class Conversation:
 
     def reloaded(self) -> None:
         """The rules changed: a legacy client whose server announces list changes hears of one."""
+        if self.era is not Era.LEGACY:
+            return
         for method in self._list_changes:
             self.client.send(notification_frame(method, {}), -1)
 

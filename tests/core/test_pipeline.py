@@ -163,9 +163,16 @@ def listed(body: Any, *gates: Gate, method: str = "tools/list", era: Era = Era.L
 
 
 def test_a_list_in_which_nothing_changes_passes_as_the_same_bytes() -> None:
-    body = b'{ "tools" : [ {"name":"a" , "n":1.50} ], "nextCursor":"2", "ttlMs": 5 }'
+    body = b'{ "tools" : [ {"name":"a" , "n":1.50} ], "nextCursor":"2", "ttlMs": 0, "cacheScope" : "private" }'
     for era in (Era.LEGACY, Era.MODERN):
         assert listed(body, era=era) is body
+
+
+def test_a_modern_list_is_for_one_agent_and_one_moment_even_if_nothing_was_hidden() -> None:
+    body = {"tools": TOOLS, "ttlMs": 5, "cacheScope": "public"}
+    assert json.loads(listed(body, era=Era.MODERN)) == {"tools": TOOLS, "ttlMs": 0, "cacheScope": "private"}
+    assert json.loads(listed({"tools": TOOLS}, era=Era.MODERN))["cacheScope"] == "private"
+    assert json.loads(listed(body, era=Era.LEGACY)) == body
 
 
 def test_what_is_hidden_is_gone_and_the_rest_keeps_order_cursor_and_unknown_fields() -> None:
