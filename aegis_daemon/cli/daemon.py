@@ -21,7 +21,7 @@ from aegis_daemon.manage import ancestry
 from aegis_daemon.manage.client import Refused
 
 app = new_app()
-START_S = 20.0
+START_S = 30.0
 STOP_S = 30.0
 _STEP_S = 0.05
 
@@ -158,16 +158,14 @@ def _start(config: str | None, paths: Paths) -> None:
         os.close(log)
     until = time.monotonic() + START_S
     while (found := link.running()) is None:
-        if child.poll():
-            raise Problem(
-                "the daemon ended as it started" + _last_words(paths.log, said),
-                "see also `aegis logs`",
-            )
+        ended = child.poll()
+        if ended:
+            raise Problem("the daemon ended as it started" + _last_words(paths.log, said), "see also `aegis logs`")
         if time.monotonic() > until:
+            child.returncode = child.returncode or 0
             raise Problem(f"the daemon does not answer after {START_S:.0f} s", "see `aegis logs` for the cause")
         time.sleep(_STEP_S)
-    # It lives on without us; Python would warn about a child that was not waited for.
-    child.returncode = 0
+    child.returncode = 0  # it lives on without us, which Python would warn about
     say(f"the daemon runs (process {found['pid']})")
     if config is not None and not _same(found["config"], config):
         raise Problem(

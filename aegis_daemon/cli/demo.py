@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -59,6 +60,8 @@ def demo(
 
 def _told(outcome: Outcome) -> int:
     """The exit status, once the end was told."""
+    if outcome.signal == signal.SIGHUP:
+        return 128 + outcome.signal  # nobody is there any more to be told
     failed = outcome.failed
     if failed is not None:
         complain(f"step {failed.step} ({failed.title}) did not show what it promised: {failed.detail}")

@@ -38,6 +38,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """name → (module in this package that holds `app`, one line of help)"""
 
 
+class Unread(Exception):  # noqa: N818
+    """Whoever read our output has enough of it."""
+
+
 class Root(TyperGroup):
     """Finds commands by `COMMANDS`, takes a configuration file in place of one, and words every error alike."""
 
@@ -76,6 +80,13 @@ class Root(TyperGroup):
         near = get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean `aegis {near[0]}`?" if near else "see `aegis --help`"
         raise Problem(f"no command and no file is called `{name}`", hint, USAGE)
+
+    def invoke(self, ctx: Context) -> Any:
+        """Runs the command. Typer would take a reader that has gone for a failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise Unread from None
 
     def main(
         self,
@@ -156,7 +167,7 @@ def guarded(command: Any) -> int:
         return WRONG
     except typer.Exit as done:
         return done.exit_code
-    except BrokenPipeError:
+    except (Unread, BrokenPipeError):
         # Whoever read the output has enough. What Python still holds must not be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
