@@ -35,12 +35,19 @@ class Lock:
 
 
 def approver_key(path: Path) -> str:
-    """The content of the approver's key file, made (0600) if there is none."""
+    """The content of the approver's key file, made (0600) if there is none. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip()
-    with os.fdopen(fd, "w", encoding="ascii") as file:
+        key = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        key = ""
+    if not key:  # an empty one would open to anybody
         key = os.urandom(32).hex()
-        file.write(key + "\n")
+        made = path.with_name(path.name + ".new")
+        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(key + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, path)  # so that a daemon killed here leaves a whole key or none
     return key
