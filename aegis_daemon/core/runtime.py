@@ -10,6 +10,7 @@ import msgspec
 from aegis_daemon.core.pipeline import Pipeline
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Claim
+from aegis_daemon.wire.methods import SERVER_REQUESTS
 
 
 class BackendRule(msgspec.Struct, frozen=True):
@@ -54,8 +55,12 @@ class Runtime(msgspec.Struct, frozen=True):
         return self.backends.get(name) or _DEFAULT
 
     def may_ask(self, agent: str, backend: str) -> frozenset[str]:
-        """What the server may ask of this agent."""
+        """What the server may ask of this agent by the rules."""
         return self.server_requests.get((agent, backend)) or _NOTHING
+
+    def offers(self, agent: str, backend: str) -> frozenset[str]:
+        """What the agent may offer the server: in observe mode even what the rules do not allow."""
+        return _EVERYTHING if self.pipeline.observe else self.may_ask(agent, backend)
 
     def reaches(self, agent: str, backend: str) -> bool:
         """Whether frames that no gate judges may pass between the two, and a server may run for the agent."""
@@ -65,3 +70,4 @@ class Runtime(msgspec.Struct, frozen=True):
 
 _DEFAULT = BackendRule()
 _NOTHING: frozenset[str] = frozenset()
+_EVERYTHING = frozenset(SERVER_REQUESTS.values())

@@ -426,7 +426,7 @@ async def _forward(
         return
     body = answer.body
     try:
-        frame, result = _released(call, opened, answer, shell)
+        frame, result = _released(call, opened, answer, shell, story)
     except _Withheld as withheld:
         error = Fault(withheld.code, withheld.text)
         _failed(call, opened, origin, shell, story, state, error, duration)
@@ -585,7 +585,7 @@ _PLAIN = _Result()
 _result = msgspec.json.Decoder(_Result)
 
 
-def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[bytes, _Result]:
+def _released(call: Call, opened: Open, answer: Answer, shell: Shell, story: Story) -> tuple[bytes, _Result]:
     """The frame for the caller, and what its result says of itself."""
     id_json = id_text(opened.request_id)
     body = answer.body
@@ -604,7 +604,7 @@ def _released(call: Call, opened: Open, answer: Answer, shell: Shell) -> tuple[b
     ) and call.row.subject != "task":
         result = _result.decode(body)
         if result.waits:
-            _check_asks(call, result.inputRequests, shell)
+            _check_asks(call, result.inputRequests, shell, story)
     if call.method == "initialize":
         version = answer.value().get("protocolVersion") if body.startswith(b"{") else None
         if version not in LEGACY_VERSIONS:
@@ -623,17 +623,18 @@ def _under_its_own_id(body: bytes, opened: Open) -> bytes:
     return encode({**result, "_meta": {**meta, META_SUBSCRIPTION: opened.request_id}})
 
 
-def _check_asks(call: Call, asks: dict[str, Any] | None, shell: Shell) -> None:
+def _check_asks(call: Call, asks: dict[str, Any] | None, shell: Shell, story: Story) -> None:
     """The questions inside an `input_required` answer are a server's requests like any others."""
     allowed = shell.runtime().may_ask(call.principal.agent, call.backend)
     for ask in (asks or {}).values():
         method = ask.get("method") if type(ask) is dict else None
         word = SERVER_REQUESTS.get(method) if type(method) is str else None
         if word is None or word not in allowed:
-            raise _Withheld(
-                "server_request_not_allowed",
-                f"the server asked the client for `{str(method)[:60]}`, which is not allowed; the answer is withheld",
-            )
+            code = "server_request_not_allowed"
+            text = f"the server asked the client for `{str(method)[:60]}`, which is not allowed"
+            if word is None or not shell.runtime().pipeline.observe:
+                raise _Withheld(code, f"{text}; the answer is withheld")
+            story.denied(Reason("acl", text, code=code), would=True)
 
 
 def _error_code(body: bytes) -> int:

@@ -210,7 +210,7 @@ class Conversation:
         if id is None or frame.method != "initialize":
             self.client.start()
             return
-        frame = handshake.initialize(frame, self.shell.runtime().may_ask(self.principal.agent, self.backend))
+        frame = handshake.initialize(frame, self.shell.runtime().offers(self.principal.agent, self.backend))
         opened = self._replay = self.to_server.begin(id, {})
         opened.call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_SERVER, TO_SERVER["initialize"],
@@ -458,7 +458,7 @@ class Conversation:
         return frame, era, None
 
     def _may_ask(self) -> frozenset[str]:
-        return self.shell.runtime().may_ask(self.principal.agent, self.backend)
+        return self.shell.runtime().offers(self.principal.agent, self.backend)
 
     def _turn_to(self, era: Era) -> Reason | None:
         server = self.server
