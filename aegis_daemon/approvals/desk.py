@@ -22,6 +22,8 @@ from aegis_daemon.loop.strand import Waiter
 _log = logging.getLogger("aegis.approvals")
 REPLAY_S = 600.0
 """How long an answer that nobody received is kept for an identical call."""
+KEPT_S = 86400.0
+"""How long an ended ticket, with its arguments, stays in the store; what remains is the audit log's."""
 
 
 class NoSuchTicket(Exception):
@@ -73,12 +75,12 @@ class Desk:
 
     def restore(self, reserve: Callable[[Ticket], None]) -> int:
         """Takes over what an earlier daemon left; `reserve` gives each pending ticket its lease and place again."""
+        self._store.forget_ended(self._wall() - KEPT_S)
         for ticket in self._store.open_tickets():
             left = ticket.expires - self._wall()
             if ticket.state == CONSUMED:
-                if left > -REPLAY_S:
-                    self._index(ticket)
-                    self._arm(ticket, max(0.0, left + REPLAY_S))
+                self._index(ticket)
+                self._arm(ticket, min(max(0.0, left + REPLAY_S), REPLAY_S))
                 continue
             self._index(ticket)
             reserve(ticket)
@@ -90,8 +92,8 @@ class Desk:
 
     def find(self, hold: Hold) -> Ticket | None:
         """The ticket that an identical call attaches to: one of the same digest that nobody waits for."""
-        for ticket in self._by_digest.get(digest(hold.call, hold.ask), ()):
-            if not ticket.attended:
+        for ticket in tuple(self._by_digest.get(digest(hold.call, hold.ask), ())):
+            if not ticket.attended and not self._lapsed(ticket):
                 return ticket
         return None
 
@@ -200,7 +202,7 @@ class Desk:
         Raises `Decided` for a second one, `NoSuchTicket`, and `sqlite3.Error` where it cannot be kept.
         """
         ticket = self.get(id)
-        if ticket.state != PENDING:
+        if self._lapsed(ticket) or ticket.state != PENDING:
             raise Decided(ticket)
         was = (ticket.state, ticket.by, ticket.note)
         ticket.state, ticket.by, ticket.note = (APPROVED if approve else REJECTED), by, note
@@ -224,6 +226,16 @@ class Desk:
         waiter = ticket.waiter
         if waiter is not None:
             waiter.set(self._decision(ticket))
+
+    def _lapsed(self, ticket: Ticket) -> bool:
+        """Whether its time is over. Then it ends now: timers stand still while a machine sleeps, calendars do not."""
+        if ticket.state in OPEN:
+            over = ticket.expires <= self._wall()
+        else:
+            over = ticket.outcome is not None and ticket.expires + REPLAY_S <= self._wall()
+        if over:
+            self._expire(ticket)
+        return over
 
     def _expire(self, ticket: Ticket) -> None:
         if ticket.state == CONSUMED:

@@ -23,6 +23,7 @@ _COLUMNS = (
     "call_id", "id", "digest", "agent", "backend", "method", "name", "arguments", "rule", "created", "expires",
     "claims", "state", "by", "note", "outcome",
 )  # fmt: skip
+_OPEN = "state IN ('pending', 'approved') OR (state = 'consumed' AND outcome IS NOT NULL)"
 _claims = msgspec.json.Decoder(tuple[Claim, ...])
 
 
@@ -48,8 +49,7 @@ class TicketStore:
     def open_tickets(self) -> list[Ticket]:
         """Tickets that may still matter: pending, approved and not used, or used with an answer nobody received."""
         rows = self._db.execute(
-            f"SELECT {','.join(_COLUMNS)} FROM tickets "  # noqa: S608
-            "WHERE state IN ('pending', 'approved') OR (state = 'consumed' AND outcome IS NOT NULL) ORDER BY created"
+            f"SELECT {','.join(_COLUMNS)} FROM tickets WHERE {_OPEN} ORDER BY created"  # noqa: S608
         )
         found = []
         for row in rows:
@@ -57,6 +57,10 @@ class TicketStore:
             fields["claims"] = _claims.decode(fields["claims"])
             found.append(Ticket(**fields))
         return found
+
+    def forget_ended(self, before: float) -> None:
+        """Deletes what no longer matters and was over before that time. Raises `sqlite3.Error`."""
+        self._db.execute(f"DELETE FROM tickets WHERE NOT ({_OPEN}) AND expires < ?", (before,))  # noqa: S608
 
     def close(self) -> None:
         """Closes the file."""

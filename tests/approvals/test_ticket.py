@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from making import call, tool
+
+from aegis_daemon.approvals.store import TicketStore
+from aegis_daemon.approvals.ticket import digest, new_id, spoken
+from aegis_daemon.core.verdict import Ask
+
+ASK = Ask("rule", 60.0)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([1.0, -0.5, "1", "", "a", "é"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcd"), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=3),
+    st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=3),
+)
+def test_two_calls_have_one_digest_exactly_when_their_arguments_are_the_same(one: Any, two: Any) -> None:
+    same = json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
+    assert (digest(tool("post", one), ASK) == digest(tool("post", two), ASK)) is same
+
+
+def test_the_order_of_keys_and_meta_do_not_matter_and_all_else_does() -> None:
+    usual = call(params={"name": "post", "arguments": {"a": 1, "b": {"x": 1, "y": 2}}})
+    alike = [
+        call(params={"arguments": {"b": {"y": 2, "x": 1}, "a": 1}, "name": "post"}, id="other"),
+        call(params={"name": "post", "arguments": {"a": 1, "b": {"x": 1, "y": 2}}, "_meta": {"progressToken": 1}}),
+    ]
+    assert {digest(one, ASK) for one in alike} == {digest(usual, ASK)}
+    arguments = {"a": 1, "b": {"x": 1, "y": 2}}
+    others = [
+        tool("post", arguments, agent="bob"),
+        tool("post", arguments, backend="mail"),
+        tool("post", arguments, tenant="t2"),
+        tool("posts", arguments),
+        tool("post", {**arguments, "c": None}),
+        tool("post", {**arguments, "a": 1.0}),
+        tool("post", {**arguments, "a": "1"}),
+        tool("post", {**arguments, "a": True}),
+        tool("post", {**arguments, "b": {"x": 1}}),
+        call(params={"name": "post", "arguments": arguments, "task": {"ttl": 1}}),
+        call("prompts/get", {"name": "post", "arguments": arguments}),
+    ]
+    digests = [digest(one, ASK) for one in (usual, *others)] + [digest(usual, Ask("another", 60.0))]
+    assert len(set(digests)) == len(digests)
+    assert digest(usual, Ask("rule", 999.0)) == digest(usual, ASK)
+
+
+def test_an_id_grows_when_short_ones_are_scarce() -> None:
+    class Short:
+        def __contains__(self, id: object) -> bool:
+            return len(str(id)) == 4
+
+    assert len(new_id(Short())) == 5
+
+
+def test_an_id_that_cannot_be_had_is_an_error_and_no_loop() -> None:
+    class Everything:
+        def __contains__(self, id: object) -> bool:
+            return True
+
+    with pytest.raises(RuntimeError):
+        new_id(Everything())
+
+
+@pytest.mark.parametrize(("typed", "id"), [("ab12", "AB12"), (" oiL0 ", "0110"), ("7KQZ", "7KQZ")])
+def test_an_id_may_be_typed_as_it_is_heard(typed: str, id: str) -> None:
+    assert spoken(typed) == id
+
+
+def test_the_store_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = TicketStore(tmp_path / "state.db", full=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    store.close()
+    assert set(modes.values()) == {0o600}, modes
