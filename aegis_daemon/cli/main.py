@@ -38,7 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """name → (module in this package that holds `app`, one line of help)"""
 
 
-class Unread(Exception):  # noqa: N818
+class Unread(Exception):
     """Whoever read our output has enough of it."""
 
 
