@@ -673,8 +673,8 @@ class Conversation:
             if opened.state is State.WAITING and opened.strand is not None:
                 opened.strand.interrupt(Withdrawn("cancelled by the server before it was forwarded"))
                 return
-            opened.cancelled = True
-            if opened.state is State.SENT:
+            already, opened.cancelled = opened.cancelled, True
+            if opened.state is State.SENT and not already:
                 opened.deadline = self.shell.now() + CANCELLED_S
                 self.client.send(encode({**frame.value, "params": {**params, "requestId": opened.number}}), -1)
             return
