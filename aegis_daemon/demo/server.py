@@ -46,8 +46,8 @@ def call(params: dict[str, Any], tally: int) -> dict[str, Any]:
     tool, arguments = params["name"], params.get("arguments") or {}
     if tool not in TOOLS or not set(TOOLS[tool][1]) <= set(arguments):
         return {"content": [{"type": "text", "text": "no such tool, or an argument is missing"}], "isError": True}
-    line = json.dumps({"tool": tool, "arguments": arguments, "at": time.monotonic()})
-    os.write(tally, line.encode() + b"\n")
+    line = json.dumps({"tool": tool, "arguments": arguments, "at": time.monotonic()}) + "\n"
+    os.write(tally, line.encode())
     return {"content": [{"type": "text", "text": run(tool, arguments)}]}
 
 
