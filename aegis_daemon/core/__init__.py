@@ -1,1 +1,1 @@
-"""Decisions: pure, without IO, clock, randomness or logging."""
+"""Decisions: pure, without IO, clock or randomness; the one thing logged is a gate that failed."""
