@@ -775,8 +775,6 @@ class _Sync:
 
     def _done(self, seq: int) -> None:
         self._idle = True
-        if self._retiring:
-            self.kick()
         self._journal._synced(seq)
 
     def _failed(self, error: OSError) -> None:

@@ -40,6 +40,7 @@ from logging_by_hand import (
 from aegis_daemon.audit import disk, journal
 from aegis_daemon.audit.journal import AuditUnavailable, Journal
 from aegis_daemon.audit.record import GENESIS, Admin, Dropped
+from aegis_daemon.audit.segment import follow
 
 # --- the chain --------------------------------------------------------------------------------------------------------
 
@@ -257,12 +258,14 @@ class _Disk:
         self.calls = 0
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
         self._real = {"fdatasync": os.fdatasync, "fsync": os.fsync}
         for name in self._real:
             monkeypatch.setattr(os, name, self._call(name))
 
     def _call(self, name: str) -> Callable[[int], None]:
         def call(fd: int) -> None:
+            self.entered.set()
             assert self.gate.wait(BOUND)
             self.calls += name == "fdatasync"
             if name in self.failing:
@@ -300,6 +303,29 @@ async def test_after_a_failed_sync_nothing_is_promised_until_it_stands_in_a_fres
     ]  # the first record that had not been durable
     with opened(tmp_path, "full") as log:
         assert log.last_seq == 6
+
+
+async def test_what_the_last_good_sync_did_not_cover_is_what_goes_into_the_fresh_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = _Disk(monkeypatch)
+    with opened(tmp_path, "full") as log:
+        sync.gate.clear()
+        sync.entered.clear()
+        first = asyncio.create_task(durable(log, log.append(intent(1), ARGUMENTS)))
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(sync.entered.wait, BOUND)
+        log.append(intent(2), ARGUMENTS)
+        log.append(intent(3), ARGUMENTS)
+        sync.gate.set()
+        assert await first is None
+        sync.failing = {"fdatasync"}
+        assert isinstance(await durable(log, 3), AuditUnavailable)
+        sync.failing = set()
+        await until(lambda: log.healthy, "well again")
+        assert log.durable_seq == 3
+    (_, _), (header, path) = files_of(tmp_path)
+    assert [line.link.seq for line, _ in follow(path.read_bytes(), header.start, 1, header.prev)] == [2, 3]
 
 
 async def test_a_disk_that_stays_broken_is_tried_again_and_the_records_are_not_lost(
@@ -385,14 +411,17 @@ async def test_what_is_appended_during_a_sync_waits_for_the_next(
 ) -> None:
     sync = _Disk(monkeypatch)
     with opened(tmp_path, "full") as log:
-        first = asyncio.create_task(durable(log, log.append(intent(1))))
         sync.gate.clear()
-        await asyncio.sleep(0)
-        second = asyncio.create_task(durable(log, log.append(intent(2))))
-        await asyncio.sleep(0)
+        sync.entered.clear()
+        told: list[int] = []
+        done = asyncio.Event()
+        log.when_durable(log.append(intent(1)), lambda _: told.append(log.durable_seq))
+        assert await asyncio.to_thread(sync.entered.wait, BOUND)
+        log.append(intent(2))
+        log.when_durable(2, lambda _: (told.append(log.durable_seq), done.set())[0])
         sync.gate.set()
-        assert await asyncio.gather(first, second) == [None, None]
-        assert log.durable_seq == 2
+        await asyncio.wait_for(done.wait(), BOUND)
+        assert told == [1, 2]
 
 
 async def test_a_waiter_that_fails_harms_no_other(tmp_path: Path) -> None:
@@ -617,12 +646,14 @@ async def test_after_a_power_loss_a_file_that_follows_nothing_is_left_out(
     found = log.open()
     assert found.last_seq < seq
     assert "left out" in found.notes[0]
-    assert await durable(log, whole_call(log, 500)) is None
+    assert await durable(log, log.append(Admin(action="start"))) is None
     last = log.last_seq
     log.close()
     assert [line.link.seq for line in lines_of(tmp_path)] == list(range(1, last + 1))
-    with opened(tmp_path, "full") as log:
-        assert log.last_seq == last
+    log = Journal(tmp_path, durability="full", loop=asyncio.get_running_loop())
+    found = log.open()
+    log.close()
+    assert (found.last_seq, found.notes) == (last, [])
 
 
 async def test_damage_in_the_middle_is_told_and_what_stands_behind_it_is_kept_aside(tmp_path: Path) -> None:
