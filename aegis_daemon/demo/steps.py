@@ -39,7 +39,7 @@ COLUMNS: Final = {
     "why": "stage",
     "approval": "approval",
     "by": "by",
-    "waited": "in the queue",
+    "waited": "queued",
 }
 
 
