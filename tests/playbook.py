@@ -401,7 +401,6 @@ class Client(_End):
         """Lines from the client; they wait where it is not read."""
         for frame in frames:
             line = raw(frame)
-            self._said(line)
             if isinstance(frame, dict) and frame.get("method") == "initialize":
                 self._initializing.add(_key(frame.get("id")))
             self._unread.append(line)
@@ -413,6 +412,7 @@ class Client(_End):
     def _deliver(self) -> None:
         while self._unread and self.started and not (self.paused or self.stopped):
             line = self._unread.popleft()
+            self._said(line)
             self._said_bytes += len(line) + 1
             end = self._said_bytes
             self.on_line(line, end)
@@ -557,11 +557,10 @@ class Server(_End):
     # the script's side
 
     def says(self, *frames: Any) -> None:
-        """Lines of the server, in one piece."""
-        lines = [raw(frame) for frame in frames]
-        for line in lines:
+        """Lines of the server."""
+        for line in map(raw, frames):
             self._said(line)
-        self.talk.server_lines(self, lines)
+            self.talk.server_lines(self, [line])
 
     def answers(self, heard: dict[str, Any], value: Any = None) -> None:
         """Answers a request it heard."""
@@ -776,7 +775,7 @@ class Play:
         wanted = [{"kind": one} if isinstance(one, str) else one for one in expected]
         assert len(shown) == len(wanted), shown
         for one, want in zip(shown, wanted, strict=True):
-            assert like({"would": False, **one}, want), (one, want)
+            assert like({"would": False, "consumed": False, **one}, want), (one, want)
         return new
 
     def body(self, record: Any) -> Any:
@@ -789,10 +788,12 @@ class Play:
         (found,) = self.desk.pending()
         return found
 
-    def used(self) -> dict[str, tuple[int, int]]:
-        """For each tool of an agent's own limits (and, as `*tool`, of shared ones): calls that count, and under way."""
+    def used(self, agent: str = "bot") -> dict[str, tuple[int, int]]:
+        """By tool (`*tool` for a limit over all agents): how many calls count, and how many are under way."""
         found = {}
         for claim in self.runtime.claims:
+            if claim.agent not in (None, agent):
+                continue
             usage = self.limits.usage(claim, self.clock.now)
             found[claim.tool if claim.agent else f"*{claim.tool}"] = (usage.current, usage.reserved)
         return found
