@@ -138,6 +138,11 @@ class Limits:
         return iter(self._windows.values())
 
 
+def milliseconds(after: float) -> int:
+    """A wait that is long enough, however the clock's numbers round: a microsecond more at least."""
+    return int(after * 1000 + 0.001) + 1
+
+
 def _full(window: Window, now: float) -> Reason:
     claim = window.claim
     used = len(window.times) + window.reserved
@@ -149,7 +154,7 @@ def _full(window: Window, now: float) -> Reason:
         f"rate limit exceeded for {claim.tool}: {used}/{claim.max_count} calls in {go(claim.window_s)} window "
         f"({whose}); not executed; try again {when}",
         retryable=True,
-        retry_after_ms=None if after is None else int(after * 1000) + 1,
+        retry_after_ms=None if after is None else milliseconds(after),
         code="rate_limited",
         detail=f"{claim.scope} limit of `{claim.backend}` `{claim.tool}`",
     )

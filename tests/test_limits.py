@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aegis_daemon.core.verdict import Claim, Deny
-from aegis_daemon.limits import Lease, Limits
+from aegis_daemon.limits import Lease, Limits, milliseconds
 
 
 def claim(count: int, window: float = 60.0, tool: str = "post", agent: str | None = "amy") -> Claim:
@@ -126,6 +126,7 @@ TIMES = st.lists(st.floats(0.0, 200.0), min_size=1, max_size=12)
 
 
 @given(TIMES, st.integers(1, 12), st.floats(0.001, 90.0), st.integers(0, 3))
+@example([1.0], 1, 0.001, 0)
 def test_waiting_as_long_as_the_refusal_says_is_enough_and_a_little_less_is_not(
     times: list[float], count: int, window: float, running: int
 ) -> None:
@@ -156,7 +157,7 @@ def test_usage_tells_the_same_as_a_refusal(times: list[float], count: int, windo
     assert (usage.retry_after_s is not None) is isinstance(refused, Deny)
     if isinstance(refused, Deny):
         assert usage.retry_after_s is not None
-        assert refused.reason.retry_after_ms == int(usage.retry_after_s * 1000) + 1
+        assert refused.reason.retry_after_ms == milliseconds(usage.retry_after_s)
 
 
 # --- restarts and reloads ---------------------------------------------------------------------------------------------
