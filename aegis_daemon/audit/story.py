@@ -129,6 +129,7 @@ class Story(msgspec.Struct, eq=False):
                 ),
                 clip(result) or None,
                 len(result),
+                later=True,
             )
         except AuditUnavailable:
             pass
