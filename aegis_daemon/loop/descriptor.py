@@ -9,6 +9,35 @@ from collections import deque
 from collections.abc import Callable
 
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+
+# O_NONBLOCK belongs to whoever shares a pipe's or socket's open file, so a descriptor that was handed over can be made
+# blocking again at any time; one such write would stop the whole daemon. RWF_NOWAIT asks for each call anew (pipes:
+# Linux 6.4). Where there is none, the flag is set again just before.
+
+
+def write_now(fd: int, chunk: bytes | memoryview) -> int:
+    """As `os.write`, and never blocks, whatever a stranger did to the descriptor."""
+    if _NOWAIT:
+        try:
+            return os.pwritev(fd, (chunk,), -1, _NOWAIT)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+    os.set_blocking(fd, False)
+    return os.write(fd, chunk)
+
+
+def read_now(fd: int, into: memoryview) -> int:
+    """As `os.readv` into one buffer, and never blocks, whatever a stranger did to the descriptor."""
+    if _NOWAIT:
+        try:
+            return os.preadv(fd, (into,), -1, _NOWAIT)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+    os.set_blocking(fd, False)
+    return os.readv(fd, (into,))
 
 
 class Outbox:
@@ -54,17 +83,26 @@ class FrameWriter:
 
     `on_sent(count)` tells how many frames went out whole; `on_full(bool)` that the peer reads too slowly (more than
     `high` bytes wait) or again fast enough; `on_broken` that nobody reads any more. `before` and `after` frame each
-    system call, for whoever keeps a mark of half-written frames.
+    system call, for whoever keeps a mark of half-written frames. `write` is `write_now` where others share the
+    descriptor.
     """
 
     __slots__ = (
-        "_buffer", "_frames", "_full", "_head", "_loop", "_outbox", "_queued", "_watching", "before", "broken", "fd",
-        "high", "on_broken", "on_full", "on_sent",
+        "_buffer", "_frames", "_full", "_head", "_loop", "_outbox", "_queued", "_watching", "_write", "before",
+        "broken", "fd", "high", "on_broken", "on_full", "on_sent",
     )  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, fd: int, high: int = 1 << 18) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+        fd: int,
+        high: int = 1 << 18,
+        write: Callable[[int, bytes | memoryview], int] = os.write,
+    ) -> None:
         self._loop = loop
         self._outbox = outbox
+        self._write = write
         self.fd = fd
         self.high = high
         self.broken = False
@@ -112,7 +150,7 @@ class FrameWriter:
                     chunk: bytes | memoryview = b"".join(frames) if self._buffer <= 1 << 17 else frames[0]
                 else:
                     chunk = memoryview(frames[0])[self._head :] if self._head else frames[0]
-                done = os.write(self.fd, chunk)
+                done = self._write(self.fd, chunk)
                 self._buffer -= done
                 left = done
                 while frames:

@@ -14,7 +14,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from aegis_daemon.loop.descriptor import Outbox
+from aegis_daemon.loop.descriptor import Outbox, read_now
 from aegis_shim import ledger as layout
 
 _log = logging.getLogger("aegis.ledger")
@@ -69,7 +69,7 @@ class Ledger:
         self.on_long: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
         consumed, place = _PLACE.unpack_from(self._map, layout.CONSUMED_AT)
-        if not layout.INPUT_AT <= place <= _INPUT_END:
+        if not layout.INPUT_AT <= place <= _INPUT_END or consumed >= 1 << 63:
             raise BadLedger("the ledger's place lies outside its input area")
         self._consumed = consumed
         self._place = place
@@ -186,7 +186,7 @@ class Ledger:
     def _ready(self) -> None:
         end = self._end
         try:
-            size = os.readv(self.source, [self._view[end : min(end + _CHUNK, _INPUT_END)]])
+            size = read_now(self.source, self._view[end : min(end + _CHUNK, _INPUT_END)])
         except OSError as error:
             if error.errno in _AGAIN:
                 return

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import until
 
+from aegis_daemon.loop import descriptor as under_test
 from aegis_daemon.loop.descriptor import FrameWriter, LineReader, Outbox
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -374,3 +376,27 @@ def test_what_the_lines_caused_is_flushed_at_once(run: Run, pipe: tuple[int, int
             os.close(end)
 
     run(body())
+
+
+@pytest.mark.parametrize("kernel", ["knows RWF_NOWAIT", "does not"])
+def test_a_descriptor_that_a_stranger_made_blocking_stops_nobody(
+    pipe: tuple[int, int], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "does not":
+        monkeypatch.setattr(under_test, "_NOWAIT", 0)
+    signal.alarm(10)  # a call that blocks ends the test run, not the patience of whoever watches it
+    try:
+        for end in pipe:
+            os.set_blocking(end, True)
+        with pytest.raises(BlockingIOError):
+            under_test.read_now(pipe[0], memoryview(bytearray(10)))
+        for end in pipe:
+            os.set_blocking(end, True)
+        written = under_test.write_now(pipe[1], b"x" * (1 << 20))
+        assert 0 < written < 1 << 20
+        os.set_blocking(pipe[1], True)
+        with pytest.raises(BlockingIOError):
+            under_test.write_now(pipe[1], b"x")
+        assert under_test.read_now(pipe[0], memoryview(bytearray(10))) == 10
+    finally:
+        signal.alarm(0)

@@ -330,6 +330,12 @@ def test_memory_that_is_no_ledger_is_refused(desk: Desk, tmp_path: Any, change: 
     os.close(fd)
 
 
+def test_an_offset_that_would_overflow_is_refused(desk: Desk) -> None:
+    os.pwrite(desk.shim.fd, b"\xff" * 8, layout.CONSUMED_AT)
+    with pytest.raises(BadLedger):
+        desk.next_daemon()
+
+
 def test_a_descriptor_that_is_no_memory_is_refused(desk: Desk) -> None:
     with pytest.raises(BadLedger):
         desk.next_daemon(desk.client)
