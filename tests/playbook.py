@@ -193,7 +193,7 @@ class Log:
         self.unavailable: str | None = None
         self._waiting: list[tuple[int, Callable[[Any], None]]] = []
 
-    def append(self, record: Any, body: bytes | None = None, length: int | None = None) -> int:
+    def append(self, record: Any, body: bytes | None = None, length: int | None = None, *, later: bool = False) -> int:
         record.kind = record.KIND
         if self.unavailable is not None:
             self.refused.append(record)
@@ -388,6 +388,7 @@ class Client(_End):
         self.refused: str | None = None
         self.reads = True
         self.waiting: deque[tuple[bytes, int]] = deque()
+        self.backlog = 0
         self.slots: dict[int, tuple[str, bytes]] = {}
         self.talk: Conversation | None = None
         self.handed_back = False
@@ -432,6 +433,7 @@ class Client(_End):
     def reads_again(self) -> None:
         """Takes everything that waits."""
         self.reads = True
+        self.backlog = 0
         waiting, self.waiting = self.waiting, deque()
         for frame, slot in waiting:
             self._take(frame, slot)
@@ -461,9 +463,10 @@ class Client(_End):
         elif self.reads:
             self._take(frame, slot)
         else:
-            was = sum(len(one) for one, _ in self.waiting)
+            was = self.backlog
+            self.backlog += len(frame)
             self.waiting.append((frame, slot))
-            if was <= HIGH < was + len(frame):
+            if was <= HIGH < self.backlog:
                 self.on_full(True)
 
     def take_slot(self, id_json: bytes, end: int) -> int:
@@ -808,7 +811,7 @@ class Play:
         for session in self.sessions:
             session.is_quiet()
         for session in self.sessions:
-            if not session.client.reads:
+            if not session.client.reads and not session.client.gone:
                 session.client.reads_again()
             if not session.over:
                 session.all_exit()

@@ -73,6 +73,8 @@ TASKS: Final = 256
 """How many tasks one session may have open."""
 KEPT: Final = 256
 """How many `input_required` answers of one session may wait for their retry."""
+UNREAD: Final = 512
+"""How many requests of a server are heard while it does not read what it is sent."""
 RESPAWNS: Final = 16
 """How often one session may have its server replaced."""
 _UNKNOWN_METHOD: Final = {
@@ -164,6 +166,8 @@ class Conversation:
         self._respawns = 0
         self._replay: Open | None = None
         self._dropped: dict[tuple[str, str], int] = {}
+        self._client_slow = self._server_slow = False
+        self._unread = 0  # requests of a server that does not read
         self._ending = False
         self._code = 0
         self._over = False
@@ -198,6 +202,8 @@ class Conversation:
     def _spawn(self) -> None:
         assert self._start_server is not None
         self.server = self._start_server(self)
+        if self._client_slow:
+            self.server.pause(True)
 
     def _replay_handshake(self, kept: bytes) -> None:
         """Shows the new server the handshake the client had with the old one; its answer is nobody's."""
@@ -232,6 +238,8 @@ class Conversation:
         if self.client.initialized:
             server.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         self.client.start()
+        if self._client_slow or self._server_slow:
+            self._pace()
 
     def client_left(self) -> None:
         """The client's input ended, or its shim went away: nothing new comes, what was sent may still be answered."""
@@ -483,6 +491,8 @@ class Conversation:
         if old is not None:
             self._fail_sent(Fault("era_changed", "the client changed the protocol's era; outcome unknown"))
             self._retired.add(old)
+            if self._server_slow:
+                self.server_full(old, False)
             self._list_changes = ()
             self._end_tasks("the client changed the protocol's era before the task ended")
             self.server = None
@@ -569,14 +579,23 @@ class Conversation:
         opened.waiter.set(answer)
 
     def _client_full(self, full: bool) -> None:
-        """A client that does not read stops its own server's output, and nobody else's."""
+        """A client that does not read stops its own server's output and is read no further, and nobody else is."""
+        self._client_slow = full
         if self.server is not None:
             self.server.pause(full)
+        self._pace()
 
     def server_full(self, server: Backend, full: bool) -> None:
         """A server that does not read stops its own client's input."""
-        if server is self.server and not self._ending and self._replay is None:
-            self.client.pause(full)
+        if server is self.server:
+            self._server_slow = full
+            self._unread = 0
+            self._pace()
+
+    def _pace(self) -> None:
+        # Even a client whose frames are all refused is read no further: the refusals would pile up.
+        if not self._ending and self._replay is None:
+            self.client.pause(self._client_slow or self._server_slow)
 
     # --- the server's frames ------------------------------------------------------------------------------------
 
@@ -628,6 +647,11 @@ class Conversation:
         assert id is not None
         server = self.server
         assert server is not None
+        if self._server_slow:
+            self._unread += 1
+            if self._unread > UNREAD:
+                self._drop("to_client", "a request of a server that does not read")
+                return
         row = TO_CLIENT.get(frame.method)
         if row is None or self.era is Era.MODERN:
             self._drop("to_client", "an unknown request")
