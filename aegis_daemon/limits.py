@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
+from math import ceil
 
 import msgspec
 
@@ -148,7 +149,7 @@ def _full(window: Window, now: float) -> Reason:
     used = len(window.times) + window.reserved
     after = window.retry_after(now)
     whose = "all agents together" if claim.agent is None else "this agent"
-    when = "once a call under way has ended" if after is None else f"in {go(after)}"
+    when = "once a call under way has ended" if after is None else f"in {go(ceil(after) if after >= 1 else after)}"
     return Reason(
         "rate_limit",
         f"rate limit exceeded for {claim.tool}: {used}/{claim.max_count} calls in {go(claim.window_s)} window "

@@ -34,7 +34,13 @@ class Decided(Exception):
     """The ticket was decided before; `ticket` says how and by whom."""
 
     def __init__(self, ticket: Ticket) -> None:
-        super().__init__(f"`{ticket.id}` was {ticket.state} by {ticket.by or 'the clock'}")
+        if ticket.state == EXPIRED:
+            how = "expired"
+        elif ticket.state == CONSUMED:
+            how = f"was approved by {ticket.by} and has run"
+        else:
+            how = f"was {ticket.state} by {ticket.by} already"
+        super().__init__(f"`{ticket.id}` {how}")
         self.ticket = ticket
 
 

@@ -14,6 +14,9 @@ from aegis_daemon.audit.record import Admin
 from aegis_daemon.core.ports import AuditUnavailable
 
 RING_S = 0.05
+BUSY_RING_S = 1.0
+BUSY = 500
+"""Records in RING_S that make the writer wait for the longer time: while calls come thick, the cores are theirs."""
 RESTART_S = (0.05, 0.2, 1.0, 5.0)
 """How long to wait before the first, second, … start after a death; the last for all that follow."""
 FLUSH_S = 30.0
@@ -35,6 +38,7 @@ class WriterHandle:
         self._rest = b""
         self._deaths = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._rung_at = 0
         self._restart: asyncio.TimerHandle | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._ended: asyncio.Future[None] | None = None
@@ -161,7 +165,8 @@ class WriterHandle:
 
     def _rung(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(RING_S, self._ring)
+            came, self._rung_at = self._journal.last_seq - self._rung_at, self._journal.last_seq
+            self._timer = self._loop.call_later(BUSY_RING_S if came > BUSY else RING_S, self._ring)
 
     def _ring(self) -> None:
         if self._timer is not None:
