@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from aegis_daemon.config.schema import Access, Config, reveal
 from aegis_daemon.core.names import Names
@@ -44,6 +45,7 @@ def build(config: Config, digest: str) -> Runtime:
                 timeout=backend.timeout,
                 count_tool_errors=backend.count_tool_errors,
                 command=(backend.command, *map(reveal, backend.args)) if backend.command is not None else None,
+                shown=shlex.join((backend.command, *map(str, backend.args))) if backend.command is not None else "",
                 env={key: reveal(value) for key, value in backend.env.items()},
                 cwd=backend.cwd,
                 url=reveal(backend.url) if backend.url is not None else None,

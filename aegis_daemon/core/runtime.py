@@ -19,6 +19,8 @@ class BackendRule(msgspec.Struct, frozen=True):
     timeout: float = 120.0
     count_tool_errors: bool = False
     command: tuple[str, ...] | None = None
+    shown: str = ""
+    """the command as it may be shown to an agent: without its secrets"""
     env: Mapping[str, str] = {}
     cwd: str | None = None
     url: str | None = None

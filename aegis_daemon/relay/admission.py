@@ -15,6 +15,9 @@ from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import Runtime
 from aegis_shim.hello import Hello, backend_name
 
+MAX_NAME = 128
+"""Characters of an agent's or backend's name in a greeting."""
+
 
 class Plan(msgspec.Struct, frozen=True):
     """What the session is: `argv` is None where the agent may not use the backend, so no server is started."""
@@ -33,6 +36,13 @@ class Refused(Exception):
 def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Mapping[str, str]) -> Plan:
     """What to make of a greeting from a process of user `uid`. Raises `Refused`."""
     name = hello.agent
+    backend = hello.backend or backend_name(hello.args)
+    for what, said in (("agent", name), ("backend", backend)):
+        # They are written into every record and log line; half a character cannot be written at all.
+        if len(said) > MAX_NAME or not said.isprintable():
+            raise Refused(
+                f"the name of the {what} is over {MAX_NAME} characters long, or holds some that cannot be seen"
+            )
     rule = runtime.agents.get(name)
     if rule is None:
         if uid != own_uid:
@@ -42,21 +52,19 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
         if uid not in (rule.uids if rule.uids is not None else (own_uid,)):
             raise Refused(f"uid {uid} may not be the agent `{name}`; list it in `agents.{name}.identities`")
         principal = msgspec.structs.replace(rule.principal, uid=uid)
-    backend = hello.backend or backend_name(hello.args)
     if not runtime.reaches(name, backend):
         return Plan(principal, backend)
     settings = runtime.backend(backend)
     if settings.url is not None:
         raise Refused(f"`backends.{backend}` is reached by `url`, which this version does not serve yet; use `command`")
     same_user = uid == own_uid and not runtime.isolated
-    env = {key: value for key, value in daemon_env.items() if not key.startswith("AEGIS_")}
-    if same_user:
-        env = dict(hello.env)
+    given = hello.env if same_user else daemon_env
+    env = {key: value for key, value in given.items() if not key.startswith("AEGIS_")}
     env.update(settings.env)
     if settings.command is not None:
         if hello.args and tuple(hello.args) != settings.command:
             raise Refused(
-                f"`backends.{backend}.command` is `{shlex.join(settings.command)}`, and the agent's entry says "
+                f"`backends.{backend}.command` is `{settings.shown}`, and the agent's entry says "
                 f"`{shlex.join(hello.args)}`; make them the same, or take the command out of one"
             )
         return Plan(principal, backend, settings.command, settings.cwd or (hello.cwd if same_user else None), env)
