@@ -100,9 +100,7 @@ class Lane:
     def reserve(self, label: tuple[str, str, str], now: float) -> Turn | Deny:
         """A place, or a refusal."""
         waiting = len(self.held) + len(self.queue)
-        # The call that could start at once does not wait, so it takes no place of those who do.
-        free = self.running is None and not waiting
-        if waiting >= self.rule.max_pending and not free:
+        if waiting >= self.rule.max_pending:
             return Deny(
                 Reason(
                     "queue",

@@ -317,6 +317,34 @@ def test_a_lane_that_comes_back_takes_calls_one_by_one_again() -> None:
     assert street.order == ["old", "old 2", "new", "newer"]
 
 
+def test_a_place_outlives_its_lane_and_is_in_order_again_when_the_lane_comes_back() -> None:
+    street = Street(rules())
+    asked = street.turn()
+    street.lanes.configure({})
+    assert [row.state for row in street.lanes.rows()] == ["held"]
+    street.lanes.configure(rules())
+    running = street.comes("running")
+    street.waits(asked, "asked")
+    assert street.order == ["running"]
+    running.leave()
+    assert street.order == ["running", "asked"]
+
+
+@pytest.mark.parametrize("busy", ["held", "waiting", "running", "nothing"])
+def test_a_lane_that_is_gone_is_forgotten_once_nobody_is_in_it(busy: str) -> None:
+    street = Street(rules(60.0))
+    street.comes("first").leave()
+    turn = {"held": street.turn, "nothing": lambda: None}.get(busy, lambda: street.comes("next"))()
+    if busy == "running":
+        street.clock.passes(60.0)
+    street.lanes.configure({})
+    assert bool(street.lanes._lanes) is (busy != "nothing")
+    if turn is not None:
+        turn.leave()
+    street.lanes.configure({})
+    assert street.lanes._lanes == {}
+
+
 def test_new_numbers_hold_for_those_who_wait() -> None:
     street = Street(rules(60.0, places=1))
     street.comes("running")
@@ -386,7 +414,7 @@ class Model(RuleBasedStateMachine):
     def reserves(self) -> None:
         waiting = len(self.held) + len(self.queue)
         got = self.street.lanes.enter(tool("post"))
-        assert isinstance(got, Deny) is (waiting >= self.places and not (self.running is None and waiting == 0))
+        assert isinstance(got, Deny) is (waiting >= self.places)
         if isinstance(got, Turn):
             self.count += 1
             self.held.append((str(self.count), got))

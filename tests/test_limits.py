@@ -156,7 +156,9 @@ def test_what_runs_and_what_counted_fill_a_window_together() -> None:
     reserved(limits, three, at=20.0)
     usage = limits.usage(three, 20.0)
     assert (usage.current, usage.reserved, usage.retry_after_s) == (1, 2, 50.0)
-    assert full(limits, three, at=20.0).reason.retry_after_ms == 50_001
+    reason = full(limits, three, at=20.0).reason
+    assert reason.retry_after_ms == 50_001
+    assert "3/3 calls" in reason.text
 
 
 @given(TIMES, st.integers(1, 4), st.floats(0.5, 90.0))
