@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -34,20 +37,44 @@ class Lock:
         os.close(self._fd)
 
 
+class Plain(logging.Formatter):
+    """Log lines that nobody can forge: what agents and servers call themselves may hold line ends, or anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; what follows it (a traceback, a list of faults) is indented."""
+        lines = super().format(record).split("\n")
+        return "\n    ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+
+
 def approver_key(path: Path) -> str:
-    """The content of the approver's key file, made (0600) if there is none. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The content of the approver's key file, made (0600) if there is none or a full disk left an empty one.
+
+    Raises `PermissionError` for one that others can read or could have put there: it would prove nothing.
+    """
     try:
-        key = path.read_text(encoding="ascii").strip()
+        with open(path, encoding="ascii", errors="replace", opener=_no_wait) as file:
+            found = os.fstat(file.fileno())
+            key = file.read(4096).strip()
     except FileNotFoundError:
-        key = ""
-    if not key:  # an empty one would open to anybody
-        key = os.urandom(32).hex()
-        made = path.with_name(path.name + ".new")
-        fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        return _new_key(path)
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o077:
+        text = "the approver key must be its owner's alone; give it back with chown and `chmod 600`, or remove it"
+        raise PermissionError(errno.EACCES, text, str(path))
+    return key or _new_key(path)
+
+
+def _new_key(path: Path) -> str:
+    key = os.urandom(32).hex()
+    fd, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600, and whole before it has the name
+    try:
         with os.fdopen(fd, "w", encoding="ascii") as file:
             file.write(key + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, path)  # so that a daemon killed here leaves a whole key or none
+        os.replace(made, path)
+    except BaseException:
+        os.unlink(made)
+        raise
     return key
+
+
+def _no_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe in its place holds nobody up

@@ -28,7 +28,7 @@ from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.governor import Governor
-from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, approver_key
+from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, approver_key
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.lanes import Lanes
@@ -301,7 +301,9 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
 
     Gives the exit code: 0 done, 1 the configuration has faults or the daemon cannot start or another one runs.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
     try:
         paths.prepare()
         lock = Lock(Path(paths.lock))

@@ -70,7 +70,7 @@ class Sessions:
             planned = plan(hello, peer.uid, self._own_uid, self._shell.runtime(), os.environ)
             client = ShimClient(self._loop, self._outbox, attachment, own_uid=self._own_uid)
         except (Refused, BadLedger) as refused:
-            _log.warning("refused a session of `%s`: %s", hello.agent, refused)
+            _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, refused)
             attachment.refuse(str(refused))
             return
         self._count += 1

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from aegis_daemon.daemon.lifecycle import Plain, approver_key
+
+
+def test_the_approver_key_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "approver.key"
+    key = approver_key(path)
+    assert len(key) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert approver_key(path) == key
+    assert os.listdir(tmp_path) == ["approver.key"]
+
+
+def test_an_empty_key_file_is_no_key_that_anybody_could_show(tmp_path: Path) -> None:
+    path = tmp_path / "approver.key"
+    path.touch(0o600)
+    key = approver_key(path)
+    assert len(key) == 64
+    assert path.read_text(encoding="ascii").strip() == key
+
+
+def test_a_key_that_others_can_read_or_brought_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "approver.key"
+    approver_key(path)
+    path.chmod(0o644)
+    with pytest.raises(PermissionError, match="chmod 600"):
+        approver_key(path)
+    if os.geteuid() == 0:
+        path.chmod(0o600)
+        os.chown(path, 1234, 1234)
+        with pytest.raises(PermissionError, match="chown"):
+            approver_key(path)
+
+
+def test_a_log_line_cannot_be_forged_by_a_name() -> None:
+    name = "x\n2026-11-21 15:00:00,000 INFO aegis: ready\x1b[2J\u202e\udcff"
+    record = logging.LogRecord("aegis", logging.INFO, "", 0, "session of `%s`", (name,), None)
+    text = Plain("INFO %(message)s").format(record)
+    assert text == "INFO session of `x\n    2026-11-21 15:00:00,000 INFO aegis: ready\\x1b[2J\\u202e\\udcff`"
