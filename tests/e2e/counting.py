@@ -1,6 +1,6 @@
 """A small MCP server that notes what reaches it: `counting.py LOG`, Python's standard library alone.
 
-One line for each event, appended in one write, so that it outlives the process: `start PID`, `call KEY PID`,
+One line for each event, appended in one write, so that it outlives the process: `start PID`, `call KEY PID SECONDS`,
 `cancelled ID`, `initialize`, `initialized`, `eof PID`, `signal N`.
 """
 
@@ -72,7 +72,7 @@ def family() -> None:
 def tool(id: object, name: str, arguments: dict, token: object) -> None:
     global order
     key = arguments.get("key", "-")
-    note("call", key, os.getpid())
+    note("call", key, os.getpid(), time.monotonic())
     if name == "say":
         os.write(2, arguments["text"].encode())
     elif name == "leave":
