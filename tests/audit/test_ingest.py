@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from logging_by_hand import (
     Ingested,
     copy_store,
     denied,
+    files_of,
     fill,
     fill_store,
     hold,
@@ -24,7 +26,7 @@ from logging_by_hand import (
     whole_call,
 )
 
-from aegis_daemon.audit import store
+from aegis_daemon.audit import ingest, store
 from aegis_daemon.audit.record import Admin, Dropped
 from aegis_daemon.audit.store import Reader
 
@@ -352,3 +354,39 @@ async def test_a_link_in_place_of_the_store_is_not_followed(home: Home, filled: 
         with pytest.raises(sqlite3.Error):
             filled.all(log.last_seq)
     assert not (tmp_path / "elsewhere.db").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names descriptors by /proc")
+async def test_the_journal_is_synced_before_what_was_read_from_it_is_committed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power loss could leave SQLite with records that the chain then makes a second time."""
+    small_files(monkeypatch)
+    real_sync, real_connect = ingest.sync_file, store.connect
+    events: list[str] = []
+
+    def sync(fd: int) -> None:
+        events.append(f"sync {os.readlink(f'/proc/self/fd/{fd}')}")
+        real_sync(fd)
+
+    class Told(_Brittle):
+        def execute(self, *arguments: Any) -> Any:
+            events.append(arguments[0])
+            return super().execute(*arguments)
+
+    monkeypatch.setattr(ingest, "sync_file", sync)
+    monkeypatch.setattr(store, "connect", lambda path: Told(real_connect(path), 1000))
+    ingester = ingest.Ingester(home.directory, home.db_path, sync=True, say=print)
+    with opened(home.directory) as log:
+        fill(log, range(1, 60))
+        while ingester.step(log.last_seq):
+            pass
+        ingester.close()
+        synced: set[str] = set()
+        for event in events:
+            if event.startswith("sync"):
+                synced.add(event.split()[1])
+            elif event == "COMMIT":
+                assert {str(path) for header, path in files_of(home.directory) if header.first_seq <= 118} <= synced
+    assert "COMMIT" in events
+    assert len(synced) > 2
