@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import ceil
 
 import msgspec
@@ -117,9 +117,11 @@ class Limits:
             window.reserved += 1
         return Lease(tuple(windows))
 
-    def restore(self, claim: Claim, at: float) -> None:
-        """A call of an earlier daemon counted at `at` (which may lie before this machine's boot)."""
-        self._window(claim).add(at)
+    def restore(self, claim: Claim, times: Iterable[float]) -> None:
+        """Calls of earlier daemons count from these times on (which may lie before this machine's boot), in any order."""
+        window = self._window(claim)
+        # The newest `max_count` decide whether there is room, so older ones need no memory.
+        window.times = deque(sorted([*window.times, *times])[-claim.max_count :])
 
     def usage(self, claim: Claim, now: float) -> Usage:
         """How full the claim's window is."""

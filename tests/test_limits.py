@@ -133,7 +133,7 @@ def test_waiting_as_long_as_the_refusal_says_is_enough_and_a_little_less_is_not(
     limits, limit = Limits(), claim(count, window)
     now = max(times)
     for at in times:
-        limits.restore(limit, at)
+        limits.restore(limit, [at])
     held = sum(isinstance(limits.reserve((limit,), now), Lease) for _ in range(running))
     refused = limits.reserve((limit,), now)
     if isinstance(refused, Lease):
@@ -150,7 +150,7 @@ def test_waiting_as_long_as_the_refusal_says_is_enough_and_a_little_less_is_not(
 
 def test_what_runs_and_what_counted_fill_a_window_together() -> None:
     limits, three = Limits(), claim(3, 60.0)
-    limits.restore(three, 10.0)
+    limits.restore(three, [10.0])
     reserved(limits, three, at=20.0)
     assert limits.usage(three, 20.0).retry_after_s is None
     reserved(limits, three, at=20.0)
@@ -166,7 +166,7 @@ def test_usage_tells_the_same_as_a_refusal(times: list[float], count: int, windo
     limits, limit = Limits(), claim(count, window)
     now = max(times)
     for at in times:
-        limits.restore(limit, at)
+        limits.restore(limit, [at])
     usage = limits.usage(limit, now)
     assert usage.current == sum(at > now - window for at in times)
     refused = limits.reserve((limit,), now)
@@ -182,11 +182,11 @@ def test_usage_tells_the_same_as_a_refusal(times: list[float], count: int, windo
 def test_calls_of_an_earlier_daemon_count_in_whatever_order_they_are_found() -> None:
     limits, three = Limits(), claim(3, 60.0)
     for at in (30.0, -20.0, 10.0):  # before the machine's boot, too
-        limits.restore(three, at)
+        limits.restore(three, [at])
     reserved(limits, three, at=40.0).release()
     full_at_39 = Limits()
     for at in (30.0, -20.0, 10.0):
-        full_at_39.restore(three, at)
+        full_at_39.restore(three, [at])
     assert full(full_at_39, three, at=39.0).reason.retry_after_ms == 1001
 
 
@@ -270,7 +270,7 @@ class Model(RuleBasedStateMachine):
     @rule(at=st.integers(0, 2), ago=st.integers(0, 30))
     def restore(self, at: int, ago: int) -> None:
         one = self.claims[at]
-        self.limits.restore(one, self.now - ago)
+        self.limits.restore(one, [self.now - ago])
         self.counted[one.tool].append(self.now - ago)
 
     @rule(seconds=st.one_of(st.integers(1, 12), st.sampled_from([0.25, 0.5])))

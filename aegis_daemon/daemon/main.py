@@ -144,6 +144,7 @@ class Daemon:
         now, today = monotonic(), wall()
         longest = max(claim.window_s for claim in claims)
         boot = self._journal.boot
+        counted: dict[Claim, list[float]] = {}
         for agent, backend, tool, row_boot, mono_us, ts_us in Reader(self._db_path).consumed_since(
             int((today - longest) * 1e6)
         ):
@@ -152,7 +153,9 @@ class Daemon:
             for who in (None, agent):
                 claim = by_tool.get((who, backend, tool))
                 if claim is not None and at > now - claim.window_s:
-                    self._limits.restore(claim, min(at, now))
+                    counted.setdefault(claim, []).append(min(at, now))
+        for claim, times in counted.items():
+            self._limits.restore(claim, times)
 
     def _reserve(self, ticket: Ticket) -> None:
         """A restored ticket holds its claims and its place again, as far as there is room."""
