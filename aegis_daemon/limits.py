@@ -118,10 +118,9 @@ class Limits:
         return Lease(tuple(windows))
 
     def restore(self, claim: Claim, times: Iterable[float]) -> None:
-        """Calls of earlier daemons count from these times on (which may lie before this machine's boot), in any order."""
+        """Calls of earlier daemons count from these times on, in any order; they may lie before the machine's boot."""
         window = self._window(claim)
-        # The newest `max_count` decide whether there is room, so older ones need no memory.
-        window.times = deque(sorted([*window.times, *times])[-claim.max_count :])
+        window.times = deque(sorted([*window.times, *times]))
 
     def usage(self, claim: Claim, now: float) -> Usage:
         """How full the claim's window is."""
