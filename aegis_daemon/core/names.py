@@ -9,6 +9,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 from fnmatch import translate
+from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -44,6 +45,16 @@ class Names:
             if len(self._seen) < _REMEMBERED:
                 self._seen[name] = known
         return known
+
+
+def plain_name(name: str) -> bool:
+    """Whether no server could take it for another name: nothing unseen, no space at its ends, no compatibility form.
+
+    Servers that trim, cut at a NUL or normalise would run `delete` for `delete\\0`, which no list and no limit names.
+    """
+    if not name.isprintable() or name.strip() != name:
+        return False
+    return name.isascii() or normalize("NFKC", name) == name
 
 
 def plain_uri(uri: str) -> str:

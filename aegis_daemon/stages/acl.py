@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names, plain_uri
+from aegis_daemon.core.names import Names, plain_name, plain_uri
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Deny, Opinion, Reason
 from aegis_daemon.wire.methods import BadParams, listened_resources
@@ -39,7 +39,7 @@ class Route(msgspec.Struct, frozen=True):
     def admits(self, subject: str, name: str) -> bool:
         """Whether this kind of thing of this name may be used."""
         if subject == "tool":
-            return self.tools.admits(name)
+            return plain_name(name) and self.tools.admits(name)
         if subject == "resource":
             lists = self.resources
             if lists.allow is None and lists.deny is None:
@@ -49,7 +49,7 @@ class Route(msgspec.Struct, frozen=True):
             except ValueError:  # nobody can tell what it names
                 return False
         if subject == "prompt":
-            return self.prompts.admits(name)
+            return plain_name(name) and self.prompts.admits(name)
         if subject == "server_request":
             return name in self.server_requests
         return True  # a task is reached through the session that made it

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aegis_daemon.core import names
-from aegis_daemon.core.names import Names, plain_uri
+from aegis_daemon.core.names import Names, plain_name, plain_uri
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,15 @@ def test_a_uri_is_compared_as_what_it_means(uri: str, plain: str) -> None:
 def test_what_is_no_uri_is_told_so() -> None:
     with pytest.raises(ValueError, match="Invalid IPv6 URL"):
         plain_uri("file://[x/../etc/passwd")
+
+
+@pytest.mark.parametrize("name", ["read_file", "a.b/c-d", "read file", "löschen", "発表", ""])
+def test_a_name_that_can_only_mean_itself_is_plain(name: str) -> None:
+    assert plain_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["hid\0", "hid ", " hid", "hid\t", "hid\n", "h\u200bid", "\uff48id", "hid\u00a0", "\ufb01le"]
+)
+def test_a_name_that_a_server_could_take_for_another_is_not(name: str) -> None:
+    assert not plain_name(name)

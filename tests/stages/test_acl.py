@@ -249,3 +249,12 @@ def test_a_uri_that_cannot_be_read_is_hidden_without_noise(caplog: Any) -> None:
         gate = Pipeline([acl(Route(resources=lists(deny=["x"])))])
         assert not gate.visible(Principal("amy"), "files", "resource", "file://[x")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("subject", ["tool", "prompt"])
+@pytest.mark.parametrize("name", ["hid\0", "hid ", "\uff48id"])
+def test_a_disguised_name_is_refused_and_unseen_even_where_everything_else_is_open(subject: str, name: str) -> None:
+    gate = acl(Route(tools=lists(deny=["hid"]), prompts=lists(deny=["hid"])))
+    assert not passes(gate, named(subject, name))
+    assert not gate.visible(Principal("amy"), "files", subject, name)
+    assert passes(gate, named(subject, "seen"))
