@@ -87,7 +87,8 @@ class Paths(msgspec.Struct, frozen=True):
                     f"socket path `{path}` is longer than {SOCKET_PATH_MAX} bytes; "
                     "set AEGIS_HOME to a shorter directory"
                 )
-        for path in (self.run_dir, self.state_dir, self.journal):
+        # The state directory first: what makedirs makes on its way to a deeper one is not private.
+        for path in (self.state_dir, self.run_dir, self.journal):
             os.makedirs(path, mode=0o700, exist_ok=True)
             found = os.stat(path)
             if found.st_uid != os.geteuid():

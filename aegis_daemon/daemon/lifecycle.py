@@ -65,6 +65,7 @@ def approver_key(path: Path) -> str:
 
 def _new_key(path: Path) -> str:
     key = os.urandom(32).hex()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600, and whole before it has the name
     try:
         with os.fdopen(fd, "w", encoding="ascii") as file:

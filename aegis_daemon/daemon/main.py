@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from aegis_daemon import __version__
 from aegis_daemon.approvals.desk import Desk
 from aegis_daemon.approvals.store import TicketStore
@@ -228,7 +230,7 @@ class Daemon:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
         except AuditUnavailable as error:
             _log.error("a reload could not be recorded: %s", error)
-        self._force = force
+        self._force = msgspec.structs.replace(force, config=reloading.kept(old.config, force.config))
         self._lanes.configure(dict(force.runtime.lanes))
         self._desk.max_pending = force.runtime.pending_limit
         self._sessions.reloaded()

@@ -53,3 +53,13 @@ def changed(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]
         if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)
     )
     return sections, restart
+
+
+def kept(old: Config, new: Config) -> Config:
+    """`new` with `old`'s values of the keys that need a restart: what a running daemon goes by, and says it does."""
+    sections: dict[str, dict[str, object]] = {}
+    for section, key in RESTART_KEYS:
+        sections.setdefault(section, {})[key] = getattr(getattr(old, section), key)
+    return new.model_copy(
+        update={name: getattr(new, name).model_copy(update=values) for name, values in sections.items()}
+    )
