@@ -4,16 +4,21 @@ import json
 import logging
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from making import Says, call, tool
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.pipeline import Pipeline, Unreadable
+from aegis_daemon.core.names import Names
+from aegis_daemon.core.pipeline import _REMEMBERED, Pipeline, Unreadable
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import PASS, Allow, Ask, Claim, Deny, Hold, Pass, Permit, Reason
+from aegis_daemon.stages.acl import Acl, Lists, Route
+from aegis_daemon.stages.approval import Approval
+from aegis_daemon.stages.rate_limit import RateLimit
 from aegis_daemon.wire.jsonrpc import encode
 from aegis_daemon.wire.methods import Era
 
@@ -278,3 +283,137 @@ def test_the_arguments_of_a_call_are_what_its_method_takes() -> None:
     assert tool("read", {"path": "/x"}).arguments == {"path": "/x"}
     assert call(params={"name": "read"}).arguments == {}
     assert call("resources/read", {"uri": "x:1", "_meta": {"progressToken": 1}}).arguments == {"uri": "x:1"}
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+class ByName(Says):
+    by_name = True
+
+
+def test_gates_that_look_at_names_only_are_asked_once_for_a_name() -> None:
+    gate = ByName(Pass((ONE,)))
+    pipeline = Pipeline([gate])
+    first, second = tool("read", {"n": 1}), tool("read", {"n": 2})
+    verdicts = [pipeline.admit(first, 1.0), pipeline.admit(second, 2.0)]
+    assert len(gate.asked) == 1
+    assert [verdict.permit.call for verdict in verdicts if type(verdict) is Allow] == [first, second]
+    assert all(type(verdict) is Allow and verdict.claims == (ONE,) for verdict in verdicts)
+
+
+def test_a_remembered_hold_asks_about_the_call_at_hand() -> None:
+    pipeline = Pipeline([ByName(hold)])
+    for n in range(2):
+        asked = tool("read", {"n": n})
+        verdict = pipeline.admit(asked, 1.0)
+        assert type(verdict) is Hold
+        assert verdict.call is asked
+        resumed = pipeline.resume(asked, 2.0)
+        assert type(resumed) is Allow
+        assert resumed.permit.call is asked
+
+
+REF_A = {"type": "ref/prompt", "name": "x:a"}
+DIFFERENT = [
+    tool("x:a"),
+    tool("x:b"),
+    tool("x:a", agent="bob"),
+    tool("x:a", backend="mail"),
+    tool("x:a", tenant="t2"),
+    call("prompts/get", {"name": "x:a"}),
+    call("resources/read", {"uri": "x:a"}),
+    call("resources/subscribe", {"uri": "x:a"}),
+    call("completion/complete", {"ref": REF_A}),
+    call("completion/complete", {"ref": {"type": "ref/resource", "uri": "x:a"}}),
+    call("tasks/get", {"taskId": "x:a"}),
+]
+
+
+def test_whatever_differs_is_asked_anew() -> None:
+    gate = ByName(lambda call: DENY if call is DIFFERENT[0] else PASS)
+    pipeline = Pipeline([gate])
+    verdicts = [pipeline.admit(one, 1.0) for one in DIFFERENT]
+    assert [asked for asked, _ in gate.asked] == DIFFERENT
+    assert verdicts[0] is DENY
+    assert all(type(verdict) is Allow for verdict in verdicts[1:])
+
+
+@pytest.mark.parametrize("gates", [[Says()], [ByName(), Says()]])
+def test_a_gate_that_may_look_at_more_is_asked_every_time(gates: list[Says]) -> None:
+    pipeline = Pipeline(gates)
+    for _ in range(3):
+        pipeline.admit(tool("read"), 1.0)
+    assert len(gates[-1].asked) == 3
+
+
+def test_a_call_without_a_name_is_judged_every_time() -> None:
+    gate = ByName()
+    pipeline = Pipeline([gate])
+    for _ in range(3):
+        pipeline.admit(call("subscriptions/listen", {"resourceSubscriptions": ["x:a"]}), 1.0)
+    assert len(gate.asked) == 3
+
+
+def test_a_fault_is_not_remembered(caplog: Any) -> None:
+    opinions: list[Any] = [RuntimeError("once"), PASS]
+
+    def say(call: Call) -> Any:
+        opinion = opinions.pop(0)
+        if isinstance(opinion, Exception):
+            raise opinion
+        return opinion
+
+    pipeline = Pipeline([ByName(say)])
+    assert type(pipeline.admit(tool("read"), 1.0)) is Deny
+    assert type(pipeline.admit(tool("read"), 2.0)) is Allow
+
+
+def test_an_agent_that_invents_names_costs_us_no_memory() -> None:
+    gate = ByName()
+    pipeline = Pipeline([gate])
+    pipeline.admit(tool("x" * 257), 1.0)
+    assert pipeline._known == {}
+    frame = tool("read")
+    for number in range(_REMEMBERED + 50):
+        pipeline.admit(msgspec.structs.replace(frame, name=f"t{number}"), 1.0)
+    assert len(pipeline._known) == _REMEMBERED
+    assert len(gate.asked) == _REMEMBERED + 51
+
+
+REAL_GATES: list[Any] = [
+    Acl(
+        {
+            ("amy", "files"): Route(tools=Lists(None, Names(["wipe", "x:*"]))),
+            ("bob", "files"): Route(resources=Lists(Names(["x:*"]), None), prompts=Lists(None, Names(["x:a"]))),
+        },
+        deny=Names(["mail.*", "x:b"]),
+        open_unlisted=True,
+        refused=frozenset([("bob", "mail")]),
+    ),
+    RateLimit({("files", "read"): TWO}, {("amy", "files", "read"): ONE}),
+    Approval({("amy", "files"): Names(["post"]), ("eve", "web"): Names(["*"])}, 60.0),
+]
+CALLS = st.one_of(
+    st.sampled_from(DIFFERENT),
+    st.builds(
+        tool,
+        st.sampled_from(["read", "post", "wipe", "x:b"]),
+        st.sampled_from([{}, {"n": 1}]),
+        agent=st.sampled_from(["amy", "bob", "eve"]),
+        backend=st.sampled_from(["files", "mail", "web"]),
+    ),
+)
+
+
+@given(st.lists(CALLS, max_size=30), st.booleans())
+def test_what_is_remembered_is_what_would_be_said_again(calls: list[Call], observe: bool) -> None:
+    remembering = Pipeline(REAL_GATES, observe=observe)
+    assert remembering._by_name
+    for one in calls:
+        fresh, known = Pipeline(REAL_GATES, observe=observe).admit(one, 1.0), remembering.admit(one, 1.0)
+        assert type(fresh) is type(known)
+        if isinstance(fresh, Allow) and isinstance(known, Allow):
+            assert (known.permit.call, known.claims, known.would) == (one, fresh.claims, fresh.would)
+        else:
+            assert fresh == known

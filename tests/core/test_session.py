@@ -10,6 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
 
 
+def test_a_request_that_came_was_not_sent_and_not_cancelled() -> None:
+    opened = OpenRequests(10).begin(1, {})
+    assert (opened.state, opened.cancelled, opened.number, opened.slot) == (State.WAITING, False, 0, -1)
+    assert State.WAITING < State.COMMITTING < State.SENT < State.DONE
+
+
 def test_an_answer_belongs_to_exactly_one_request() -> None:
     requests = OpenRequests(10)
     first, second = requests.begin(1, {}), requests.begin("1", {})

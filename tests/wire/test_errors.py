@@ -38,6 +38,19 @@ def test_a_legacy_refusal_has_the_seeds_code(stage: str, code: int) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("stage", "code"),
+    [
+        ("method", -32601), ("params", -32602), ("version", -32022), ("audit", -32603), ("forward", -32603),
+        ("internal", -32603),
+    ],
+)  # fmt: skip
+def test_a_fault_has_the_protocols_own_code_and_is_not_worth_repeating_unless_said(stage: str, code: int) -> None:
+    error = refused(stage, Era.LEGACY)["error"]
+    assert error["code"] == code
+    assert (error["data"]["retryable"], error["data"]["retry_after_ms"]) == (False, None)
+
+
 @pytest.mark.parametrize("stage", sorted(SEED_STAGES))
 def test_a_modern_tool_refusal_is_a_tool_result_that_says_why(stage: str) -> None:
     result = refused(stage, Era.MODERN)["result"]
