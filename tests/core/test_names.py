@@ -81,6 +81,7 @@ def test_an_agent_that_invents_names_costs_us_no_memory() -> None:
         ("notes://Host/a/../b?q=/../x#f", "notes://host/b?q=/../x#f"),
         ("\x00 no\rtes:///a//b", "notes:///b".replace("b", "a/b")),
         ("https://EXAMPLE.com/a/../b", "https://example.com/b"),
+        ("//host/a/../b", "//host/b"),
         ("plain words", "plain words"),
         ("", ""),
     ],

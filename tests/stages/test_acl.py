@@ -173,6 +173,30 @@ def test_an_allowed_folder_cannot_be_left(uri: str) -> None:
     assert passes(gate, named("resource", "file:///srv/a/../b"))
 
 
+def test_what_may_be_listened_to_and_tasks_of_the_session_pass() -> None:
+    gate = acl(Route(resources=lists(allow=["x:*"])))
+    assert passes(gate, call("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["x:a", "x:b"]}}))
+    assert passes(gate, call("subscriptions/listen", {}))
+    assert not passes(gate, call("subscriptions/listen", {"resourceSubscriptions": ["x:a", "y:b"]}))
+    for method in ("tasks/get", "tasks/cancel", "tasks/result", "tasks/update"):
+        assert passes(gate, call(method, {"taskId": "t1"}))
+        assert not passes(gate, call(method, {"taskId": "t1"}, backend="mail"))
+
+
+@pytest.mark.parametrize(
+    ("refused", "code"),
+    [
+        (tool("x", backend="mail"), "backend_not_allowed"),
+        (tool("x"), "not_allowed"),
+        (call("roots/list", {}, direction=Direction.TO_CLIENT), "server_request_not_allowed"),
+    ],
+)
+def test_a_refusal_has_a_word_for_programs(refused: Call, code: str) -> None:
+    opinion = acl(Route(tools=lists(allow=[]))).decide(refused, 0.0)
+    assert isinstance(opinion, Deny)
+    assert opinion.reason.code == code
+
+
 def test_a_listen_with_parameters_that_cannot_be_judged_is_refused() -> None:
     opinion = acl(Route()).decide(call("subscriptions/listen", {"resourceSubscriptions": "file:///x"}), 0.0)
     assert isinstance(opinion, Deny)
