@@ -6,7 +6,9 @@ made, never in the middle of one, and a sync has no metadata to write. Each file
 when it was begun, so `open` reads only the newest file (and the one before, to see that it was kept whole).
 `segment.py` has the format and the reasons why half a line is harmless.
 
-Where the time goes (append of a 400-byte record with a 300-byte body, 3.11, ext4): see `scripts/bench_audit`.
+Where the time of `append` goes (`scripts/bench_audit`: record of 414 bytes, body of 300, Python 3.11, ext4, a busy
+two-core virtual machine): 7.1 us of CPU; the write takes 2.7 of it, the two hashes 1.2, formatting 0.5, encoding 0.4,
+the clocks 0.2, filling in fields 0.2, and Python between them the rest.
 """
 
 from __future__ import annotations
@@ -766,7 +768,12 @@ class Journal:
 
 
 class _Sync:
-    """The thread that syncs while the loop works on: whatever was written when a sync begins is covered by it."""
+    """The thread that syncs while the loop works on: whatever was written when a sync begins is covered by it.
+
+    A process beside it, which has no lock to share with the loop, was slower in every run of `scripts/bench_audit`, for
+    what it costs to wake it: one waiter p50 0.15 ms on a thread, 0.2 to 2 ms in a process (the disk alone 0.15 ms);
+    64 waiters 21 000 to 46 000 commits/s (p50 0.75 to 0.9 ms) against 18 000 to 30 000 (0.8 to 2.4 ms).
+    """
 
     def __init__(self, journal: Journal, loop: asyncio.AbstractEventLoop) -> None:
         self._journal = journal
