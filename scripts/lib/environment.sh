@@ -6,7 +6,7 @@ cd "$root"
 
 find_python() {
     local name
-    for name in "${PYTHON:-}" python3.11 python3.12 python3.13 python3.14 python3 python; do
+    for name in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
         [ -n "$name" ] || continue
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             command -v -- "$name"

@@ -71,7 +71,7 @@ def test_it_is_written_without_a_next_record_too(tmp_path: Path, way: str) -> No
         seq = log.append(outcome("a"), later=True)
         if way == "time":
             async with asyncio.timeout(5):
-                while log.durable_seq < seq:
+                while log.durable_seq < seq:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
         elif way == "flush":
             assert log.checkpoint() == seq
