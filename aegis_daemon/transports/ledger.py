@@ -63,7 +63,6 @@ class Ledger:
         self.source = source
         self._reading = False
         self._paused = False
-        self._handling = False
         self.ended = False
         self.on_line: Callable[[bytes, int], None] = lambda line, end: None
         self.on_long: Callable[[], None] = lambda: None
@@ -148,10 +147,12 @@ class Ledger:
     # --- input --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Handles what an earlier daemon left, then reads."""
+        """Handles what an earlier daemon left, then reads, unless that made somebody pause."""
+        self._paused = False
         if self._end > self._place:
             self._lines(self._place)
-        self.resume()
+        if not self._paused:
+            self.resume()
         self._outbox.flush()
 
     def resume(self) -> None:

@@ -393,6 +393,16 @@ def test_a_whole_line_that_was_left_is_handled_before_anything_new(desk: Desk) -
     assert desk.heard == [b"left", b"and more"]
 
 
+def test_a_handler_that_pauses_over_what_was_left_is_heeded(desk: Desk) -> None:
+    desk.shim.take_input()
+    desk.shim.put_input(0, b"left\n")
+    desk.next_daemon().on_line = lambda line, end: desk.daemon.pause()
+    desk.daemon.start()
+    assert desk.loop.readers == {}
+    desk.daemon.resume()
+    assert desk.loop.readers != {}
+
+
 class Killed:
     """Every state in which a `kill -9` can leave the memory: one after each bytecode instruction that changed it."""
 
