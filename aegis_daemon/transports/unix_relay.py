@@ -25,6 +25,11 @@ from aegis_shim import hello as greeting
 _log = logging.getLogger("aegis.unix")
 GREETING_S = 10.0
 """Seconds a peer has for its greeting."""
+GREETINGS = 1024
+"""Connections of one user that may not have greeted yet; another user's are counted apart."""
+GREETING_BYTES = 64 * 1024 * 1024
+"""Bytes that unfinished greetings of one user may take in all."""
+_LARGE = 1 << 16
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 """What arrives must not be inherited by anything the daemon starts."""
@@ -117,11 +122,16 @@ class _Greeting:
     def __init__(self, server: UnixRelay, connection: socket.socket, peer: Peer) -> None:
         self._server = server
         self._connection = connection
-        self._peer = peer
+        self.peer = peer
         self._data = bytearray()
         self._fds: list[int] = []
         self._timer = server.loop.call_later(GREETING_S, self._drop, "no greeting in time")
         server.loop.add_reader(connection.fileno(), self._ready)
+
+    @property
+    def size(self) -> int:
+        """Bytes said so far."""
+        return len(self._data)
 
     def _ready(self) -> None:
         try:
@@ -139,6 +149,9 @@ class _Greeting:
             self._drop("left before greeting")
             return
         self._data += data
+        if len(self._data) > _LARGE and self._server.waiting_bytes(self.peer.uid) > GREETING_BYTES:
+            self._drop("too many large greetings at once")
+            return
         if flags & socket.MSG_CTRUNC or len(self._fds) > greeting.FDS:
             self._drop("wrong number of descriptors")
             return
@@ -166,7 +179,7 @@ class _Greeting:
         self._timer.cancel()
         fds, self._fds = self._fds, []
         control = Control(self._server.loop, self._connection)
-        attachment = Attachment(hello, self._peer, control, *fds)
+        attachment = Attachment(hello, self.peer, control, *fds)
         self._server.greeted(self)
         try:
             self._server.on_attach(attachment)
@@ -239,7 +252,7 @@ class UnixRelay:
                 welcome = self._accepts(peer)
             except OSError:
                 welcome = False
-            if not welcome or len(self._greeting) >= 1024:
+            if not welcome or sum(1 for one in self._greeting if one.peer.uid == peer.uid) >= GREETINGS:
                 connection.close()
                 continue
             self._greeting.add(_Greeting(self, connection, peer))
@@ -247,6 +260,10 @@ class UnixRelay:
     def _again(self) -> None:
         if self._socket is not None:
             self.loop.add_reader(self._socket.fileno(), self._accept)
+
+    def waiting_bytes(self, uid: int) -> int:
+        """How much the unfinished greetings of a user take."""
+        return sum(one.size for one in self._greeting if one.peer.uid == uid)
 
     def greeted(self, done: _Greeting) -> None:
         """A greeting is over."""
