@@ -97,10 +97,13 @@ class Acl:
         agent = call.principal.agent
         route = self._routes.get((agent, call.backend)) or self.route(agent, call.backend)
         if route is None:
+            text = f"the backend `{call.backend}` {HIDDEN}"
+            if not self._routes:  # says nothing of anybody's rules: there are none
+                text = "nothing is allowed to any agent yet; a person begins with `aegis config init`"
             return Deny(
                 Reason(
                     "acl",
-                    f"the backend `{call.backend}` {HIDDEN}",
+                    text,
                     code="backend_not_allowed",
                     detail=f"`agents.{agent}.backends.{call.backend}` does not say `allowed: true`",
                 )
