@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 from collections.abc import Callable
 
 from aegis_daemon.backends.children import Child, Command, Nursery
-from aegis_daemon.loop.descriptor import FrameWriter, LineReader, Outbox
+from aegis_daemon.loop.descriptor import FrameWriter, LineReader, Outbox, enlarge
 
 _log = logging.getLogger("aegis.backend")
-_PIPE_SIZE = 1 << 18
-_F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
-
-
-def _enlarge(fd: int) -> None:
-    # A frame that fits into the pipe is one write and one wake-up (100 kB frames, `scripts/bench` S7).
-    if _F_SETPIPE_SZ is not None:
-        try:
-            fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_SIZE)
-        except OSError:
-            pass  # over the user's quota of pipe pages: the default size works too
 
 
 class StdioServer:
@@ -60,8 +48,8 @@ class StdioServer:
             raise
         os.set_blocking(our_out, False)
         os.set_blocking(our_in, False)
-        _enlarge(our_out)
-        _enlarge(our_in)
+        enlarge(our_out)
+        enlarge(our_in)
         self._writer = FrameWriter(loop, outbox, our_out, high=1 << 20)
         self._writer.on_full = on_full
         self._writer.on_sent = self._sent

@@ -25,7 +25,7 @@ _PLACE = struct.Struct("<QQ")
 _PLACE_AT = slice(layout.CONSUMED_AT, layout.CONSUMED_AT + _PLACE.size)
 """Offset and place, written as one copy of 16 bytes (one instruction): a kill between the two would lose or repeat."""
 _END = struct.Struct("<Q")
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 _ZEROS = bytes(_CHUNK)
 _INPUT_END = layout.INPUT_AT + layout.INPUT_SIZE
 MAX_LINE = 1 << 20

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from aegis_daemon.loop.descriptor import FrameWriter, Outbox, write_now
+from aegis_daemon.loop.descriptor import FrameWriter, Outbox, enlarge, write_now
 from aegis_daemon.transports.ledger import Ledger
 from aegis_daemon.transports.unix_relay import Attachment
 from aegis_shim import hello as greeting
@@ -27,6 +27,8 @@ class ShimClient:
         self._ledger = Ledger(
             loop, outbox, attachment.ledger, attachment.client_in, trusted=attachment.peer.uid == own_uid
         )
+        enlarge(attachment.client_in)
+        enlarge(attachment.client_out)
         self._writer = FrameWriter(loop, outbox, attachment.client_out, write=write_now)
         self._writer.before = self._ledger.half
         self._writer.on_sent = self._sent
