@@ -221,8 +221,16 @@ class UnixRelay:
         self._greeting: set[_Greeting] = set()
 
     def open(self) -> None:
-        """Listens. The caller holds the daemon's lock, so a socket file in the way is a dead daemon's."""
-        self._path.unlink(missing_ok=True)
+        """Listens. The caller holds the daemon's lock, so a socket file in the way is a dead daemon's.
+
+        Raises `OSError`: something else is in the way (`AEGIS_SOCKET` may name anything), or the path cannot be bound.
+        """
+        try:
+            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
+                raise FileExistsError(errno.EEXIST, "this is no socket; move it away", str(self._path))
+            self._path.unlink()
+        except FileNotFoundError:
+            pass
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o777 & ~self._mode)
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aegis_daemon.daemon.lifecycle import Plain, approver_key
+from aegis_daemon.daemon.lifecycle import Lock, Plain, approver_key
 
 
 def test_the_approver_key_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
@@ -38,6 +38,15 @@ def test_a_key_that_others_can_read_or_brought_is_refused(tmp_path: Path) -> Non
         os.chown(path, 1234, 1234)
         with pytest.raises(PermissionError, match="chown"):
             approver_key(path)
+
+
+def test_a_lock_overwrites_nothing_that_a_link_points_at(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("x", encoding="ascii")
+    (tmp_path / "daemon.lock").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic"):
+        Lock(tmp_path / "daemon.lock")
+    assert precious.read_text(encoding="ascii") == "x"
 
 
 def test_a_log_line_cannot_be_forged_by_a_name() -> None:

@@ -68,3 +68,20 @@ def test_one_users_unfinished_greetings_take_no_room_from_anothers(
             connection.close()
 
     run(play())
+
+
+def test_a_file_in_the_sockets_place_is_not_removed(run: Run, tmp_path: Path) -> None:
+    async def play() -> None:
+        precious, link = tmp_path / "precious", tmp_path / "link"
+        precious.write_text("x", encoding="ascii")
+        link.symlink_to(precious)
+        for path in (precious, link):
+            relay = UnixRelay(
+                asyncio.get_running_loop(), path, accepts=lambda peer: True, on_attach=lambda attached: None
+            )
+            with pytest.raises(FileExistsError):
+                relay.open()
+        assert precious.read_text(encoding="ascii") == "x"
+        assert link.is_symlink()
+
+    run(play())
