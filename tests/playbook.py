@@ -124,6 +124,13 @@ def like(actual: Any, expected: Any) -> bool:
     return type(actual) is type(expected) and bool(actual == expected)
 
 
+def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key occurs twice, so nobody can say what is asked")
+    return made
+
+
 def _key(id: Any) -> tuple[str, Any]:
     return (type(id).__name__, id)
 
@@ -260,17 +267,23 @@ class _End:
         """this end's requests that have no answer yet"""
         self.given_up: set[tuple[str, Any]] = set()
         self._progress: dict[tuple[str, Any], float] = {}
+        self._initializing: set[tuple[str, Any]] = set()
 
     # what this end says
 
     def _said(self, line: bytes) -> None:
         try:
-            frame = json.loads(line)
+            frame = json.loads(line, object_pairs_hook=_single)
             kind = (isinstance(frame.get("method"), str), type(frame.get("id")) in (int, str))
         except (ValueError, AttributeError, RecursionError):
             return
         if kind == (True, True):
             self.asked[_key(frame["id"])] += 1
+            if self.is_new(frame["id"]):
+                self.given_up.discard(_key(frame["id"]))
+                self._initializing.discard(_key(frame["id"]))
+                if frame["method"] == "initialize":
+                    self._initializing.add(_key(frame["id"]))
             meta = frame.get("params", {}).get("_meta") if isinstance(frame.get("params"), dict) else None
             if isinstance(meta, dict) and "progressToken" in meta:
                 self._progress.pop(_key(meta["progressToken"]), None)
@@ -281,6 +294,9 @@ class _End:
                 del self.asked[key]
 
     def may_give_up(self, id: Any) -> bool:
+        return True
+
+    def is_new(self, id: Any) -> bool:
         return True
 
     # what this end hears
@@ -394,21 +410,19 @@ class Client(_End):
         self.handed_back = False
         self._unread: deque[bytes] = deque()
         self._said_bytes = self._consumed = 0
-        self._initializing: set[tuple[str, Any]] = set()
 
     # the script's side
 
     def says(self, *frames: Any) -> None:
         """Lines from the client; they wait where it is not read."""
-        for frame in frames:
-            line = raw(frame)
-            if isinstance(frame, dict) and frame.get("method") == "initialize":
-                self._initializing.add(_key(frame.get("id")))
-            self._unread.append(line)
+        self._unread.extend(map(raw, frames))
         self._deliver()
 
     def may_give_up(self, id: Any) -> bool:
         return _key(id) not in self._initializing
+
+    def is_new(self, id: Any) -> bool:
+        return self.talk is not None and self.talk.to_server.find(id) is None
 
     def _deliver(self) -> None:
         while self._unread and self.started and not (self.paused or self.stopped):
@@ -547,6 +561,9 @@ class Server(_End):
         assert isinstance(client, Client)
         if opened.slot >= 0:
             assert client.slots[opened.slot][0] == "dispatched", "sent before the ledger says so"
+
+    def is_new(self, id: Any) -> bool:
+        return self.talk.to_client.find(id) is None
 
     def pause(self, paused: bool) -> None:
         self.paused = paused
@@ -831,13 +848,17 @@ class Play:
         assert not self.clock.waiting, f"{len(self.clock.waiting)} timers are left"
         for one in self.scribe.calls:
             intents = self.log.of(one.id, "intent")
-            ends = self.log.of(one.id, "outcome") + [r for r in self.log.of(one.id, "denied") if not r.would]
-            missed = [r for r in self.log.refused if r.call == one.id and r.kind in ("outcome", "denied")]
+            ends = [r for r in self.log.of(one.id, "outcome", "denied") if _is_end(r)]
+            missed = [r for r in self.log.refused if getattr(r, "call", "") == one.id and _is_end(r)]
             assert len(intents) <= 1
             assert len(ends) + len(missed) == 1, f"{one.method} {one.name} has the ends {ends} {missed}"
             assert bool(intents) or not self.log.of(one.id, "outcome")
             assert (one.id in self.sent) <= bool(intents)
         assert not self.errors, self.errors
+
+
+def _is_end(record: Any) -> bool:
+    return record.kind == "outcome" or (record.kind == "denied" and not record.would)
 
 
 class _Collect(logging.Handler):

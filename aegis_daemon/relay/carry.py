@@ -232,31 +232,42 @@ async def _agreed_and_in_turn(
     state: _State,
 ) -> Verdict:
     """Today's verdict once a person has agreed and the call's turn has come, whichever of the two it waits for."""
-    if type(verdict) is Hold:
-        refusal = await _ask(verdict, ticket, opened, origin, shell, story, state)
+    while True:
+        if type(verdict) is Hold:
+            refusal = await _ask(verdict, ticket, opened, origin, shell, story, state)
+            if refusal is not None:
+                return refusal
+            verdict = _today(call, shell, story, state)
+        if type(verdict) is Deny or state.turn is None:
+            return verdict
+        if not await _stood_in_line(state.turn, call, opened, origin, shell, story):
+            return verdict
+        # Rules may have changed while the call stood in line: today's decide.
+        verdict = _today(call, shell, story, state)
+        if type(verdict) is not Hold:
+            return verdict
+        # They want a person for it now: it asks, and lines up anew.
+        state.turn.leave()
+        state.turn = ticket = None
+        refusal = _reserve(verdict.claims, call, shell, story, state)
         if refusal is not None:
             return refusal
-        verdict = _today(call, shell, story, state)
-        if type(verdict) is Deny:
-            return verdict
-    if state.turn is not None:
-        since = shell.now()
-        ready = state.turn.ready()
-        if not ready.done:
-            position = story.position = max(1, state.turn.position)
-            stop = origin.heartbeat(opened, lambda: f"waiting in the queue of `{call.backend}`, position {position}")
-            try:
-                await ready
-            finally:
-                stop()
-            story.wait_us = int((shell.now() - since) * 1e6)
-            # Rules may have changed while the call stood in line: today's decide.
-            verdict = _today(call, shell, story, state)
-            if type(verdict) is Deny:
-                return verdict
-    if type(verdict) is Hold:
-        raise RuntimeError("an undecided call came to its turn")
-    return verdict
+
+
+async def _stood_in_line(turn: Turn, call: Call, opened: Open, origin: Origin, shell: Shell, story: Story) -> bool:
+    """Waits for the call's turn; False where it had come already."""
+    since = shell.now()
+    ready = turn.ready()
+    if ready.done:
+        return False
+    position = story.position = max(1, turn.position)
+    stop = origin.heartbeat(opened, lambda: f"waiting in the queue of `{call.backend}`, position {position}")
+    try:
+        await ready
+    finally:
+        stop()
+    story.wait_us += int((shell.now() - since) * 1e6)
+    return True
 
 
 def _admit(call: Call, shell: Shell, state: _State) -> Verdict:

@@ -173,6 +173,24 @@ def test_waiting_calls_are_asked_again_when_the_rules_change(make_play: MakePlay
     finishes(s, "c")
 
 
+def test_a_waiting_call_for_which_todays_rules_want_a_person_asks_one_and_lines_up_anew(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = play.session().handshake()
+    for name in "abc":
+        s.client.says(call(name, name))
+    play.reload(CONFIG.replace("allowed: true, rate", "allowed: true, approval_required: [b], rate"))
+    finishes(s, "a")
+    play.advance(30)
+    ticket = play.ticket()
+    assert ticket.name == "b"
+    play.advance(30)
+    finishes(s, "c")
+    play.desk.decide(ticket.id, True, "ann")
+    s.server.hears_nothing()
+    play.advance(30)
+    finishes(s, "b")
+
+
 def test_however_many_wait_a_reload_that_refuses_them_all_answers_them_all(make_play: MakePlay) -> None:
     config = CONFIG.replace("max_pending: 3", "max_pending: 1000").replace("20s", "0s").replace("40s", "0s")
     play = make_play("server: {max_in_flight_agent: 2000}\n" + config)
