@@ -149,10 +149,65 @@ def test_the_mark_is_set_before_a_byte_leaves(run: Run, pipe: tuple[int, int]) -
 
         peer.writer.before = mark
         peer.writer.send(b"a")
+        peer.writer.send(b"b")
         peer.outbox.flush()
-        assert seen == [(True, b""), (False, b"a\n")]
+        assert seen == [(True, b""), (False, b"a\nb\n")]
 
     run(body())
+
+
+def test_frames_of_one_event_are_one_write_and_large_ones_are_not_copied_together(
+    run: Run, pipe: tuple[int, int]
+) -> None:
+    async def body() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        sizes: list[int] = []
+
+        def write(fd: int, chunk: bytes | memoryview) -> int:
+            sizes.append(len(chunk))
+            return len(chunk)
+
+        writer = FrameWriter(asyncio.get_running_loop(), outbox, pipe[1], write=write)
+        for frame in (b"a", b"bb"):
+            writer.send(frame)
+        outbox.flush()
+        assert sizes == [5]
+        sizes.clear()
+        for frame in (b"x" * 200_000, b"y" * 100, b"z" * 100):
+            writer.send(frame)
+        outbox.flush()
+        assert sizes == [200_001, 202]
+        assert writer.waiting == 0
+
+    run(body())
+
+
+def test_a_turn_of_the_loop_is_asked_for_once_and_not_while_an_event_is_handled(pipe: tuple[int, int]) -> None:
+    turns: list[Callable[[], None]] = []
+
+    class Loop:
+        def call_soon(self, call: Callable[[], None]) -> None:
+            turns.append(call)
+
+    loop: Any = Loop()
+    outbox = Outbox(loop)
+    writers = [FrameWriter(loop, outbox, pipe[1]) for _ in range(2)]
+    for _ in range(2):
+        outbox.begin()
+        for writer in writers:
+            writer.send(b"a")
+        assert turns == []
+        outbox.flush()
+        assert taken(pipe[0]) == b"a\na\n"
+    for _ in range(2):
+        for writer in writers:
+            writer.send(b"b")
+            writer.send(b"b")
+        assert len(turns) == 1
+        turns.pop()()
+        assert taken(pipe[0]) == b"b\nb\nb\nb\n"
+        outbox.flush()
+        assert taken(pipe[0]) == b""
 
 
 def test_a_full_peer_is_told_once_and_again_when_it_has_read(run: Run, pipe: tuple[int, int]) -> None:
@@ -404,3 +459,20 @@ def test_a_descriptor_that_a_stranger_made_blocking_stops_nobody(
         assert under_test.read_now(pipe[0], memoryview(bytearray(10))) == 10
     finally:
         signal.alarm(0)
+
+
+def test_a_fault_of_one_writer_keeps_no_frames_of_another(run: Run, pipe: tuple[int, int]) -> None:
+    async def body() -> None:
+        faulty, sound = Peer(pipe[1]), Peer(pipe[1])
+        sound.outbox = sound.writer._outbox = faulty.outbox
+
+        def fail(count: int) -> None:
+            raise RuntimeError
+
+        faulty.writer.on_sent = fail
+        faulty.writer.send(b"a")
+        sound.writer.send(b"b")
+        faulty.outbox.flush()
+        assert taken(pipe[0]) == b"a\nb\n"
+
+    run(body())

@@ -151,6 +151,22 @@ def test_the_end_of_input_is_heard_once_and_an_unfinished_line_is_not(desk: Desk
     assert desk.loop.readers == {}
 
 
+def test_input_that_cannot_be_read_has_ended(desk: Desk) -> None:
+    desk.daemon.source = desk.client  # the end for writing alone
+    desk.daemon.start()
+    desk.loop.readers[desk.client]()
+    assert desk.heard == ["end"]
+    assert desk.loop.readers == {}
+
+
+def test_a_reader_that_is_woken_for_nothing_waits_on(desk: Desk) -> None:
+    desk.daemon.start()
+    desk.read()
+    assert desk.heard == []
+    desk.writes(b"a\n")
+    assert desk.heard == [b"a"]
+
+
 def test_nothing_is_read_while_it_pauses(desk: Desk) -> None:
     desk.daemon.start()
     desk.daemon.pause()
@@ -249,8 +265,9 @@ def test_a_request_is_received_then_dispatched_then_gone(desk: Desk) -> None:
     assert desk.shim.open_calls() == [(RECEIVED, b'"7"'), (RECEIVED, b"7")]
     desk.daemon.dispatched(first)
     assert desk.shim.open_calls() == [(RECEIVED, b'"7"'), (DISPATCHED, b"7")]
+    desk.daemon.dispatched(second)
     desk.daemon.free_slot(first)
-    assert desk.shim.open_calls() == [(RECEIVED, b'"7"')]
+    assert desk.shim.open_calls() == [(DISPATCHED, b'"7"')]
     desk.daemon.free_slot(second)
     desk.daemon.free_slot(-1)
     desk.daemon.dispatched(-1)
