@@ -7,7 +7,10 @@ import fcntl
 import logging
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+
+from aegis_daemon.core.runtime import AgentRule
 
 
 class AlreadyRunning(Exception):
@@ -35,6 +38,12 @@ class Lock:
     def release(self) -> None:
         """Lets the next one in."""
         os.close(self._fd)
+
+
+def socket_mode(rules: Iterable[AgentRule], own_uid: int) -> int:
+    """Who may open the shims' socket: everybody once an agent is another user's; each peer is then looked at."""
+    strangers = any(rule.uids is not None and any(uid != own_uid for uid in rule.uids) for rule in rules)
+    return 0o666 if strangers else 0o600
 
 
 class Plain(logging.Formatter):

@@ -30,7 +30,7 @@ from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.governor import Governor
-from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, approver_key
+from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, approver_key, socket_mode
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.lanes import Lanes
@@ -87,7 +87,7 @@ class Daemon:
             Path(paths.socket),
             accepts=self._accepts,
             on_attach=self._sessions.attach,
-            mode=0o666 if force.runtime.isolated else 0o600,
+            mode=socket_mode(force.runtime.agents.values(), os.geteuid()),
         )
         self._writer: WriterHandle | None = None
         self._manage: ManageServer | None = None
@@ -233,6 +233,7 @@ class Daemon:
         self._force = msgspec.structs.replace(force, config=reloading.kept(old.config, force.config))
         self._lanes.configure(dict(force.runtime.lanes))
         self._desk.max_pending = force.runtime.pending_limit
+        self._relay.set_mode(socket_mode(force.runtime.agents.values(), os.geteuid()))
         self._sessions.reloaded()
         _log.info("configuration reloaded: %s", ", ".join(changed) or "nothing changed")
         return shapes.Reloaded(

@@ -134,7 +134,10 @@ class Sessions:
         """Once a second: ends requests whose time is over."""
         now = monotonic()
         for session in self:
-            session.conversation.sweep(now)
+            try:
+                session.conversation.sweep(now)
+            except Exception:  # the other sessions' requests must end all the same
+                _log.exception("the sweep of session %s failed", session.conversation.session)
         self._outbox.flush()
 
     def reloaded(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import logging
 import os
 import sys
 from collections import deque
 from collections.abc import Callable
 
+_log = logging.getLogger("aegis.descriptor")
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
@@ -90,7 +92,10 @@ class Outbox:
         while self._dirty:
             dirty, self._dirty = self._dirty, []
             for writer in dirty:
-                writer.flush()
+                try:
+                    writer.flush()
+                except Exception:  # one session's fault must not keep the frames of all the others
+                    _log.exception("a writer failed")
 
 
 class FrameWriter:

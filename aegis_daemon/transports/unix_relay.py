@@ -242,6 +242,15 @@ class UnixRelay:
         self._socket = listener
         self.loop.add_reader(listener.fileno(), self._accept)
 
+    def set_mode(self, mode: int) -> None:
+        """Who may open the socket from now on."""
+        if mode != self._mode and self._socket is not None:
+            self._mode = mode
+            try:
+                os.chmod(self._path, mode)
+            except OSError as error:
+                _log.error("the socket's mode could not be changed: %s", error)
+
     def _accept(self) -> None:
         assert self._socket is not None
         for _ in range(64):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aegis_daemon.daemon.lifecycle import Lock, Plain, approver_key
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.runtime import AgentRule
+from aegis_daemon.daemon.lifecycle import Lock, Plain, approver_key, socket_mode
 
 
 def test_the_approver_key_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
@@ -54,3 +56,10 @@ def test_a_log_line_cannot_be_forged_by_a_name() -> None:
     record = logging.LogRecord("aegis", logging.INFO, "", 0, "session of `%s`", (name,), None)
     text = Plain("INFO %(message)s").format(record)
     assert text == "INFO session of `x\n    2026-11-21 15:00:00,000 INFO aegis: ready\\x1b[2J\\u202e\\udcff`"
+
+
+def test_the_socket_opens_to_others_once_any_agent_is_another_users() -> None:
+    ours, named, theirs = (AgentRule(Principal("a"), uids) for uids in (None, frozenset([7]), frozenset([7, 1234])))
+    assert socket_mode([], 7) == 0o600
+    assert socket_mode([ours, named], 7) == 0o600
+    assert socket_mode([ours, theirs], 7) == 0o666

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import stat
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -83,5 +84,18 @@ def test_a_file_in_the_sockets_place_is_not_removed(run: Run, tmp_path: Path) ->
                 relay.open()
         assert precious.read_text(encoding="ascii") == "x"
         assert link.is_symlink()
+
+    run(play())
+
+
+def test_the_sockets_mode_follows_the_configuration(run: Run, tmp_path: Path) -> None:
+    async def play() -> None:
+        path = tmp_path / "s"
+        relay = UnixRelay(asyncio.get_running_loop(), path, accepts=lambda peer: True, on_attach=lambda attached: None)
+        relay.open()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        relay.set_mode(0o666)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        relay.close()
 
     run(play())
