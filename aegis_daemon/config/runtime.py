@@ -109,6 +109,7 @@ def _acl(config: Config) -> Acl:
         allow=Names(config.allow.tools) if config.allow is not None else None,
         open_unlisted=config.defaults.unlisted == "observe",
         refused=_closed(config),
+        unconfigured=not config.agents,
     )
 
 

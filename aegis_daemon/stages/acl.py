@@ -59,6 +59,7 @@ class Acl:
     """`routes` maps (agent, backend) to what is allowed there; `deny` and `allow` hold for every agent.
 
     `open_unlisted` is `defaults.unlisted: observe`: agents and backends that no rule lists pass and are recorded.
+    `unconfigured`: there are no agents at all.
     """
 
     name = "acl"
@@ -72,12 +73,14 @@ class Acl:
         allow: Names | None = None,
         open_unlisted: bool = False,
         refused: frozenset[tuple[str, str]] = frozenset(),
+        unconfigured: bool = False,
     ) -> None:
         self._routes = dict(routes)
         self._deny = deny if deny else None
         self._allow = allow
         self._open = open_unlisted
         self._refused = refused
+        self._unconfigured = unconfigured
         self._wide = Route(server_requests=frozenset())
 
     def route(self, agent: str, backend: str) -> Route | None:
@@ -98,8 +101,8 @@ class Acl:
         route = self._routes.get((agent, call.backend)) or self.route(agent, call.backend)
         if route is None:
             text = f"the backend `{call.backend}` {HIDDEN}"
-            if not self._routes:  # says nothing of anybody's rules: there are none
-                text = "nothing is allowed to any agent yet; a person begins with `aegis config init`"
+            if self._unconfigured:
+                text = "no agent is configured yet, so nothing is allowed; a person begins with `aegis config init`"
             return Deny(
                 Reason(
                     "acl",
