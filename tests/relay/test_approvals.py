@@ -345,7 +345,7 @@ def test_todays_policy_refuses_what_yesterdays_let_a_person_approve(
 ) -> None:
     play = make_play(CONFIG)
     s = held(play)
-    play.reload(CONFIG.replace(old, new))
+    play.reload(CONFIG.replace(old, new, 1))
     agree(play)
     s.client.hears_error(1, code, "is not available")
     s.is_quiet()
