@@ -100,8 +100,8 @@ class StdioServer:
             self._writer.fd = -1
 
     def end(self) -> None:
-        """Closes its stdin and begins its end (hard rule 11); what it still says is read."""
-        self._close_writer()
+        """Closes its stdin behind what was sent and begins its end (hard rule 11); what it still says is read."""
+        self.close_stdin()
         self._child.end()
         self.pause(False)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, Final
@@ -169,6 +170,10 @@ class Conversation:
         self._client_slow = self._server_slow = False
         self._unread = 0  # requests of a server that does not read
         self._ending = False
+        self._leaving = False
+        """the client's input ended, and requests before its end are still being written down"""
+        self._held: deque[tuple[Open, bytes]] = deque()
+        """notifications, each with the request before it that is being written down"""
         self._code = 0
         self._over = False
         self._to_server_side = _ToServer(self)
@@ -242,17 +247,35 @@ class Conversation:
             self._pace()
 
     def client_left(self) -> None:
-        """The client's input ended, or its shim went away: nothing new comes, what was sent may still be answered."""
-        if self._ending:
+        """The client's input ended, or its shim went away: nothing new comes, what was sent may still be answered.
+
+        What waits for nothing but its record goes out before the server's input ends (`printf … | aegis-wrap server`),
+        unless nobody is left to read the answer.
+        """
+        if self._ending and not (self._leaving and self.client.gone):
             return
         self._ending = True
         self.client.stop()
+        self._leaving = False
         for opened in self.to_server.all():
             if opened.state is State.WAITING and opened.strand is not None:
                 opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
             elif opened.state is State.COMMITTING:
-                opened.cancelled = True
-        self._close_server()
+                opened.cancelled = self.client.gone
+                self._leaving = not self.client.gone
+        if not self._leaving:
+            self._close_server()
+
+    def moved(self) -> None:
+        """A request is out, or over: what stands behind it may follow."""
+        held = self._held
+        while held and held[0][0].state is not State.COMMITTING:
+            _, frame = held.popleft()
+            if self.server is not None:
+                self.server.send(frame)
+        if self._leaving and not any(opened.state is State.COMMITTING for opened in self.to_server.all()):
+            self._leaving = False
+            self._close_server()
 
     def _close_server(self) -> None:
         if self.server is not None:
@@ -355,6 +378,8 @@ class Conversation:
         except WireFault as fault:
             self.client.consume(end)
             self._drop("to_server", _what(fault))
+            if b'"method"' not in line and (b'"result"' in line or b'"error"' in line):
+                return  # an answer gets no answer, least of all one of our own that comes back
             id_json = b"null" if fault.id is None else id_text(fault.id)
             self.client.send(error_frame(id_json, fault.code, fault.text, {"by": "aegis"}), -1)
             return
@@ -494,6 +519,7 @@ class Conversation:
             if self._server_slow:
                 self.server_full(old, False)
             self._list_changes = ()
+            self._held.clear()
             self._end_tasks("the client changed the protocol's era before the task ended")
             self.server = None
             old.close_stdin()
@@ -542,6 +568,11 @@ class Conversation:
         elif method == "notifications/initialized":
             self.client.keep_initialized()
         if not self._route_open():
+            return
+        before = next((one for one in reversed(self.to_server.all()) if one.state is State.COMMITTING), None)
+        if before is not None:
+            # It must not overtake a request that is being written down, least of all the handshake.
+            self._held.append((before, frame.encoded()))
             return
         server.send(frame.encoded())
 
@@ -756,6 +787,8 @@ class Conversation:
             self.client.send(frame, slot)
         else:
             self.client.free_slot(slot)
+        if self._held or self._leaving:
+            self.moved()
         return wanted
 
     def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
@@ -981,6 +1014,8 @@ class _ToServer(_Side):
         opened.deadline = shell.now() + shell.runtime().backend(call.backend).timeout
         conversation.client.dispatched(opened.slot)
         server.send(call.frame.encoded(conversation.to_server.sent(opened)))
+        if conversation._held or conversation._leaving:
+            conversation.moved()
         return waiter
 
     def answer(self, opened: Open, frame: bytes) -> bool:

@@ -67,19 +67,50 @@ def test_a_server_that_never_started_answers_every_call_as_not_executed(make_pla
     assert play.used()["now"] == (0, 0)
 
 
-def test_a_client_that_leaves_takes_what_was_not_sent_along(make_play: MakePlay) -> None:
+def test_a_client_that_leaves_takes_along_what_waits_and_not_what_is_being_written_down(make_play: MakePlay) -> None:
     play = make_play(LANE)
     s = in_every_state(play)
     s.client.leaves()
+    assert not s.server.stdin_closed
+    play.log.sync()
+    s.server.hears("tools/call", name="now2")
     assert s.server.stdin_closed
     assert s.server.ending
-    play.log.sync()
-    assert play.used() == {"now": (0, 1), "lined": (1, 0), "ask": (0, 1), "now2": (0, 0)}
+    assert play.used() == {"now": (0, 1), "lined": (1, 0), "ask": (0, 1), "now2": (0, 1)}
     s.server.answers({"id": 3}, text("just in time"))  # numbers: the handshake, lined, now
     s.client.hears_result(1, text("just in time"))
+    s.server.answers({"id": 4}, text("this one too"))
+    s.client.hears_result(4, text("this one too"))
     s.server.exits(0)
     assert s.client.status == 0
+    assert play.used() == {"now": (1, 0), "lined": (1, 0), "ask": (0, 1), "now2": (1, 0)}
+
+
+def test_a_shim_that_dies_while_its_last_words_are_written_down_ends_the_server_at_once(make_play: MakePlay) -> None:
+    play = make_play(LANE)
+    s = in_every_state(play)
+    s.client.leaves()
+    s.client.dies()
+    assert s.server.stdin_closed
+    play.log.sync()
+    s.server.exits(0)
     assert play.used() == {"now": (1, 0), "lined": (1, 0), "ask": (0, 1), "now2": (0, 0)}
+
+
+def test_what_a_client_says_and_leaves_reaches_the_server_in_its_order(make_play: MakePlay) -> None:
+    play = make_play()
+    play.log.durable = False
+    s = play.session()
+    s.client.says(request(0, "initialize", protocolVersion="2025-06-18", capabilities={}), note("initialized"))
+    s.client.says(call(1, "now"), note("roots/list_changed"))
+    s.client.leaves()
+    play.log.sync()
+    for method in ("initialize", "notifications/initialized", "tools/call", "notifications/roots/list_changed"):
+        s.server.hears(method)
+    assert s.server.stdin_closed
+    s.server.exits(0)
+    for id in (0, 1):
+        s.client.hears_error(id, -32603, reason="server_exited")
 
 
 def test_a_shim_that_dies_is_written_to_no_more(make_play: MakePlay) -> None:
