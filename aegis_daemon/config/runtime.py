@@ -67,6 +67,7 @@ def build(config: Config, digest: str) -> Runtime:
         },
         session_limit=min(config.server.max_in_flight_session, 270),
         agent_limit=config.server.max_in_flight_agent,
+        sessions_limit=config.server.max_sessions_agent,
         pending_limit=config.approval.max_pending_per_agent,
         unlisted_open=config.defaults.unlisted == "observe",
         closed=_closed(config),

@@ -397,6 +397,9 @@ class Server(Section):
     max_in_flight_session: SessionCount = Field(
         default=256, description="Calls that one session may have open, at most 270; more are refused."
     )
+    max_sessions_agent: Count = Field(
+        default=256, description="Sessions, each with a server of its own, that one agent may have."
+    )
     max_in_flight_agent: Count = Field(
         default=1024, description="Calls that one agent may have open over all its sessions."
     )

@@ -45,6 +45,7 @@ class Runtime(msgspec.Struct, frozen=True):
     lanes: Mapping[str, Any]
     session_limit: int
     agent_limit: int
+    sessions_limit: int
     pending_limit: int
     unlisted_open: bool
     isolated: bool

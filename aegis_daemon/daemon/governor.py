@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -239,6 +240,10 @@ class Governor:
             raise api.NotFound(f"no ticket `{id}` waits", "see `aegis pending`") from None
         except Decided as decided:
             raise api.Conflict(str(decided)) from None
+        except sqlite3.Error as error:
+            raise api.Refusal(
+                f"the decision could not be kept ({error}), so it was not taken", "free space on the disk and repeat it"
+            ) from None
         return shapes.Decided(id=ticket.id, call_id=ticket.call_id, state="approved" if approve else "rejected")
 
     def cancel_queued(self, call_id: str) -> bool:

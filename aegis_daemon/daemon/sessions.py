@@ -67,7 +67,13 @@ class Sessions:
             attachment.close_descriptors()
             return
         try:
-            planned = plan(hello, peer.uid, self._own_uid, self._shell.runtime(), os.environ)
+            runtime = self._shell.runtime()
+            planned = plan(hello, peer.uid, self._own_uid, runtime, os.environ)
+            if sum(one.conversation.principal.agent == hello.agent for one in self) >= runtime.sessions_limit:
+                raise Refused(
+                    f"the agent `{hello.agent}` has {runtime.sessions_limit} sessions already; end one, or raise "
+                    "`server.max_sessions_agent`"
+                )
             client = ShimClient(self._loop, self._outbox, attachment, own_uid=self._own_uid)
         except (Refused, BadLedger) as refused:
             _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, refused)
@@ -141,9 +147,17 @@ class Sessions:
         self._outbox.flush()
 
     def reloaded(self) -> None:
-        """The rules changed."""
+        """The rules changed: users that may not be their agent any more lose their sessions, the others hear of it."""
+        agents = self._shell.runtime().agents
         for session in self:
-            session.conversation.reloaded()
+            principal = session.conversation.principal
+            rule = agents.get(principal.agent)
+            allowed = rule.uids if rule is not None and rule.uids is not None else (self._own_uid,)
+            if principal.uid in allowed:
+                session.conversation.reloaded()
+            else:
+                session.client.refuse(f"uid {principal.uid} may not be the agent `{principal.agent}` any more")
+                session.conversation.client_left()
         self._outbox.flush()
 
     async def stop(self, restart: bool, grace: float) -> None:
