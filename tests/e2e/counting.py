@@ -77,7 +77,8 @@ def tool(id: object, name: str, arguments: dict, token: object) -> None:
         os.write(2, arguments["text"].encode())
     elif name == "leave":
         if "signal" in arguments:
-            signal.signal(arguments["signal"], signal.SIG_DFL)
+            if arguments["signal"] != signal.SIGKILL:
+                signal.signal(arguments["signal"], signal.SIG_DFL)
             os.kill(os.getpid(), arguments["signal"])
             time.sleep(10)
         os._exit(arguments.get("status", 0))
