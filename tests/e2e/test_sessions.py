@@ -1,0 +1,47 @@
+"""How many sessions there may be, who may keep one, and what a session does not answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from .conftest import OPEN
+from .house import Home, call, request, until
+
+
+def test_an_agent_has_no_more_sessions_than_it_may_and_gets_the_place_of_one_that_ended(
+    homes: Callable[..., Home],
+) -> None:
+    home = homes(OPEN + "server: {max_sessions_agent: 2}\n")
+    first = home.count().handshake()
+    home.count().handshake()
+    third = home.count()
+    refused = third.asks(request("r", "tools/list"))
+    assert "2 sessions already" in refused["error"]["message"]
+    third.close()
+    assert first.close() == 0
+    until(lambda: len(home.ask("status")["sessions"]) == 1, "the end of the first")
+    assert home.count().handshake().asks(call("c", "look", key="k"))["result"]
+
+
+def test_a_user_that_a_reload_takes_off_an_agents_list_loses_the_session(homes: Callable[..., Home]) -> None:
+    here = OPEN.replace("default: {", f"default: {{identities: [{os.geteuid()}], ")
+    home = homes(here)
+    agent = home.count().handshake()
+    home.configure(here.replace(f"[{os.geteuid()}]", f"[{os.geteuid() + 4321}]"))
+    home.ask("reload")
+    until(lambda: not home.ask("status")["sessions"], "the end of the session")
+    assert "may not be the agent" in agent.asks(request("r", "tools/list"))["error"]["message"]
+    assert agent.close() == 1
+    until(lambda: not home.servers(), "the server's end")
+
+
+def test_an_answer_to_nothing_gets_no_answer_however_broken(home: Home) -> None:
+    agent = home.count().handshake()
+    agent.says(
+        b'{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"x"}}\n',
+        b'{"jsonrpc":"2.0","id":9,"result":{},"error":{"code":1,"message":"x"}}\n',
+        b'{"id":9,"result":{}}\n',
+    )
+    assert agent.asks(call("c", "look", key="k"))["result"]
+    assert [frame["id"] for frame in agent.frames] == ["init", "c"]
