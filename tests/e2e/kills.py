@@ -287,7 +287,8 @@ class Matrix:
                     answered += 1
                     assert key in once, f"`{key}` was answered and never reached the server"
                     wanted = "error" if answer["result"].get("isError") else "success"
-                    assert intents[key] == wanted, f"`{key}` was answered, and its outcome is `{intents[key]}`"
+                    # An outcome is written up to 5 ms after its answer; killed in between, the call counts as unknown.
+                    assert intents[key] in (wanted, "unknown"), f"`{key}` was answered; its outcome is `{intents[key]}`"
                 else:
                     reason = answer["error"]["data"]["reason"]
                     assert reason in ENDED, answer
