@@ -21,6 +21,8 @@ TOOLS = {
     "post": "As work",
     "fail": "As work, and answers with isError",
     "mute": "As work, and never answers",
+    "hold": "As work, and answers when `release` is called with its key",
+    "release": "As work",
     "big": "As work, and answers with `size` bytes",
     "steps": "As work, with `count` progress notifications",
     "say": "As work; writes `text` to stderr first",
@@ -30,6 +32,7 @@ TOOLS = {
     "raw": "Writes `text` to stdout as it is",
     "error": "As work, and answers with a JSON-RPC error",
 }
+held: dict[str, bytes] = {}
 later: list[tuple[float, int, bytes]] = []
 order = 0
 
@@ -100,6 +103,11 @@ def tool(id: object, name: str, arguments: dict, token: object) -> None:
         for step in range(1, arguments["count"] + 1):
             params = {"progressToken": token, "progress": step, "total": arguments["count"]}
             put(frame({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}))
+    if name == "hold":
+        held[key] = answer
+        return
+    if name == "release":
+        put(held.pop(key))
     if arguments.get("ms"):
         order += 1
         heapq.heappush(later, (time.monotonic() + arguments["ms"] / 1000, order, answer))

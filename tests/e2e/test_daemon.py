@@ -19,7 +19,7 @@ ASKING = """
 backends: {work: {}}
 agents: {default: {backends: {work: {allowed: true, approval_required: [post]}}}}
 """
-DENYING = OPEN.replace("allowed: true", "allowed: true, tool_denylist: [post, big]")
+DENYING = OPEN.replace("allowed: true", "allowed: true, tool_denylist: [post, big, hold]")
 BROKEN = OPEN.replace("allowed", "alowed") + "queue: {wurk: {}}\n"
 
 
@@ -49,7 +49,7 @@ def test_reloads_under_load_lose_no_call(home: Home) -> None:
 @pytest.mark.parametrize("by", ["command", "signal"])
 def test_what_a_reload_denies_is_refused_from_then_on_and_what_was_sent_is_answered(home: Home, by: str) -> None:
     agent = home.count().handshake()
-    agent.says(call("sent", "post", key="sent", ms=400))
+    agent.says(call("sent", "hold", key="sent"))
     until(lambda: home.reached() == ["sent"], "the call")
     home.configure(DENYING)
     if by == "signal":
@@ -59,16 +59,17 @@ def test_what_a_reload_denies_is_refused_from_then_on_and_what_was_sent_is_answe
         assert home.json("daemon", "reload")["status"] == "ok"
     assert tell_of(agent.asks(call("late", "post", key="late"))) == (-32001, "not_allowed")
     tools = agent.asks(request("list", "tools/list"))["result"]["tools"]
-    assert not {"post", "big"} & {tool["name"] for tool in tools}
+    assert not {"post", "big", "hold"} & {tool["name"] for tool in tools}
+    agent.asks(call("free", "release", key="sent"))
     assert "result" in agent.answer("sent")
-    assert home.reached() == ["sent"]
+    assert home.reached() == ["sent", "sent"]
 
 
 def test_what_waits_is_judged_again_by_the_rules_of_the_day(homes: Callable[..., Home]) -> None:
-    queue = "queue: {work: {enabled: true, delay_min: 0s, delay_max: 0s}}\n"
+    queue = "queue: {work: {enabled: true, delay_min: 0s, delay_max: 0s, bypass_tools: [release]}}\n"
     home = homes(ASKING + queue)
     agent = home.count().handshake()
-    agent.says(call("run", "work", key="run", ms=600), call("wait", "big", key="wait", size=1))
+    agent.says(call("run", "hold", key="run"), call("wait", "big", key="wait", size=1))
     agent.says(call("ask", "post", key="ask"))
     (ticket,) = home.pending()
     until(lambda: home.reached() == ["run"], "the first call")
@@ -76,9 +77,10 @@ def test_what_waits_is_judged_again_by_the_rules_of_the_day(homes: Callable[...,
     home.ask("reload")
     home.decide(ticket["id"])
     assert tell_of(agent.answer("ask")) == (-32001, "not_allowed")
+    agent.asks(call("free", "release", key="run"))
     assert tell_of(agent.answer("wait")) == (-32001, "not_allowed")
     assert "result" in agent.answer("run")
-    assert home.reached() == ["run"]
+    assert home.reached() == ["run", "run"]
 
 
 @pytest.mark.parametrize("by", ["command", "signal"])

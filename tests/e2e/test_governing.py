@@ -21,7 +21,7 @@ queue:
     delay_min: 200ms
     delay_max: 300ms
     max_pending: 8
-    bypass_tools: [say]
+    bypass_tools: [say, release]
     global_rate_limits:
       post: {window: 1h, max_count: 3}
 agents:
@@ -162,7 +162,7 @@ def test_two_agents_share_a_backend_by_its_rules(shared: tuple[Home, Agent, Agen
 
 def test_a_call_that_is_given_up_in_the_queue_never_runs(shared: tuple[Home, Agent, Agent]) -> None:
     home, ann, bob = shared
-    ann.says(call("first", "work", key="first", ms=300))
+    ann.says(call("first", "hold", key="first"))
     until(lambda: home.reached() == ["first"], "the first call")
     ann.says(call("second", "work", key="second"))
     bob.says(call("third", "work", key="third"))
@@ -171,12 +171,19 @@ def test_a_call_that_is_given_up_in_the_queue_never_runs(shared: tuple[Home, Age
     until(lambda: len(home.ask("queue")) == 2, "one less")
     bob.kill()  # a client that goes away takes its call with it
     until(lambda: len(home.ask("queue")) == 1, "one less")
+    ann.asks(call("free", "release", key="first"))
     assert "result" in ann.answer("first")
     assert "result" in ann.asks(call("fourth", "work", key="fourth"))
-    assert home.reached() == ["first", "fourth"]
+    assert home.reached() == ["first", "first", "fourth"]
     assert "second" not in ann.answers
     said = {row["request_id"]: row["exec_status"] for row in home.json("audit", "search", "key")}
-    assert said == {'"first"': "success", '"second"': "denied", '"third"': "denied", '"fourth"': "success"}
+    assert said == {
+        '"first"': "success",
+        '"free"': "success",
+        '"second"': "denied",
+        '"third"': "denied",
+        '"fourth"': "success",
+    }
 
 
 def test_a_full_queue_refuses_and_keeps_nobody_waiting(shared: tuple[Home, Agent, Agent]) -> None:
