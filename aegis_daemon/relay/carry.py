@@ -36,6 +36,8 @@ from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_SUBSCRIPTION, SERVER
 
 _log = logging.getLogger("aegis.call")
 REPLAYED_KEY = "aegis/replayed"
+COMMIT_S = 30.0
+"""How long an intent may take to reach the disk: a disk that hangs must not hang its callers."""
 CONTINUE_S = 600.0
 """How long the lease of an `input_required` answer waits for its retry."""
 
@@ -136,6 +138,7 @@ async def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: She
         opened.state = State.COMMITTING
         committed = story.intent()
         if committed is not None:
+            opened.deadline = shell.now() + COMMIT_S
             await committed
             if opened.cancelled:
                 raise Withdrawn("the caller left while the intent was being written")

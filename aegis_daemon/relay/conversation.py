@@ -38,6 +38,7 @@ from aegis_daemon.wire.jsonrpc import (
     Frame,
     Kind,
     WireFault,
+    asks,
     encode,
     error_frame,
     guess_id,
@@ -654,6 +655,11 @@ class Conversation:
                 self._drop("to_client", "an answer that is none")
 
     def _server_fault(self, line: bytes, fault: WireFault) -> None:
+        if asks(line):  # its ids are its own, and none of ours
+            self._drop("to_client", _what(fault))
+            if fault.id is not None and self.server is not None and not self._server_slow:
+                self.server.send(error_frame(id_text(fault.id), fault.code, fault.text, {"by": "aegis"}))
+            return
         opened = self.to_server.peek(fault.id)
         if opened is not None and opened.waiter is not None:
             self.to_server.answered(opened.number)
@@ -886,6 +892,9 @@ class Conversation:
             for opened in requests.all():
                 if opened.state is State.SENT and opened.deadline <= now and opened.waiter is not None:
                     self._time_out(requests, opened)
+        for opened in self.to_server.all():
+            if opened.state is State.COMMITTING and opened.deadline <= now and not opened.cancelled:
+                self.cancel_waiting(opened, "the audit log cannot be written in time")
         for task_id, (settle, until) in list(self._tasks.items()):
             if until <= now:
                 del self._tasks[task_id]

@@ -488,6 +488,21 @@ def _parse_server_slowly(raw: bytes, limit: int) -> Answer | Frame:
     return Answer(id, b"".join(before), b"".join(after) + b"}", "result" in value, body)
 
 
+class _Method(msgspec.Struct):
+    method: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_method = msgspec.json.Decoder(_Method)
+
+
+def asks(raw: bytes) -> bool:
+    """Whether a frame that was refused names a method, and so is no answer."""
+    try:
+        return _method.decode(raw).method is not msgspec.UNSET
+    except (msgspec.DecodeError, UnicodeError, ValueError, RecursionError):
+        return b'"method"' in raw.partition(b'"result"')[0]  # not JSON, so no more than a guess
+
+
 def _guess_id(raw: bytes) -> Id | None:
     """The id of a frame that cannot be read, told from its envelope's usual places: only ever used to name a call."""
     for start, stop in ((raw.find(_HEAD), len(_HEAD)), (raw.rfind(_TAIL), len(_TAIL))):

@@ -172,6 +172,22 @@ def test_an_answer_that_comes_before_its_question_left_answers_nothing(make_play
     s.client.hears_result(1, text("in time"))
 
 
+def test_a_disk_that_hangs_does_not_hang_its_callers(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = play.session().handshake()
+    play.log.durable = False
+    s.client.says(call(1, "post"))
+    play.advance(29)
+    s.is_quiet()
+    play.advance(2)
+    s.client.hears_error(1, -32603, "not executed: the audit log cannot be written in time", reason="not_executed")
+    play.advance(60)
+    play.log.sync()
+    s.is_quiet()
+    assert play.used() == {"post": (0, 0)}
+    play.recorded("intent", {"kind": "denied", "stage": "withdrawn"})
+
+
 def test_a_reload_while_an_intent_is_written_changes_nothing_for_that_call(make_play: MakePlay) -> None:
     play = make_play(CONFIG)
     s = play.session().handshake()

@@ -275,6 +275,22 @@ def test_an_answer_of_any_depth_is_answered(make_play: MakePlay, method: str, de
     assert b'"id":1' in s.client.inbox.popleft()
 
 
+@pytest.mark.parametrize("bad", [b'"Method":1', b'"params":[]', b'"params":{"a":1,"A":2}', b'"result":{}', b'"x":NaN'])
+def test_a_bad_question_of_the_server_is_refused_and_is_no_answer_to_the_call_of_its_number(
+    make_play: MakePlay, bad: bytes
+) -> None:
+    s = make_play().session().handshake()
+    s.client.says(call(1, "x"))
+    heard = s.server.hears("tools/call")
+    s.server.says(b'{"jsonrpc":"2.0","id":%d,"method":"ping",%s}' % (heard["id"], bad))
+    refusal = s.server.next()
+    assert refusal["id"] == heard["id"]
+    assert refusal["error"]["code"] in (-32600, -32700)
+    s.client.hears_nothing()
+    s.server.answers(heard, text("true"))
+    s.client.hears_result(1, text("true"))
+
+
 def test_lines_that_are_no_frames_are_dropped_and_counted(make_play: MakePlay) -> None:
     play = make_play()
     s = play.session().handshake()
