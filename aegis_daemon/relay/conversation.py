@@ -73,6 +73,8 @@ TASK_S: Final = 3600.0
 """How long a task is followed that names no time of its own, and the longest that any is."""
 TASKS: Final = 256
 """How many tasks one session may have open."""
+HELD: Final = 256
+"""How many notifications of one session may wait for requests before them to be written down."""
 KEPT: Final = 256
 """How many `input_required` answers of one session may wait for their retry."""
 UNREAD: Final = 512
@@ -573,6 +575,9 @@ class Conversation:
         before = next((one for one in reversed(self.to_server.all()) if one.state is State.COMMITTING), None)
         if before is not None:
             # It must not overtake a request that is being written down, least of all the handshake.
+            if len(self._held) >= HELD:
+                self._drop("to_server", "a notification too many while the log is being written")
+                return
             self._held.append((before, frame.encoded()))
             return
         server.send(frame.encoded())

@@ -44,6 +44,7 @@ CONFIGS = [
     BASE.replace("{free: 5/h, both: 2/h, lined: 3/h}", "{}"),
     "mode: observe\n" + BASE,
 ]
+HELLO = request(1, "initialize", protocolVersion="2025-06-18", capabilities={"sampling": {}})
 IDS = st.sampled_from([1, 2, 3, "1", "a"])
 TOOLS = st.sampled_from(["free", "lined", "ask", "both", "rm"])
 WHICH = st.integers(0, 7)
@@ -223,9 +224,9 @@ class World:
     def time_passes(self, seconds: float) -> None:
         self.play.advance(seconds)
 
-    def somebody_connects(self) -> None:
+    def somebody_connects(self, era: int, kept: bytes | None) -> None:
         if len(self.sessions) < 4:
-            self.sessions.append(self.play.session())
+            self.sessions.append(self.play.session(era=era, handshake=kept, initialized=True))
 
     def end(self) -> None:
         self.listen()
@@ -272,7 +273,7 @@ STEPS = st.one_of(
     step("disk", st.integers(0, 5)),
     step("rules", WHICH),
     step("time_passes", st.sampled_from([0.5, 11.0, 16.0, 31.0, 101.0, 301.0, 601.0])),
-    step("somebody_connects"),
+    step("somebody_connects", st.integers(0, 3), st.sampled_from([None, raw(HELLO), raw(call(1, "rm")), b"{"])),
 )  # fmt: skip
 
 

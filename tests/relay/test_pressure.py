@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from playbook import HIGH, Play, call, cancel, modern, request, result, text
+from playbook import HIGH, Play, call, cancel, modern, note, request, result, text
 
 MakePlay = Callable[..., Play]
 
@@ -135,6 +135,24 @@ def test_a_server_that_asks_on_and_on_and_never_reads_fills_no_memory(make_play:
     s.server.says(request("after", question))
     assert s.server.next()["id"] == "after"
     s.server.asked.clear()
+
+
+def test_notifications_behind_a_disk_that_hangs_are_bounded(make_play: MakePlay) -> None:
+    play = make_play()
+    s = play.session().handshake()
+    play.log.durable = False
+    s.client.says(call(1, "x"))
+    for n in range(1000):
+        s.client.says(note("made/up", n=n))
+    assert len(s.talk._held) == 256
+    play.log.sync()
+    heard = s.server.hears("tools/call")
+    for n in range(256):
+        s.server.hears("notifications/made/up", n=n)
+    s.server.answers(heard)
+    s.client.hears_result(1)
+    play.advance(1)
+    play.recorded("intent", "outcome", {"kind": "dropped", "count": 744})
 
 
 def test_progress_on_and_on_is_for_the_client_to_read(make_play: MakePlay) -> None:
