@@ -264,7 +264,7 @@ class Conversation:
             if opened.state is State.WAITING and opened.strand is not None:
                 opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
             elif opened.state is State.COMMITTING:
-                opened.cancelled = self.client.gone
+                opened.cancelled = opened.cancelled or self.client.gone
                 self._leaving = not self.client.gone
         if not self._leaving:
             self._close_server()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from .conftest import OPEN
-from .house import Home, call, request, until
+from .house import Home, call, note, request, until
 
 
 def test_an_agent_has_no_more_sessions_than_it_may_and_gets_the_place_of_one_that_ended(
@@ -45,3 +45,11 @@ def test_an_answer_to_nothing_gets_no_answer_however_broken(home: Home) -> None:
     )
     assert agent.asks(call("c", "look", key="k"))["result"]
     assert [frame["id"] for frame in agent.frames] == ["init", "c"]
+
+
+def test_a_call_that_was_cancelled_is_not_revived_by_the_end_of_input(home: Home) -> None:
+    agent = home.count().handshake()
+    agent.says(call("c", "post", key="k"), note("notifications/cancelled", requestId="c"))
+    assert agent.close() == 0
+    assert "c" not in agent.answers
+    assert home.reached() == []
