@@ -21,6 +21,7 @@ from aegis_daemon.wire.jsonrpc import (
     WireFault,
     parse,
     parse_from_server,
+    read,
 )
 from aegis_daemon.wire.jsonrpc import (
     PARSE_ERROR as UNREADABLE,
@@ -93,6 +94,10 @@ ENVELOPE: list[Case] = [
     ("error with odd code",    b'{~7,"error":{"code":"1","message":""}}',               INVALID, 7),
     ("error code true",        b'{~7,"error":{"code":true,"message":""}}',              INVALID, 7),
     ("error a string",         b'{~7,"error":"no"}',                                    INVALID, 7),
+    ("siblings, unknown key",  b'{~7,"method":"ping","x":{"a":1,"A":2}}',               INVALID, 7),
+    ("siblings in its list",   b'{~7,"method":"ping","x":[1,{"a":1,"A":2}]}',           INVALID, 7),
+    ("siblings, themselves",   b'{~7,"method":"ping","x":1,"X":2}',                     INVALID, 7),
+    ("siblings in params",     b'{~7,"method":"ping","params":{"x":1,"X":2}}',          INVALID, 7),
 ]
 
 IDS: list[Case] = [
@@ -179,6 +184,13 @@ NUMBERS_AND_TEXT: list[Case] = [
     ("100000 open objects",     b'{"a":' * 100_000,                           INVALID, None),
     ("a byte too many",         CALL % (b'"a":"%s"' % (b"x" * MAX_FRAME_IN)), INVALID, None),
 ]
+
+# A server's result passes byte for byte; a client's is judged and encoded anew like all that goes to a server.
+CLIENT_ANSWERS: list[Case] = [
+    ("siblings in a result",   b'{~7,"result":{"a":1,"A":2}}',                          INVALID, 7),
+    ("siblings in an error",   b'{~7,"error":{"code":1,"message":"","CODE":2}}',        INVALID, 7),
+    ("a deep result",          b'{~7,"result":' + b"[" * 64 + b"]" * 64 + b"}",         INVALID, 7),
+]
 # fmt: on
 EVERY = [
     pytest.param(spelled(raw), code, id, id=f"{group}: {what}")
@@ -187,6 +199,7 @@ EVERY = [
         ("ids", IDS),
         ("params", PARAMS),
         ("numbers and text", NUMBERS_AND_TEXT),
+        ("client answers", CLIENT_ANSWERS),
     )
     for what, raw, code, id in cases
 ]
@@ -210,7 +223,7 @@ def test_it_is_refused_when_spaces_hide_it_from_the_fast_way(raw: bytes, code: i
     assert (caught.value.code, caught.value.id) == (code, id)
 
 
-@pytest.mark.parametrize(("raw", "code", "id"), EVERY)
+@pytest.mark.parametrize(("raw", "code", "id"), EVERY[: -len(CLIENT_ANSWERS)])
 def test_a_server_cannot_send_it_as_a_request_either(raw: bytes, code: int, id: Any) -> None:
     with pytest.raises(WireFault):
         parse_from_server(raw, MAX_FRAME_IN)
@@ -278,6 +291,31 @@ def test_it_is_taken_for_exactly_one_thing(raw: bytes, kind: Kind, id: Any) -> N
 def test_a_value_is_forwarded_in_our_own_spelling(written: str, forwarded: str) -> None:
     frame = parse(CALL % (b'"a":' + written.encode()))
     assert frame.encoded(1) == (CALL % (b'"a":' + forwarded.encode())).replace(b'"id":7', b'"id":1')
+
+
+def test_the_bounds_are_those_of_the_contract() -> None:
+    assert (UNREADABLE, INVALID) == (-32700, -32600)
+    assert (MAX_FRAME_IN, MAX_FRAME_OUT, MAX_DEPTH, MAX_ID) == (1024 * 1024, 10 * 1024 * 1024, 64, 240)
+
+
+def test_who_sends_a_batch_is_told_so() -> None:
+    with pytest.raises(WireFault, match="a batch is refused; send one message a line"):
+        parse(b"[]")
+    with pytest.raises(WireFault, match="must be a JSON object"):
+        parse(b"7")
+
+
+@pytest.mark.parametrize("text", [b'{"a":[1,{"b":2}]}', b' { "a" : [1, {"b": 2.0}] }', b"[]", b"7", b'"x"'])
+def test_any_text_that_is_read_in_one_way_only_can_be_read(text: bytes) -> None:
+    assert read(text) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"a":1,"a":2}', b'[{"a":{"b":1, "b":1}}]', b"NaN", b"[1e400]", b"", b'"\\ud800"', b"\xff"]
+)
+def test_a_text_that_is_read_in_two_ways_is_not(text: bytes) -> None:
+    with pytest.raises(WireFault):
+        read(text)
 
 
 def test_a_frame_of_exactly_the_limit_passes() -> None:
