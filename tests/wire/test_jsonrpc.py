@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aegis_daemon.wire import jsonrpc
 from aegis_daemon.wire.jsonrpc import (
     ENVELOPE_KEYS,
     PARAM_KEYS,
@@ -131,6 +132,12 @@ def test_the_fast_and_the_slow_way_judge_alike(value: dict[str, Any]) -> None:
     assert judged(encode(value)) == judged(escaped(value).encode()) == judged(json.dumps(value, indent=1).encode())
 
 
+def test_a_frame_in_the_usual_spelling_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(jsonrpc, "_read_slowly")
+    raw = '{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"é","arguments":{"a":[1,2.5,null]}}}'.encode()
+    assert parse(raw).encoded() == raw
+
+
 @given(ENVELOPES, st.data())
 def test_a_repeated_key_is_refused_wherever_it_is(value: dict[str, Any], data: st.DataObject) -> None:
     text = json.dumps({**value, "deep": [{"k": 1}]})
@@ -206,7 +213,10 @@ def test_an_answer_passes_byte_for_byte_under_another_id(order: str, space: byte
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("id", [1, 0, -1, 2**70, "", "a", 'a"b\\', "é", "\u2028"])
-def test_the_two_usual_spellings_are_taken_without_decoding_the_body(id: int | str, body: bytes) -> None:
+def test_the_two_usual_spellings_are_taken_without_decoding_the_body(
+    id: int | str, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(jsonrpc, "_parse_server_slowly")
     text = id_text(id)
     for raw in (
         b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (text, body),
