@@ -23,7 +23,7 @@ from aegis_daemon.core.units import go_duration
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.lanes import Lanes
-from aegis_daemon.limits import Limits
+from aegis_daemon.limits import Limits, milliseconds
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.manage import ancestry, api, shapes
 
@@ -184,7 +184,7 @@ class Governor:
                     max_count=claim.max_count,
                     current=usage.current,
                     reserved=usage.reserved,
-                    retry_after_ms=None if after is None else int(after * 1000) + 1,
+                    retry_after_ms=None if after is None else milliseconds(after),
                 )
             )
         return rows
