@@ -249,6 +249,8 @@ class Home:
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.log = self.dir / "server.log"
         """where the counting server notes what reached it"""
+        self.since = 0
+        """the newest record that does not concern the test"""
         if config is not None:
             self.configure(config)
 
@@ -383,6 +385,18 @@ class Home:
         except FileNotFoundError:
             return []
 
+    def begins(self, log: Path) -> Home:
+        """Ends and forgets what earlier tests left, for one that shares this home with them."""
+        for agent in self.agents:
+            agent.done()
+        for agent in self.agents:
+            agent.bury()
+        self.agents.clear()
+        until(lambda: not self.servers() and not self.ask("status")["sessions"], "the end of earlier sessions")
+        self.log = log
+        self.since = self.ask("status")["audit"]["seq"]
+        return self
+
     # --- the record
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -397,14 +411,16 @@ class Home:
 
     def records(self, kind: str = "") -> list[dict[str, Any]]:
         """Every record, oldest first."""
-        found = [json.loads(record) for (record,) in self.rows("SELECT record FROM records ORDER BY seq")]
+        sql = "SELECT record FROM records WHERE seq > ? ORDER BY seq"
+        found = [json.loads(record) for (record,) in self.rows(sql, self.since)]
         return [record for record in found if not kind or record["kind"] == kind]
 
     def intents(self) -> dict[str, str]:
         """The keys of all calls that have an intent, and how each ended ("" for one that has not)."""
         ended = {record["call"]: record["status"] for record in self.records("outcome")}
         found: dict[str, str] = {}
-        for record, body in self.rows("SELECT r.record, b.body FROM records r JOIN bodies b ON b.seq = r.seq"):
+        sql = "SELECT r.record, b.body FROM records r JOIN bodies b ON b.seq = r.seq WHERE r.seq > ?"
+        for record, body in self.rows(sql, self.since):
             told = json.loads(record)
             if told["kind"] == "intent" and (key := json.loads(body).get("key")) is not None:
                 assert key not in found, f"two intents for `{key}`"

@@ -84,7 +84,7 @@ class Session:
     @property
     def open(self) -> list[str]:
         """Requests without an answer."""
-        return [key for key in self.sent[-FLIGHT:] if key not in self.agent.answers]
+        return [key for key in self.began if key not in self.agent.answers]
 
     def _next(self) -> bool:
         """Until there is room for one more; True where the last answer came from a server."""

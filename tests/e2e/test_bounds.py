@@ -19,12 +19,26 @@ from .conftest import OPEN
 from .house import BOUND_S, WAYS, WRAP, Agent, Home, call, note, request, tell_of, until
 
 MB = 1 << 20
+LATER_WAY = pytest.mark.parametrize("way", [pytest.param("relay", marks=pytest.mark.full), "handover"])
 TWO = """
 backends: {work: {}}
 agents:
   ann: {backends: {work: {allowed: true}}}
   bob: {backends: {work: {allowed: true}}}
 """
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Home]:
+    made = Home(OPEN).start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def home(running: Home, tmp_path: Path) -> Home:
+    """One daemon for all of these; what reaches servers is noted for each test by itself."""
+    return running.begins(tmp_path / "server.log")
 
 
 def resident(pid: int) -> int:
@@ -141,7 +155,7 @@ def test_a_log_that_cannot_be_written_denies_every_call_and_nothing_reaches_the_
 # --- who does not read ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@LATER_WAY
 def test_a_client_that_never_reads_costs_bounded_memory_and_nobody_else(homes: Callable[..., Home], way: str) -> None:
     home = homes(TWO)
     other = home.count(agent="bob").handshake()
@@ -151,8 +165,8 @@ def test_a_client_that_never_reads_costs_bounded_memory_and_nobody_else(homes: C
     before = resident(pid)
     deaf = home.count(agent="ann", way=way, deaf=True)
     deaf.says(request("init", "initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo={"name": "deaf"}))
-    deaf.says(*(call(at, "big", key=f"big{at}", size=9 * MB + MB // 2) for at in range(12)))
-    deaf.says(call("flood", "flood", key="flood", count=100_000))
+    deaf.says(*(call(at, "big", key=f"big{at}", size=9 * MB + MB // 2) for at in range(6)))
+    deaf.says(call("flood", "flood", key="flood", count=20_000))
     until(lambda: len(home.reached()) > 51, "the first large answer")
     most = before
     for at in range(100):
@@ -161,10 +175,10 @@ def test_a_client_that_never_reads_costs_bounded_memory_and_nobody_else(homes: C
     assert most - before < 64 * MB, f"{(most - before) / MB:.0f} MB more"
     # What it did not read was kept for it, not for us.
     deaf.listen()
-    for at in range(12):
+    for at in range(6):
         assert len(deaf.answer(at)["result"]["content"][0]["text"]) == 9 * MB + MB // 2
     assert "result" in deaf.answer("flood")
-    deaf.wait(lambda: len(deaf.frames) == 1 + 12 + 1 + 100_000, "the last notification")
+    deaf.wait(lambda: len(deaf.frames) == 1 + 6 + 1 + 20_000, "the last notification")
     assert deaf.close() == 0
 
 
@@ -191,10 +205,10 @@ def test_a_frame_of_one_megabyte_passes_and_one_byte_more_does_not(home: Home, w
         assert "result" in agent.answer(f"after{extra}")
     assert home.reached() == ["fits", "after1", f"after{3 * MB}"]
     assert not agent.twice
-    assert [record["count"] for record in home.records("dropped")] or True
+    until(lambda: [record["reason"] for record in home.records("dropped")].count("too long") >= 1, "a word on them")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@LATER_WAY
 def test_an_answer_of_ten_megabytes_passes_and_a_larger_one_becomes_an_error(home: Home, way: str) -> None:
     agent = home.count(way=way).handshake()
     fits = agent.asks(call(1, "big", key="fits", size=10 * MB - 200))
@@ -238,7 +252,7 @@ def test_stderr_and_the_exit_status_are_the_servers(home: Home, way: str) -> Non
         assert agent.ends() == 128 + number
 
 
-@pytest.mark.parametrize("way", WAYS)
+@LATER_WAY
 def test_a_signal_ends_the_wrapper_and_its_server(home: Home, way: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         agent = home.count(way=way).handshake()
@@ -248,7 +262,7 @@ def test_a_signal_ends_the_wrapper_and_its_server(home: Home, way: str) -> None:
     assert [words[0] for words in home.logged()] == ["start", "initialize", "initialized", "eof"] * 3
 
 
-@pytest.mark.parametrize("way", WAYS)
+@LATER_WAY
 def test_a_stubborn_server_and_its_runaway_descendants_end_with_their_session(home: Home, way: str) -> None:
     agent = home.count("stubborn", way=way).handshake()
     assert "result" in agent.asks(call(1, "family", key="family"))
@@ -259,7 +273,7 @@ def test_a_stubborn_server_and_its_runaway_descendants_end_with_their_session(ho
     assert home.ask("status")["reaped_late"] == 0
 
 
-@pytest.mark.parametrize("way", WAYS)
+@LATER_WAY
 def test_a_server_that_cannot_be_started_is_named(home: Home, way: str) -> None:
     agent = home.wrap("no-such-command-anywhere", "--flag", backend="work", way=way)
     refused = agent.asks(request(1, "initialize"))

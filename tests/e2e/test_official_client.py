@@ -155,8 +155,19 @@ def toured(home: Home, name: str, place: Path, mode: str, argv: list[str]) -> di
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("mode", ERAS)
-@pytest.mark.parametrize("name", servers.NAMES)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("everything", "legacy"),
+        ("filesystem", "auto"),
+        ("git", "auto"),
+        ("time", "legacy"),
+        pytest.param("everything", "auto", marks=pytest.mark.full),
+        pytest.param("filesystem", "legacy", marks=pytest.mark.full),
+        pytest.param("git", "legacy", marks=pytest.mark.full),
+        pytest.param("time", "auto", marks=pytest.mark.full),
+    ],
+)
 def test_the_official_client_sees_the_same_of_a_real_server(home: Home, place: Path, name: str, mode: str) -> None:
     servers.needed()
     seen = toured(home, name, place, mode, servers.command(name, place))
