@@ -268,6 +268,7 @@ class _End:
         self.given_up: set[tuple[str, Any]] = set()
         self._progress: dict[tuple[str, Any], float] = {}
         self._initializing: set[tuple[str, Any]] = set()
+        self._listening: set[Any] = set()
 
     # what this end says
 
@@ -279,6 +280,8 @@ class _End:
             return
         if kind == (True, True):
             self.asked[_key(frame["id"])] += 1
+            if frame["method"] == "subscriptions/listen":
+                self._listening.add(frame["id"])
             if self.is_new(frame["id"]):
                 self.given_up.discard(_key(frame["id"]))
                 self._initializing.discard(_key(frame["id"]))
@@ -319,9 +322,8 @@ class _End:
                 before = self._progress.get(token)
                 assert before is None or frame["params"]["progress"] > before, f"progress does not grow: {frame}"
                 self._progress[token] = frame["params"]["progress"]
-            elif frame["method"] == "notifications/cancelled":
-                # The other end calls off a question of its own, or a subscription of this one.
-                self.asked.pop(_key(frame["params"]["requestId"]), None)
+            elif frame["method"] == "notifications/cancelled" and frame["params"]["requestId"] in self._listening:
+                del self.asked[_key(frame["params"]["requestId"])]  # the server's way to end a subscription
         else:
             assert ("result" in frame) is not ("error" in frame)
             self._heard_answer(frame)

@@ -265,7 +265,7 @@ class Conversation:
                 opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
             elif opened.state is State.COMMITTING:
                 opened.cancelled = opened.cancelled or self.client.gone
-                self._leaving = not self.client.gone
+                self._leaving = self._leaving or not opened.cancelled
         if not self._leaving:
             self._close_server()
 
@@ -276,7 +276,9 @@ class Conversation:
             _, frame = held.popleft()
             if self.server is not None:
                 self.server.send(frame)
-        if self._leaving and not any(opened.state is State.COMMITTING for opened in self.to_server.all()):
+        if self._leaving and not any(
+            opened.state is State.COMMITTING and not opened.cancelled for opened in self.to_server.all()
+        ):
             self._leaving = False
             self._close_server()
 
@@ -900,6 +902,8 @@ class Conversation:
         for opened in self.to_server.all():
             if opened.state is State.COMMITTING and opened.deadline <= now and not opened.cancelled:
                 self.cancel_waiting(opened, "the audit log cannot be written in time")
+                if self._leaving:
+                    self.moved()
         for task_id, (settle, until) in list(self._tasks.items()):
             if until <= now:
                 del self._tasks[task_id]

@@ -188,6 +188,21 @@ def test_a_disk_that_hangs_does_not_hang_its_callers(make_play: MakePlay) -> Non
     play.recorded("intent", {"kind": "denied", "stage": "withdrawn"})
 
 
+def test_a_disk_that_hangs_does_not_keep_a_session_whose_client_has_left(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = play.session().handshake()
+    play.log.durable = False
+    s.client.says(call(1, "post"))
+    s.client.leaves()
+    assert not s.server.ending
+    play.advance(31)
+    s.client.hears_error(1, -32603, "cannot be written in time")
+    assert s.server.ending
+    s.server.exits()
+    assert s.over
+    play.log.sync()
+
+
 def test_a_reload_while_an_intent_is_written_changes_nothing_for_that_call(make_play: MakePlay) -> None:
     play = make_play(CONFIG)
     s = play.session().handshake()
