@@ -277,6 +277,7 @@ def test_an_answer_to_the_old_servers_question_never_reaches_the_new_one(make_pl
     old = s.server
     s.client.says(modern(call(1, "now")))
     s.client.says(result(asked["id"], {"roots": []}))
+    assert len(s.talk.to_client) == 0
     heard = s.server.hears("tools/call")
     s.server.hears_nothing()
     s.server.answers(heard)
