@@ -37,6 +37,7 @@ from aegis_daemon.config.runtime import build
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import OpenRequests, State
 from aegis_daemon.core.verdict import Deny
 from aegis_daemon.lanes import Lanes
@@ -199,6 +200,7 @@ class Log:
         self.durable_seq = 0
         self.unavailable: str | None = None
         self._waiting: list[tuple[int, Callable[[Any], None]]] = []
+        self._by_call: dict[str, list[Any]] = {}
 
     def append(self, record: Any, body: bytes | None = None, length: int | None = None, *, later: bool = False) -> int:
         record.kind = record.KIND
@@ -206,6 +208,7 @@ class Log:
             self.refused.append(record)
             raise AuditUnavailable(self.unavailable)
         self.records.append(record)
+        self._by_call.setdefault(getattr(record, "call", ""), []).append(record)
         self.bodies.append(body)
         record.seq = len(self.records)
         if self.durable:
@@ -225,7 +228,7 @@ class Log:
             done(None if fault is None else AuditUnavailable(fault))
 
     def of(self, call_id: str, *kinds: str) -> list[Any]:
-        return [one for one in self.records if getattr(one, "call", "") == call_id and one.kind in kinds]
+        return [one for one in self._by_call.get(call_id, ()) if one.kind in kinds]
 
     def has_intent(self, call_id: str) -> bool:
         return any(one.seq <= self.durable_seq for one in self.of(call_id, "intent"))
@@ -698,7 +701,7 @@ class Play:
         self.lanes = Lanes(self.clock.monotonic, self.clock.call_later, pause=lambda low, high: (low + high) / 2)
         self.desk = self._new_desk()
         self.scribe = _Scribe(self.log)
-        self.runtime = None  # type: ignore[assignment]
+        self.runtime: Runtime
         self.reload(config)
         self.shell = Shell(lambda: self.runtime, self.clock.monotonic, self.scribe, self.limits, self.lanes, self.desk)
         self.ids = CallIds()
@@ -718,7 +721,7 @@ class Play:
     def reload(self, config: str) -> None:
         """As the daemon does it: everything new is built, then one reference is swapped."""
         loaded = loads(config, "aegis.yaml")
-        self.runtime: Any = build(loaded.config, digest(loaded.config))
+        self.runtime = build(loaded.config, digest(loaded.config))
         self.lanes.configure(dict(self.runtime.lanes))
         self.desk.max_pending = self.runtime.pending_limit
         for session in self.sessions:
@@ -732,7 +735,7 @@ class Play:
             lease = self.limits.reserve(ticket.claims, self.clock.now) if ticket.claims else None
             ticket.lease = None if isinstance(lease, Deny) else lease
 
-        self.desk = self.shell.desk = self._new_desk()  # type: ignore[assignment]
+        self.desk = self.shell.desk = self._new_desk()
         self.desk.restore(reserve)
 
     def session(

@@ -47,7 +47,7 @@ TOLD = st.sampled_from(
      "subscriptions/acknowledged", "tools/list_changed", "elicitation/complete"]
 )  # fmt: skip
 FAST = settings(
-    max_examples=150, derandomize=True, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)
+    max_examples=60, derandomize=True, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)
 )
 
 
