@@ -510,6 +510,7 @@ class Shim:
                 for which, what in found:
                     if which == self.wake_in:
                         interrupted |= self._woken()
+                        ready |= self.drained  # only `_drain` can meet this
                     elif which == 1 and what & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
                         interrupted |= self._stdout_ended(what)
                         ready |= fd == 1
