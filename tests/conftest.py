@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 import uvloop
 from hypothesis import settings
+
+# A runner in the background of a script is started with Ctrl-C ignored, and so would be everything it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("house", deadline=None, print_blob=True)
 settings.load_profile("house")

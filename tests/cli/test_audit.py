@@ -142,15 +142,18 @@ def test_an_outcome_whose_call_is_further_back_is_named_too(aegis: Aegis) -> Non
 def test_following_shows_what_comes(home: str) -> None:
     asyncio.run(record(home, STORY[:2]))
     with subprocess.Popen([*AEGIS, "audit", "tail", "-f", "--json"], stdout=subprocess.PIPE, text=True) as tail:
-        assert tail.stdout is not None
-        assert [json.loads(tail.stdout.readline())["seq"] for _ in range(2)] == [1, 2]
-        asyncio.run(record(home, STORY[2:4]))
-        timer = threading.Timer(20, tail.kill)
+        timer = threading.Timer(30, tail.kill)
         timer.start()
-        assert [json.loads(tail.stdout.readline())["seq"] for _ in range(2)] == [3, 4]
-        timer.cancel()
-        tail.send_signal(2)
-        assert tail.wait(10) == 0
+        try:
+            assert tail.stdout is not None
+            assert [json.loads(tail.stdout.readline())["seq"] for _ in range(2)] == [1, 2]
+            asyncio.run(record(home, STORY[2:4]))
+            assert [json.loads(tail.stdout.readline())["seq"] for _ in range(2)] == [3, 4]
+            tail.send_signal(2)
+            assert tail.wait(10) == 0
+        finally:
+            timer.cancel()
+            tail.kill()
 
 
 @pytest.mark.usefixtures("log")
