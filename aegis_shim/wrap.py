@@ -258,6 +258,11 @@ class Shim:
             self._hang_up()
             if word == "exit":
                 raise Leave(exit_status(rest))
+            if word == "no":  # its server cannot be had: another daemon, or another try, would say the same
+                self.said_no = rest or "no reason was given"
+                self._recover()
+                self._offline()
+                raise Leave(1)
             stopped = word == "bye" and rest == "stop"
             answered = self._recover()
             self.past = "it was stopped" if stopped else "it went away"
@@ -275,7 +280,7 @@ class Shim:
                 self.hold_until = monotonic() + RETRY_S
 
     def _attached(self) -> tuple[str, str]:
-        """Until the daemon says `exit` or `bye`, or is lost ("", "")."""
+        """Until the daemon says `exit`, `no` or `bye`, or is lost ("", "")."""
         word, rest = self._hear(self.end_by)
         if self.end_by is None or (word == "exit" and not self.signal):
             return word, rest

@@ -37,7 +37,7 @@ class ShimClient:
         self._closing = False
         self._closed = False
         self._code = 0
-        self._refused = False
+        self._refusal: str | None = None
         self._linger: asyncio.TimerHandle | None = None
         self.on_full: Callable[[bool], None] = lambda full: None
         self._writer.on_full = lambda full: self.on_full(full)
@@ -130,9 +130,8 @@ class ShimClient:
             self.on_end()
 
     def refuse(self, text: str) -> None:
-        """The shim answers every further request with this reason."""
-        self._refused = True
-        self._attachment.control.say(greeting.say_no(text))
+        """The shim answers every further request with this reason, once what is to be written is written."""
+        self._refusal = text
 
     def bye(self, restart: bool) -> None:
         """The daemon leaves: the shim takes its descriptors back and waits for the next daemon."""
@@ -166,8 +165,8 @@ class ShimClient:
         if self._linger is not None:
             self._linger.cancel()
         self._release()
-        if not self._refused:
-            self._attachment.control.say(greeting.say_exit(self._code))
+        said = greeting.say_exit(self._code) if self._refusal is None else greeting.say_no(self._refusal)
+        self._attachment.control.say(said)
         self._attachment.control.close()
 
     def _release(self) -> None:

@@ -249,6 +249,8 @@ class Home:
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.log = self.dir / "server.log"
         """where the counting server notes what reached it"""
+        self.torn = False
+        """whether half a frame may have reached an agent, since somebody was killed in the middle of it"""
         self.since = 0
         """the newest record that does not concern the test"""
         if config is not None:
@@ -389,13 +391,19 @@ class Home:
         """Ends and forgets what earlier tests left, for one that shares this home with them."""
         for agent in self.agents:
             agent.done()
-        for agent in self.agents:
-            agent.bury()
-        self.agents.clear()
+        self._bury()
         until(lambda: not self.servers() and not self.ask("status")["sessions"], "the end of earlier sessions")
         self.log = log
         self.since = self.ask("status")["audit"]["seq"]
         return self
+
+    def _bury(self) -> None:
+        """Lets go of all agents, each of which heard nothing but frames, and no answer twice."""
+        gone, self.agents = self.agents, []
+        for agent in gone:
+            agent.bury()
+        for agent in gone:
+            assert self.torn or not (agent.broken or agent.twice), (agent.broken, agent.twice)
 
     # --- the record
 
@@ -463,8 +471,7 @@ class Home:
                     pass
             for daemon in self._daemons:
                 daemon.wait()
-            for agent in self.agents:
-                agent.bury()
+            self._bury()
             shutil.rmtree(self.dir, ignore_errors=True)
 
 

@@ -121,6 +121,7 @@ class Matrix:
 
     def __init__(self, home: Home, seed: str = "") -> None:
         self.home = home
+        home.torn = True
         self.seed = seed or os.urandom(4).hex()
         self.random = random.Random(self.seed)
         self.sessions: list[Session] = []

@@ -275,11 +275,17 @@ def test_a_stubborn_server_and_its_runaway_descendants_end_with_their_session(ho
 
 @LATER_WAY
 def test_a_server_that_cannot_be_started_is_named(home: Home, way: str) -> None:
-    agent = home.wrap("no-such-command-anywhere", "--flag", backend="work", way=way)
-    refused = agent.asks(request(1, "initialize"))
-    assert refused["error"]["code"] == -32603
-    assert "`no-such-command-anywhere`" in refused["error"]["message"]
-    assert agent.close() != 0
+    agent = home.wrap(f"no-such-command-{way}", "--flag", backend="work", way=way)
+    for id in (1, 2, 3):
+        refused = agent.asks(request(id, "initialize"))
+        assert refused["error"]["code"] == -32603
+        assert f"`no-such-command-{way}`" in refused["error"]["message"]
+    assert agent.close() == 1
+    assert not agent.twice
+    # Once: nobody tries again and again what cannot work.
+    sessions = {line.split("session ")[1][:9] for line in (home.dir / "daemon.log").read_text().splitlines()
+                if f"no-such-command-{way}" in line}  # fmt: skip
+    assert len(sessions) == 1
 
 
 def test_a_wrapped_command_works_on_files_and_in_a_pipeline(home: Home, tmp_path: Path) -> None:

@@ -198,6 +198,27 @@ def test_a_real_server_answers_with_the_same_bytes_in_the_modern_era(home: Home,
     assert alone.answers[10]["result"]["resultType"] == "complete", "the script does not fit the server"
 
 
+def test_a_real_server_asks_its_client_where_it_may_work_if_the_rules_allow(home: Home, place: Path) -> None:
+    other = place / "repository"
+    asked = []
+    for name in ("open", "default"):
+        agent = home.wrap(*servers.command("filesystem", place), backend="filesystem", agent=name)
+        agent.handshake(capabilities={"roots": {"listChanged": True}})
+        if name == "open":
+            question = agent.hears("roots/list")
+            root = {"uri": other.as_uri(), "name": "r"}
+            agent.says({"jsonrpc": "2.0", "id": question["id"], "result": {"roots": [root]}})
+            agent.wait(lambda heard=agent: b"Updated allowed directories" in heard.err, "its own word")
+        answer = agent.asks(call(1, "list_allowed_directories"))
+        asked.append(answer["result"]["content"][0]["text"])
+        assert [frame["method"] for frame in agent.frames if "method" in frame and "id" in frame] == (
+            ["roots/list"] if name == "open" else []
+        )
+        assert agent.close() == 0
+    assert str(other) in asked[0]
+    assert str(place / "files") in asked[1]
+
+
 def test_every_call_of_a_real_server_is_in_the_log_with_its_arguments(home: Home, place: Path) -> None:
     agent = home.wrap(*servers.command("time", place), backend="time").handshake()
     asked = {"source_timezone": "Etc/UTC", "time": "01:23", "target_timezone": "Asia/Tokyo"}
