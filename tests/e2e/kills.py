@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from .house import BOUND_S, WAYS, Agent, Home, call, until
+from .house import BOUND_S, INITIALIZE, WAYS, Agent, Home, call, note, request, tell_of, until
 
 CONFIG = """
 backends: {work: {}}
@@ -48,10 +48,7 @@ class Session:
 
     def _run(self) -> None:
         try:
-            try:
-                self.agent.handshake()
-            except (AssertionError, OSError):
-                self.agent.wait(lambda: self.agent.eof, "the end of a session whose server never was")
+            if not self._handshake():
                 return
             if self.random.random() < 0.2:
                 self._send("family")
@@ -66,6 +63,22 @@ class Session:
             self.agent.wait(lambda: self.agent.eof, "the end of a closed connection")
         except BaseException as error:
             self.fault = error
+
+    def _handshake(self) -> bool:
+        """Until the session is open; False where its connection was closed before."""
+        for attempt in range(100):
+            id = f"init{attempt}"
+            self.agent.says(request(id, "initialize", **INITIALIZE))
+            self.agent.wait(lambda id=id: id in self.agent.answers or self.agent.eof, "the handshake")
+            if self.agent.eof:
+                return False
+            answer = self.agent.answers[id]
+            if "result" in answer:
+                self.agent.says(note("notifications/initialized"))
+                return True
+            assert tell_of(answer)[1] in ENDED, answer
+            time.sleep(0.02)
+        raise AssertionError("no handshake came to anything")
 
     def _send(self, tool: str) -> None:
         key = f"{self.name}.{len(self.sent)}"
@@ -250,6 +263,32 @@ class Matrix:
         """Who holds the daemon's lock now."""
         said = (self.home.dir / "daemon.lock").read_text().strip()
         return int(said) if said.isdigit() and int(said) != old and os.path.exists(f"/proc/{said}") else None
+
+    # --- both at once
+
+    def kill_all(self, count: int) -> None:
+        """Kills the daemon `count` times, and shims of sessions that come and go all the while."""
+        over = threading.Event()
+        faults: list[BaseException] = []
+
+        def work(way: str) -> None:
+            while not (over.is_set() or faults):
+                try:
+                    self._kill_end("shim", way)
+                except BaseException as error:
+                    faults.append(error)
+
+        threads = [threading.Thread(target=work, args=(way,), daemon=True) for way in WAYS]
+        for thread in threads:
+            thread.start()
+        try:
+            self.kill_daemons(count, sessions=1)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        if faults:
+            raise faults[0]
 
     # --- what must hold
 

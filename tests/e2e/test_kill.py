@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import signal
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
-from .house import WAYS, Home
+from aegis_daemon.manage.client import DaemonAway, Refused
+
+from .house import BOUND_S, WAYS, Agent, Home, call, until
 from .kills import CONFIG, Matrix
 
 FEW = 5
 MANY = 100
-"""For each way, so twice as many in all; a killed daemon counts for both ways at once."""
+"""For each way, so twice as many in all. A killed daemon counts for both ways at once; 30, 20 and 40 more die below."""
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.full)])
@@ -25,9 +33,129 @@ def test_a_killed_end_leaves_no_orphan_and_no_hung_client(homes: Callable[..., H
 
 @pytest.mark.parametrize(
     ("count", "durability"),
-    [(FEW, "process"), pytest.param(2 * MANY, "full", marks=pytest.mark.full)],
+    [(FEW, "process"), pytest.param(MANY + 20, "full", marks=pytest.mark.full)],
 )
 def test_sessions_go_on_over_killed_daemons(homes: Callable[..., Home], count: int, durability: str) -> None:
     matrix = Matrix(homes(CONFIG % durability))
     matrix.kill_daemons(count)
     print(matrix.check())
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(30, marks=pytest.mark.full)])
+def test_shims_and_daemons_killed_at_once(homes: Callable[..., Home], count: int) -> None:
+    matrix = Matrix(homes(CONFIG % "full"))
+    matrix.kill_all(count)
+    print(matrix.check())
+
+
+LIMITED = """
+backends: {work: {}}
+agents: {default: {backends: {work: {allowed: true}}}}
+queue: {work: {enabled: false, global_rate_limits: {%s}}}
+"""
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_a_limit_holds_over_a_daemon_that_is_killed_at_any_moment(homes: Callable[..., Home], rounds: int) -> None:
+    home = homes(LIMITED % ", ".join(f"t{at}: 10/day" for at in range(rounds)))
+    home.torn = True
+    agents = [home.count(way=way).handshake() for way in WAYS for _ in range(2)]
+    for at in range(rounds):
+        pid = home.pid
+        for n, agent in enumerate(agents):
+            agent.says(*(call(f"{at}-{n}-{m}", f"t{at}", key=f"{at}-{n}-{m}", ms=m % 5) for m in range(40)))
+        time.sleep(random.uniform(0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+        home.spawn()
+        for n, agent in enumerate(agents):
+            for m in range(40):
+                agent.answer(f"{at}-{n}-{m}")
+            # And what was not executed is tried again, as agents do.
+            again = [f"{at}-{n}-{m}-again" for m in range(10)]
+            agent.says(*(call(key, f"t{at}", key=key) for key in again))
+        for n, agent in enumerate(agents):
+            for m in range(10):
+                agent.answer(f"{at}-{n}-{m}-again")
+        until(home.answers, "a daemon")
+        reached = [key for key in home.reached() if key.startswith(f"{at}-")]
+        (row,) = [row for row in home.ask("limits") if row["tool"] == f"t{at}"]
+        # Never more; and what may have happened counts, so not always as many.
+        assert len(reached) <= row["current"] == 10, (reached, row)
+    home.verify()
+
+
+ASKING = """
+backends: {work: {}}
+agents: {default: {backends: {work: {allowed: true, approval_required: [post]}}}}
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.full)])
+def test_an_approval_is_used_once_however_often_the_daemon_is_killed(homes: Callable[..., Home], kills: int) -> None:
+    home = homes(ASKING)
+    home.torn = True
+    over = threading.Event()
+    approved: dict[str, list[str]] = {}
+    rejected: list[str] = []
+
+    def decide() -> None:
+        """A person who lets each key run once: a second ticket for it is rejected."""
+        while not over.is_set():
+            try:
+                for ticket in home.ask("pending"):
+                    key = json.loads(ticket["arguments"])["key"]
+                    if ticket["state"] != "pending":
+                        continue
+                    first = key not in approved
+                    try:
+                        home.decide(ticket["id"], first)
+                    except Refused:
+                        continue
+                    finally:
+                        if first:
+                            approved.setdefault(key, []).append(ticket["id"])
+                        else:
+                            rejected.append(key)
+            except DaemonAway:
+                pass
+            time.sleep(0.005)
+
+    def post(agent: Agent, name: str) -> None:
+        """An agent that repeats what was not executed, and nothing else."""
+        for at in range(1000):
+            key = f"{name}-{at}"
+            for attempt in range(50):
+                if over.is_set():
+                    return
+                answer = agent.asks(call(f"{key}.{attempt}", "post", key=key, ms=at % 4))
+                if "result" in answer or answer["error"]["data"]["reason"] not in ("not_executed", "no_daemon"):
+                    break
+                time.sleep(0.01)
+
+    agents = [home.count(way=way).handshake() for way in WAYS for _ in range(2)]
+    threads = [threading.Thread(target=decide, daemon=True)]
+    threads += [threading.Thread(target=post, args=(agent, f"a{at}"), daemon=True) for at, agent in enumerate(agents)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(kills):
+            pid = until(home.answers, "a daemon")["pid"]
+            enough = len(home.reached()) + 3
+            until(lambda enough=enough: len(home.reached()) >= enough, "calls to get through")
+            time.sleep(random.uniform(0, 0.05))
+            os.kill(pid, signal.SIGKILL)
+            home.spawn()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(BOUND_S)
+            assert not thread.is_alive()
+    until(home.answers, "the last daemon")
+    reached = home.reached()
+    assert len(set(reached)) == len(reached), "an approval was used twice"
+    assert set(reached) <= approved.keys()
+    consumed = [record["ticket"] for record in home.records("approval") if record["decision"] == "consumed"]
+    assert len(set(consumed)) == len(consumed)
+    assert set(reached) <= home.intents().keys()
+    print({"kills": kills, "approvals": len(approved), "calls run": len(reached), "asked again": len(rejected)})
+    home.verify()
