@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -75,13 +76,31 @@ class Agent:
     `eof` is set once its stdout is closed by everybody who held it.
     """
 
-    def __init__(self, argv: list[str], env: dict[str, str], cwd: str | None = None, *, deaf: bool = False) -> None:
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=cwd, bufsize=0
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._stdin = self.process.stdin
+    def __init__(
+        self,
+        argv: list[str],
+        env: dict[str, str],
+        cwd: str | None = None,
+        *,
+        deaf: bool = False,
+        sockets: bool = False,
+    ) -> None:
+        if sockets:  # as Node and Bun do it
+            ours_in, theirs_in = socket.socketpair()
+            ours_out, theirs_out = socket.socketpair()
+            self._stdin, self._stdout = ours_in.detach(), ours_out.detach()
+            inner = theirs_in.detach(), theirs_out.detach()
+        else:
+            its_in, self._stdin = os.pipe()
+            self._stdout, its_out = os.pipe()
+            inner = its_in, its_out
+        try:
+            self.process = subprocess.Popen(
+                argv, stdin=inner[0], stdout=inner[1], stderr=subprocess.PIPE, env=env, cwd=cwd, bufsize=0
+            )
+        finally:
+            for fd in inner:
+                os.close(fd)
         self.raw = bytearray()
         self.err = bytearray()
         self.frames: list[dict[str, Any]] = []
@@ -105,9 +124,7 @@ class Agent:
         self._threads[-1].start()
 
     def _hear(self) -> None:
-        assert self.process.stdout is not None
-        fd = self.process.stdout.fileno()
-        while data := os.read(fd, 1 << 16):
+        while data := self._read():
             with self._news:
                 self.raw += data
                 *lines, self._partial = (self._partial + data).split(b"\n")
@@ -119,6 +136,12 @@ class Agent:
                 self.broken.append(self._partial)
             self.eof = True
             self._news.notify_all()
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._stdout, 1 << 16)
+        except ConnectionResetError:  # a socket whose other end had not read everything
+            return b""
 
     def _line(self, line: bytes) -> None:
         if not line:
@@ -180,7 +203,7 @@ class Agent:
         """Frames in one write. Raises OSError where nobody reads."""
         rest = memoryview(b"".join(encode(frame) for frame in frames))
         while rest:
-            rest = rest[self._stdin.write(rest) or 0 :]
+            rest = rest[os.write(self._stdin, rest) :]
 
     def asks(self, frame: dict[str, Any], bound: float = BOUND_S) -> dict[str, Any]:
         """A request and its answer."""
@@ -196,10 +219,9 @@ class Agent:
 
     def done(self) -> None:
         """Its input ends."""
-        try:
-            self._stdin.close()
-        except OSError:
-            pass
+        if self._stdin >= 0:
+            fd, self._stdin = self._stdin, -1
+            os.close(fd)
 
     def ends(self, bound: float = BOUND_S) -> int:
         """Its exit status, once all that it said was read."""
@@ -228,12 +250,12 @@ class Agent:
         self.process.wait()
         for thread in self._threads:
             thread.join(BOUND_S)
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert stream is not None
-            try:
-                stream.close()
-            except OSError:
-                pass
+        self.done()
+        if self._stdout >= 0:
+            fd, self._stdout = self._stdout, -1
+            os.close(fd)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 class Home:
@@ -356,6 +378,7 @@ class Home:
         cwd: str | None = None,
         env: dict[str, str] | None = None,
         deaf: bool = False,
+        sockets: bool = False,
     ) -> Agent:
         """A command behind the installed `aegis-wrap`."""
         argv = [WRAP, *options]
@@ -366,7 +389,7 @@ class Home:
         environment = {**self.env, **(env or {})}
         if way:
             environment["AEGIS_WAY"] = way
-        self.agents.append(Agent([*argv, "--", *command], environment, cwd, deaf=deaf))
+        self.agents.append(Agent([*argv, "--", *command], environment, cwd, deaf=deaf, sockets=sockets))
         return self.agents[-1]
 
     def count(self, *more: str, backend: str = "work", **options: Any) -> Agent:

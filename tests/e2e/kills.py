@@ -36,7 +36,8 @@ class Session:
         self.way = way
         self.random = random.Random(f"{matrix.seed} {name}")
         more = ("stubborn",) if stubborn else ()
-        self.agent: Agent = matrix.home.count(*more, way=way, options=options)
+        sockets = self.random.random() < 0.3  # as Node and Bun make them; else pipes
+        self.agent: Agent = matrix.home.count(*more, way=way, options=options, sockets=sockets)
         self.sent: list[str] = []
         self.began: dict[str, float] = {}
         self.slowest = 0.0
