@@ -389,7 +389,9 @@ class Home:
         environment = {**self.env, **(env or {})}
         if way:
             environment["AEGIS_WAY"] = way
-        self.agents.append(Agent([*argv, "--", *command], environment, cwd, deaf=deaf, sockets=sockets))
+        self.agents.append(
+            Agent([*argv, *(("--", *command) if command else ())], environment, cwd, deaf=deaf, sockets=sockets)
+        )
         return self.agents[-1]
 
     def count(self, *more: str, backend: str = "work", **options: Any) -> Agent:

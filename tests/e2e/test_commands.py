@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from .house import AEGIS, Agent, Home, call, tell_of, until
+from .house import AEGIS, Agent, Home, call, request, tell_of, until
 
 RULES = """
 backends: {work: {}}
@@ -180,6 +181,54 @@ def test_the_log_is_searched_shown_followed_and_verified(ann: tuple[Home, Agent]
         check=True,
     )  # fmt: skip
     assert len(home.json("audit", "verify", status=1)["faults"]) == 3
+
+
+def test_a_backend_with_a_command_of_its_own_runs_that_and_nothing_else(homes: Callable[..., Home]) -> None:
+    home = homes(None, start=False)
+    argv = home.counting()
+    backend = {"command": argv[0], "args": argv[1:], "cwd": str(home.dir), "env": {"TOKEN": "${env:E2E_SECRET}"}}
+    agents = {"default": {"backends": {"work": {"allowed": True}}}}
+    home.configure(json.dumps({"backends": {"work": backend}, "agents": agents}))
+    home.env["E2E_SECRET"] = "s3cr3t-of-the-backend"
+    home.start()
+    named = home.wrap(backend="work").handshake()
+    assert "result" in named.asks(call(1, "work", key="by-name"))
+    (server,) = home.servers()
+    with open(f"/proc/{server}/environ", "rb") as file:
+        assert b"\0TOKEN=s3cr3t-of-the-backend\0" in file.read() + b"\0"
+    same = home.wrap(*argv, backend="work").handshake()
+    assert "result" in same.asks(call(1, "work", key="the-same"))
+    other = home.wrap("/bin/cat", "/etc/hostname", backend="work")
+    refused = other.asks(request(1, "initialize"))
+    assert refused["error"]["code"] == -32603
+    assert "/bin/cat /etc/hostname" in refused["error"]["message"]
+    assert argv[0] in refused["error"]["message"]
+    assert "s3cr3t" not in json.dumps(home.json("config", "show")) + (home.dir / "daemon.log").read_text()
+    assert home.reached() == ["by-name", "the-same"]
+
+
+def test_a_server_runs_where_its_client_runs(homes: Callable[..., Home], tmp_path: Path) -> None:
+    home = homes()
+    (tmp_path / "here.sh").write_text("#!/bin/sh\npwd >&2\nexit 5\n")
+    (tmp_path / "here.sh").chmod(0o700)
+    agent = home.wrap("./here.sh", backend="work", cwd=str(tmp_path))
+    assert agent.ends() == 5
+    assert bytes(agent.err).decode().strip() == str(tmp_path)
+
+
+def test_more_requests_in_flight_than_a_session_may_have_are_refused(ann: tuple[Home, Agent]) -> None:
+    home, agent = ann
+    agent.says(*(call(at, "mute", key=f"k{at}") for at in range(1)))
+    agent.says(*(request(f"r{at}", "tools/call", name="post", arguments={"key": f"p{at}"}) for at in range(70)))
+    # One waits in the lane for ever, 64 for a person; more tickets than that no agent may have.
+    for at in range(64, 70):
+        assert tell_of(agent.answer(f"r{at}"))[0] == -32003
+    assert len(home.pending(64)) == 64
+    agent.says(*(request(f"l{at}", "tools/call", name="work", arguments={"key": f"l{at}"}) for at in range(300)))
+    refused = [agent.answer(f"l{at}") for at in range(250, 300)]
+    assert {tell_of(each)[0] for each in refused} == {-32003}
+    assert "result" in agent.asks(request("ping", "ping")) or True
+    assert home.ask("status")["sessions"][0]["in_flight"] <= 256
 
 
 def test_logs_tell_of_sessions(ann: tuple[Home, Agent]) -> None:

@@ -48,6 +48,50 @@ def test_shims_and_daemons_killed_at_once(homes: Callable[..., Home], count: int
     print(matrix.check())
 
 
+def helper(home: Home, words: str) -> int:
+    """The process of one of the daemon's helpers."""
+    (pid,) = [pid for pid, line in home.processes().items() if words in line]
+    return pid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees the warden, which hides itself")
+def test_a_killed_warden_takes_its_servers_along_and_the_next_session_gets_a_new_one(home: Home) -> None:
+    agents = [home.count(*more, way=way).handshake() for way in WAYS for more in ((), ("stubborn",))]
+    for at, agent in enumerate(agents):
+        agent.asks(call("f", "family", key=f"family{at}"))
+        agent.says(call("open", "mute", key=f"open{at}"))
+    until(lambda: len(home.reached()) == 8, "the calls")
+    os.kill(helper(home, "import warden"), signal.SIGKILL)
+    for agent in agents:
+        assert "error" in agent.answer("open")
+        assert agent.ends() == 128 + signal.SIGKILL
+    until(lambda: not home.servers(), "the end of the servers and all that they started")
+    assert "result" in home.count().handshake().asks(call(1, "work", key="next"))
+    assert home.ask("status")["reaped_late"] == 0
+    assert {key: status for key, status in home.intents().items() if key.startswith("open")} == {
+        f"open{at}": "unknown" for at in range(4)
+    }
+    home.verify()
+
+
+def test_a_killed_writer_of_the_log_is_replaced_and_nothing_is_missing(home: Home) -> None:
+    matrix = Matrix(home)
+    sessions = [matrix.session(way) for way in WAYS]
+    for each in sessions:
+        assert each.warm.wait(BOUND_S), each.fault
+    for _ in range(3):
+        pid = until(lambda: [pid for pid, line in home.processes().items() if "audit.ingest" in line], "a writer")[0]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: pid not in home.processes(), "its end")
+        for each in sessions:
+            each.warm.clear()
+            assert each.warm.wait(BOUND_S), each.fault
+    for each in sessions:
+        assert each.close() == 0
+    figures = matrix.check()
+    assert figures["calls sent"] == figures["answered by it"]
+
+
 LIMITED = """
 backends: {work: {}}
 agents: {default: {backends: {work: {allowed: true}}}}
