@@ -301,9 +301,8 @@ class Matrix:
         until(lambda: not home.servers(), f"the end of all servers: {home.servers()}")
         helpers = [line for line in home.processes().values() if not is_helper(line)]
         assert helpers == [], helpers
-        status = home.ask("status")
-        assert status["reaped_late"] == 0
-        assert status["audit"]["healthy"]
+        assert home.ask("status")["reaped_late"] == 0
+        until(lambda: home.ask("status")["audit"]["healthy"], "a healthy log")
         reached = home.reached()
         once = set(reached)
         assert len(once) == len(reached), "a call reached a server twice"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .house import AEGIS, Agent, Home, call, request, tell_of, until
+from .house import AEGIS, Agent, Home, call, note, request, tell_of, until
 
 RULES = """
 backends: {work: {}}
@@ -216,19 +216,23 @@ def test_a_server_runs_where_its_client_runs(homes: Callable[..., Home], tmp_pat
     assert bytes(agent.err).decode().strip() == str(tmp_path)
 
 
-def test_more_requests_in_flight_than_a_session_may_have_are_refused(ann: tuple[Home, Agent]) -> None:
-    home, agent = ann
-    agent.says(*(call(at, "mute", key=f"k{at}") for at in range(1)))
-    agent.says(*(request(f"r{at}", "tools/call", name="post", arguments={"key": f"p{at}"}) for at in range(70)))
-    # One waits in the lane for ever, 64 for a person; more tickets than that no agent may have.
+def test_more_requests_at_once_than_an_agent_may_have_are_refused(homes: Callable[..., Home]) -> None:
+    home = homes(RULES.replace("enabled: true", "enabled: false"))
+    agent = home.count(agent="ann").handshake()
+    agent.says(*(call(f"p{at}", "post", key=f"p{at}") for at in range(70)))
     for at in range(64, 70):
-        assert tell_of(agent.answer(f"r{at}"))[0] == -32003
+        assert tell_of(agent.answer(f"p{at}")) == (-32003, "too_many_pending")
     assert len(home.pending(64)) == 64
-    agent.says(*(request(f"l{at}", "tools/call", name="work", arguments={"key": f"l{at}"}) for at in range(300)))
-    refused = [agent.answer(f"l{at}") for at in range(250, 300)]
-    assert {tell_of(each)[0] for each in refused} == {-32003}
-    assert "result" in agent.asks(request("ping", "ping")) or True
-    assert home.ask("status")["sessions"][0]["in_flight"] <= 256
+    agent.says(*(call(f"m{at}", "mute", key=f"m{at}") for at in range(300)))
+    for at in range(192, 300):
+        assert tell_of(agent.answer(f"m{at}")) == (-32003, "too_many")
+    (session,) = home.ask("status")["sessions"]
+    assert session["in_flight"] == 256
+    until(lambda: len(home.reached()) == 192, "the calls")
+    # Room again as soon as one ends.
+    agent.says(note("notifications/cancelled", requestId="p0"))
+    until(lambda: home.ask("status")["sessions"][0]["in_flight"] == 255, "room")
+    assert "result" in agent.asks(call("more", "work", key="more"))
 
 
 def test_logs_tell_of_sessions(ann: tuple[Home, Agent]) -> None:
