@@ -23,7 +23,7 @@ def homes() -> Iterator[Callable[..., Home]]:
 
     def make(config: str | None = OPEN, *, start: bool = True) -> Home:
         made.append(Home(config))
-        return made[-1].start() if start else made[-1]
+        return made[-1].launch() if start else made[-1]
 
     yield make
     for each in made:

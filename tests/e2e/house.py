@@ -288,6 +288,12 @@ class Home:
         assert done.returncode == 0, done.stderr
         return self
 
+    def launch(self) -> Home:
+        """As `start`, without the cost of a command."""
+        self.spawn()
+        until(self.answers, "a daemon")
+        return self
+
     def spawn(self) -> None:
         """Starts a daemon as a supervisor would, at once and without looking back."""
         self._daemons = [daemon for daemon in self._daemons if daemon.poll() is None]

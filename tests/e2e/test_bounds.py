@@ -30,7 +30,7 @@ agents:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Home]:
-    made = Home(OPEN).start()
+    made = Home(OPEN).launch()
     yield made
     made.close()
 

@@ -38,7 +38,7 @@ TOUR = {
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
-    made = Home(servers.CONFIG).start()
+    made = Home(servers.CONFIG).launch()
     yield made
     made.close()
 

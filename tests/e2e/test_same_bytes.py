@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
     servers.needed()
-    made = Home(servers.CONFIG).start()
+    made = Home(servers.CONFIG).launch()
     yield made
     made.close()
 
