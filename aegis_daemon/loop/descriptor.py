@@ -45,6 +45,8 @@ def read_now(fd: int, into: memoryview) -> int:
 
 
 PIPE_SIZE = 1 << 18
+_TOGETHER = 1 << 17
+"""Bytes of several frames that are worth a copy to be one write."""
 
 
 def enlarge(fd: int) -> None:
@@ -160,30 +162,31 @@ class FrameWriter:
         if self.broken:
             return
         frames = self._frames
-        sent = 0
         mark = self.before
         if mark is not None:
             mark(True)
+        sent = 0
         try:
             while frames:
-                if len(frames) > 1 and not self._head:
-                    chunk: bytes | memoryview = b"".join(frames) if self._buffer <= 1 << 17 else frames[0]
+                count = len(frames)
+                if self._head:
+                    count, chunk = 1, memoryview(frames[0])[self._head :]
+                elif count == 1 or self._buffer > _TOGETHER:
+                    count, chunk = 1, frames[0]  # type: ignore[assignment]
                 else:
-                    chunk = memoryview(frames[0])[self._head :] if self._head else frames[0]
+                    chunk = b"".join(frames)  # type: ignore[assignment]
+                size = len(chunk)
                 done = self._write(self.fd, chunk)
                 self._buffer -= done
-                left = done
-                while frames:
-                    rest = len(frames[0]) - self._head
-                    if left < rest:
-                        self._head += left
-                        break
-                    left -= rest
-                    self._head = 0
-                    frames.popleft()
-                    sent += 1
-                if done < len(chunk):
+                if done < size:
+                    sent += self._part_of(done)
                     break
+                self._head = 0
+                sent += count
+                if count == 1:
+                    frames.popleft()
+                else:
+                    frames.clear()
         except OSError as error:
             if error.errno not in _AGAIN:
                 self._break()
@@ -192,8 +195,21 @@ class FrameWriter:
             mark(False)
         if sent and self.on_sent is not None:
             self.on_sent(sent)
-        self._watch(bool(frames))
-        self._weigh()
+        if frames or self._watching:
+            self._watch(bool(frames))
+        if self._full or self._buffer > self.high:
+            self._weigh()
+
+    def _part_of(self, done: int) -> int:
+        """So many bytes are out, less than were to go: how many whole frames that was."""
+        frames = self._frames
+        left = done + self._head
+        sent = 0
+        while left >= len(frames[0]):
+            left -= len(frames.popleft())
+            sent += 1
+        self._head = left
+        return sent
 
     def _weigh(self) -> None:
         full = self._buffer > self.high
@@ -331,12 +347,18 @@ class LineReader:
         self._deliver(lines)
 
     def _deliver(self, lines: list[bytes]) -> None:
-        limit = self._limit
-        if len(lines) == 1 or all(len(line) <= limit + 1 for line in lines):
-            if len(lines) == 1 and len(lines[0]) > limit + 1:
-                self.on_long(lines[0][:4096], lines[0][-4096:])
-                return
+        limit = self._limit + 1
+        if len(lines) == 1:
+            line = lines[0]
+            if len(line) > limit:
+                self.on_long(line[:4096], line[-4096:])
+            elif not line.endswith(b"\r"):
+                if line:
+                    self.on_lines(lines)
+            elif line != b"\r":
+                self.on_lines([line[:-1]])
+        elif all(len(line) <= limit for line in lines):
             self.on_lines([line[:-1] if line.endswith(b"\r") else line for line in lines if line and line != b"\r"])
-            return
-        for line in lines:
-            self._deliver([line])
+        else:
+            for line in lines:
+                self._deliver([line])
