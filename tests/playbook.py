@@ -701,9 +701,8 @@ class Play:
         self.lanes = Lanes(self.clock.monotonic, self.clock.call_later, pause=lambda low, high: (low + high) / 2)
         self.desk = self._new_desk()
         self.scribe = _Scribe(self.log)
-        self.runtime: Runtime
-        self.reload(config)
-        self.shell = Shell(lambda: self.runtime, self.clock.monotonic, self.scribe, self.limits, self.lanes, self.desk)
+        runtime = self._read(config)
+        self.shell = Shell(runtime, self.clock.monotonic, self.scribe, self.limits, self.lanes, self.desk)
         self.ids = CallIds()
         self.load = Load()
         self.errors: list[str] = []
@@ -718,12 +717,20 @@ class Play:
             on_event=lambda event, ticket: self.events.append((event, ticket.id)),
         )
 
+    @property
+    def runtime(self) -> Runtime:
+        return self.shell.runtime
+
+    def _read(self, config: str) -> Runtime:
+        loaded = loads(config, "aegis.yaml")
+        runtime = build(loaded.config, digest(loaded.config))
+        self.lanes.configure(dict(runtime.lanes))
+        self.desk.max_pending = runtime.pending_limit
+        return runtime
+
     def reload(self, config: str) -> None:
         """As the daemon does it: everything new is built, then one reference is swapped."""
-        loaded = loads(config, "aegis.yaml")
-        self.runtime = build(loaded.config, digest(loaded.config))
-        self.lanes.configure(dict(self.runtime.lanes))
-        self.desk.max_pending = self.runtime.pending_limit
+        self.shell.runtime = self._read(config)
         for session in self.sessions:
             if not session.over:
                 session.talk.reloaded()

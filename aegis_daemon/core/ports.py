@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from aegis_daemon.core.call import Call
@@ -38,11 +37,23 @@ class Awaited(Protocol):
     def __await__(self) -> Any: ...
 
 
+class Landing(Protocol):
+    """Who takes what comes back of a call: one of these, once."""
+
+    def set(self, answer: Answer) -> None:
+        """The answer."""
+        ...
+
+    def fail(self, fault: Fault) -> None:
+        """There will be none."""
+        ...
+
+
 class Peer(Protocol):
     """The other end of a call: the only door out."""
 
-    def send(self, permit: Permit) -> Awaitable[Answer]:
-        """Forwards the permit's frame, at once, and answers with what comes back. Raises `Fault`."""
+    def send(self, permit: Permit, landing: Landing) -> None:
+        """Forwards the permit's frame, at once; what comes back goes to `landing`. Raises `Fault`: it did not leave."""
         ...
 
 

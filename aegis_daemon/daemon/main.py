@@ -73,15 +73,15 @@ class Daemon:
             on_event=self._ticket_event,
             max_pending=force.runtime.pending_limit,
         )
-        shell = Shell(
-            runtime=lambda: self._force.runtime,
+        self._shell = Shell(
+            runtime=force.runtime,
             now=monotonic,
             audit=Scribe(self._journal),
             limits=self._limits,
             lanes=self._lanes,
             desk=self._desk,
         )
-        self._sessions = Sessions(loop, shell, self._nursery)
+        self._sessions = Sessions(loop, self._shell, self._nursery)
         self._relay = UnixRelay(
             loop,
             Path(paths.socket),
@@ -231,6 +231,7 @@ class Daemon:
         except AuditUnavailable as error:
             _log.error("a reload could not be recorded: %s", error)
         self._force = msgspec.structs.replace(force, config=reloading.kept(old.config, force.config))
+        self._shell.runtime = force.runtime
         self._lanes.configure(dict(force.runtime.lanes))
         self._desk.max_pending = force.runtime.pending_limit
         self._relay.set_mode(socket_mode(force.runtime.agents.values(), os.geteuid()))

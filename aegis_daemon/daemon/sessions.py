@@ -45,6 +45,7 @@ class Sessions:
         self._shell = shell
         self._nursery = nursery
         self._outbox = Outbox(loop)
+        shell.after = self._outbox.after
         self._ids = CallIds()
         self._load = Load()
         self._own_uid = os.geteuid()
@@ -67,7 +68,7 @@ class Sessions:
             attachment.close_descriptors()
             return
         try:
-            runtime = self._shell.runtime()
+            runtime = self._shell.runtime
             planned = plan(hello, peer.uid, self._own_uid, runtime, os.environ)
             if sum(one.conversation.principal.agent == hello.agent for one in self) >= runtime.sessions_limit:
                 raise Refused(
@@ -148,7 +149,7 @@ class Sessions:
 
     def reloaded(self) -> None:
         """The rules changed: users that may not be their agent any more lose their sessions, the others hear of it."""
-        agents = self._shell.runtime().agents
+        agents = self._shell.runtime.agents
         for session in self:
             principal = session.conversation.principal
             rule = agents.get(principal.agent)

@@ -65,11 +65,12 @@ class Outbox:
     Whoever handles an event calls `begin` before and `flush` after; frames sent outside leave in the next loop turn.
     """
 
-    __slots__ = ("_dirty", "_handling", "_loop", "_scheduled")
+    __slots__ = ("_after", "_dirty", "_handling", "_loop", "_scheduled")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._dirty: list[FrameWriter] = []
+        self._after: list[Callable[[], None]] = []
         self._scheduled = False
         self._handling = False
 
@@ -80,7 +81,17 @@ class Outbox:
     def add(self, writer: FrameWriter) -> None:
         """Notes that `writer` has frames."""
         self._dirty.append(writer)
-        if not self._handling and not self._scheduled:
+        if not self._handling:
+            self._soon()
+
+    def after(self, work: Callable[[], None]) -> None:
+        """Does this once the frames that were noted have left: what nobody waits for."""
+        self._after.append(work)
+        if not self._handling:
+            self._soon()
+
+    def _soon(self) -> None:
+        if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -98,6 +109,13 @@ class Outbox:
                     writer.flush()
                 except Exception:  # one session's fault must not keep the frames of all the others
                     _log.exception("a writer failed")
+        if self._after:
+            after, self._after = self._after, []
+            for work in after:
+                try:
+                    work()
+                except Exception:
+                    _log.exception("what follows a frame failed")
 
 
 class FrameWriter:

@@ -17,13 +17,14 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.ports import Fault
+from aegis_daemon.core.ports import Fault, Landing
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
 from aegis_daemon.core.verdict import Permit, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.relay import handshake
-from aegis_daemon.relay.carry import CONTINUE_S, Kept, Settle, Shell, Task, Withdrawn, carry
+from aegis_daemon.relay.answers import Task
+from aegis_daemon.relay.carry import CONTINUE_S, Kept, Settle, Shell, Withdrawn, carry
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
@@ -161,7 +162,7 @@ class Conversation:
         self._ids = ids
         self._load = load
         self._on_end = on_end
-        runtime = shell.runtime()
+        runtime = shell.runtime
         self.to_server = OpenRequests(runtime.session_limit)
         self.to_client = OpenRequests(runtime.session_limit)
         self._suspended: dict[bytes, tuple[Kept, asyncio.TimerHandle]] = {}
@@ -224,14 +225,13 @@ class Conversation:
         if id is None or frame.method != "initialize":
             self.client.start()
             return
-        frame = handshake.initialize(frame, self.shell.runtime().offers(self.principal.agent, self.backend))
+        frame = handshake.initialize(frame, self.shell.runtime.offers(self.principal.agent, self.backend))
         opened = self._replay = self.to_server.begin(id, {})
         opened.call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_SERVER, TO_SERVER["initialize"],
             None, None, self.backend, Era.LEGACY, frame,
         )  # fmt: skip
-        opened.strand = Strand(carry(opened.call, opened, _Replayed(self), self._to_server_side, self.shell))
-        opened.strand.start()
+        carry(opened.call, opened, _Replayed(self), self._to_server_side, self.shell)
 
     def _replayed(self, opened: Open, taken: bool) -> None:
         self.to_server.end(opened)
@@ -315,7 +315,7 @@ class Conversation:
     def _cancel_unsent(self, why: str) -> None:
         """Nothing that is not sent yet will be. The request that is just being read is none of these."""
         for opened in self.to_server.all():
-            if opened.state < State.SENT and opened.strand is not None:
+            if opened.state < State.SENT and opened.call is not None:
                 self.cancel_waiting(opened, why)
 
     def server_exited(self, server: Backend, code: int) -> None:
@@ -405,7 +405,7 @@ class Conversation:
     def _request(self, frame: Frame, end: int) -> None:
         id = frame.id
         assert id is not None
-        runtime = self.shell.runtime()
+        runtime = self.shell.runtime
         fault: Reason | None = None
         try:
             opened = self.to_server.begin(id, frame.params)
@@ -454,9 +454,7 @@ class Conversation:
         if row.rule is Rule.PING:  # type: ignore[union-attr]
             self._ping(opened, frame)
             return
-        strand = Strand(carry(call, opened, self._to_server_side, self._to_server_side, self.shell))
-        opened.strand = strand
-        strand.start()
+        carry(call, opened, self._to_server_side, self._to_server_side, self.shell)
 
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
         self.shell.audit.story(call).denied(reason)
@@ -464,7 +462,7 @@ class Conversation:
         known = self.to_server.find(opened.request_id) is opened
         data_frame = refusal_frame(
             opened.request_id, stage=reason.stage, text=reason.text, call_id=call.id, era=call.era,
-            method=call.method, style=self.shell.runtime().denials, retryable=reason.retryable, reason=reason.code,
+            method=call.method, style=self.shell.runtime.denials, retryable=reason.retryable, reason=reason.code,
         )  # fmt: skip
         if reason.stage == "version":
             requested = reason.detail or None
@@ -496,7 +494,7 @@ class Conversation:
         return frame, era, None
 
     def _may_ask(self) -> frozenset[str]:
-        return self.shell.runtime().offers(self.principal.agent, self.backend)
+        return self.shell.runtime.offers(self.principal.agent, self.backend)
 
     def _turn_to(self, era: Era) -> Reason | None:
         server = self.server
@@ -545,7 +543,7 @@ class Conversation:
     async def _carry_ping(self, opened: Open, frame: Frame, requests: OpenRequests, side: _Side) -> None:
         opened.waiter = Waiter()
         number = requests.sent(opened)
-        opened.deadline = self.shell.now() + self.shell.runtime().backend(self.backend).timeout
+        opened.deadline = self.shell.now() + self.shell.runtime.backend(self.backend).timeout
         side.put(frame.encoded(number), opened)
         try:
             answer: Answer = await opened.waiter
@@ -586,7 +584,7 @@ class Conversation:
 
     def _route_open(self) -> bool:
         """Whether today's rules still leave this agent this backend."""
-        return self.shell.runtime().reaches(self.principal.agent, self.backend)
+        return self.shell.runtime.reaches(self.principal.agent, self.backend)
 
     def _client_cancelled(self, frame: Frame) -> None:
         opened = self.to_server.find(frame.params.get("requestId"))
@@ -718,9 +716,7 @@ class Conversation:
             Era.LEGACY, frame,
         )  # fmt: skip
         opened.call = call
-        strand = Strand(carry(call, opened, self._to_client_side, self._to_client_side, self.shell))
-        opened.strand = strand
-        strand.start()
+        carry(call, opened, self._to_client_side, self._to_client_side, self.shell)
 
     def _server_notification(self, frame: Frame, line: bytes) -> None:
         method = frame.method
@@ -730,7 +726,7 @@ class Conversation:
             if opened is None or opened.state is not State.SENT or opened.cancelled:
                 self._drop("to_client", "progress for no open request")
                 return
-            more = self.shell.now() + self.shell.runtime().backend(self.backend).timeout
+            more = self.shell.now() + self.shell.runtime.backend(self.backend).timeout
             opened.deadline = max(opened.deadline, more)
         elif method == "notifications/cancelled":
             opened = self.to_client.find(params.get("requestId"))
@@ -748,7 +744,7 @@ class Conversation:
             return
         elif method == "notifications/resources/updated":
             uri = params.get("uri")
-            if type(uri) is not str or not self.shell.runtime().pipeline.visible(
+            if type(uri) is not str or not self.shell.runtime.pipeline.visible(
                 self.principal, self.backend, "resource", uri
             ):
                 self._drop("to_client", "an update of a resource that is not allowed")
@@ -912,7 +908,7 @@ class Conversation:
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:
         requests.answered(opened.number)
-        timeout = self.shell.runtime().backend(self.backend).timeout
+        timeout = self.shell.runtime.backend(self.backend).timeout
         handshake = opened.call is not None and opened.call.method == "initialize"  # which is never cancelled
         if not opened.cancelled and not handshake and requests is self.to_server and self.server is not None:
             params = {"requestId": opened.number, "reason": "no answer in time"}
@@ -1018,7 +1014,7 @@ class _ToServer(_Side):
             self.conversation.client.dispatched(opened.slot)
             server.send(frame)
 
-    def send(self, permit: Permit) -> Waiter[Answer]:
+    def send(self, permit: Permit, landing: Landing) -> None:
         """See `core.ports.Peer`."""
         call = permit.call
         conversation = self.conversation
@@ -1026,15 +1022,13 @@ class _ToServer(_Side):
         opened = conversation.to_server.find(call.request_id)
         if server is None or opened is None:
             raise Fault("no_server", "the server is not running; not executed; start it again", not_executed=True)
-        waiter: Waiter[Answer] = Waiter()
-        opened.waiter = waiter
+        opened.waiter = landing
         shell = conversation.shell
-        opened.deadline = shell.now() + shell.runtime().backend(call.backend).timeout
+        opened.deadline = shell.now() + shell.runtime.backend(call.backend).timeout
         conversation.client.dispatched(opened.slot)
         server.send(call.frame.encoded(conversation.to_server.sent(opened)))
         if conversation._held or conversation._leaving:
             conversation.moved()
-        return waiter
 
     def answer(self, opened: Open, frame: bytes) -> bool:
         return self.conversation._answer(opened, frame)
@@ -1079,19 +1073,17 @@ class _ToClient(_Side):
     def put(self, frame: bytes, opened: Open) -> None:
         self.conversation.client.send(frame, -1)
 
-    def send(self, permit: Permit) -> Waiter[Answer]:
+    def send(self, permit: Permit, landing: Landing) -> None:
         """See `core.ports.Peer`."""
         call = permit.call
         conversation = self.conversation
         opened = conversation.to_client.find(call.request_id)
         if opened is None or conversation.client.gone or conversation._ending:
             raise Fault("no_client", "the client is not there any more", not_executed=True)
-        waiter: Waiter[Answer] = Waiter()
-        opened.waiter = waiter
+        opened.waiter = landing
         # A person may have to answer: the client's own time limit holds, ours only keeps memory bounded.
         opened.deadline = conversation.shell.now() + 3600.0
         conversation.client.send(call.frame.encoded(conversation.to_client.sent(opened)), -1)
-        return waiter
 
     def answer(self, opened: Open, frame: bytes) -> bool:
         conversation = self.conversation
