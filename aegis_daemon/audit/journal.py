@@ -20,6 +20,7 @@ import re
 import threading
 import time
 import uuid
+from binascii import hexlify
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +63,7 @@ RETRY_S = 0.2
 _SAFE = (1 << 53) - 1
 _SLOTS = re.compile(r"seg-(\d+)\.jnl")
 _encode = msgspec.json.Encoder().encode
+_ZERO = sha256(b"\0")
 _BOOTTIME: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -82,6 +84,13 @@ class Recovery(msgspec.Struct, frozen=True):
 def system_clock() -> tuple[int, int]:
     """The machine's clocks; the boot clock counts suspended time where the system has one that does."""
     return time.time_ns() // 1000, time.clock_gettime_ns(_BOOTTIME) // 1000
+
+
+def _leaf(text: bytes) -> bytes:
+    """As `chain.digest`, in hex: a copy is made faster than a new hash, and bytes are written faster than hex."""
+    hash = _ZERO.copy()
+    hash.update(text)
+    return hexlify(hash.digest())
 
 
 def boot_id() -> str:
@@ -354,8 +363,8 @@ class Journal:
                 record.error_code = 0  # type: ignore[union-attr]
             if part is None:
                 text = _encode(record)
-                head = sha256(b"\0" + text).hexdigest()
-                line = b"%b\t%b\n" % (head.encode(), text)
+                head = _leaf(text)
+                line = b"%b\t%b\n" % (head, text)
             else:
                 at = self._salt_at
                 if at >= len(self._salts):
@@ -363,16 +372,18 @@ class Journal:
                     self._salts_hex = self._salts.hex().encode()
                     at = 0
                 self._salt_at = at + 16
-                record.body = sha256(self._salts[at : at + 16] + part).hexdigest()  # type: ignore[union-attr]
+                body = sha256(self._salts[at : at + 16])
+                body.update(part)
+                record.body = body.digest().hex()  # type: ignore[union-attr]
                 if length is not None and length != len(part):
                     record.length = length  # type: ignore[union-attr]
                 text = _encode(record)
-                head = sha256(b"\0" + text).hexdigest()
+                head = _leaf(text)
                 salt = self._salts_hex[2 * at : 2 * at + 32]
                 if b"\n" in part:
-                    line = b"%b\t%b\t%b\t%b\n" % (head.encode(), text, salt, encode_part(part))
+                    line = b"%b\t%b\t%b\t%b\n" % (head, text, salt, encode_part(part))
                 else:
-                    line = b"%b\t%b\t%b\t=%b\n" % (head.encode(), text, salt, part)
+                    line = b"%b\t%b\t%b\t=%b\n" % (head, text, salt, part)
         except (ValueError, TypeError, OverflowError) as error:
             raise AuditUnavailable(f"the record has no canonical form ({error}); this is a fault in Aegis") from error
         size = len(line)
@@ -387,7 +398,7 @@ class Journal:
             self._write(line)
             self._written = seq
         self._seq = seq
-        self._head = head
+        self._head = head.decode()
         if kind is Intent or kind is Hold:
             self._open[record.call] = record  # type: ignore[union-attr, assignment]
         elif kind is Outcome or (kind is Denied and not record.would):  # type: ignore[union-attr]

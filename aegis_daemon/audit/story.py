@@ -18,13 +18,7 @@ from aegis_daemon.loop.strand import Waiter
 from aegis_daemon.wire.errors import REFUSALS
 from aegis_daemon.wire.jsonrpc import id_text
 
-_encode = msgspec.json.encode
 _ERAS = {0: "none", 1: "legacy", 2: "modern"}
-
-
-def arguments_json(call: Call) -> bytes:
-    """What the log keeps of a call's arguments."""
-    return _encode(call.arguments)
 
 
 class Story(msgspec.Struct, eq=False):
@@ -61,7 +55,7 @@ class Story(msgspec.Struct, eq=False):
         self.approval = "pending"
         self.journal.append(
             Hold(**self._facts(), acl=self.acl, approval="pending", limit=self.limit, policy=rule, ticket=ticket),
-            arguments_json(self.call),
+            self.call.arguments_text,
         )
 
     def intent(self) -> Waiter[None] | None:
@@ -91,7 +85,7 @@ class Story(msgspec.Struct, eq=False):
                 session=call.session,
                 ticket=self.ticket,
             ),
-            _encode(call.arguments),
+            call.arguments_text,
         )
         if journal.durable_seq >= seq:
             return None
@@ -155,7 +149,7 @@ class Story(msgspec.Struct, eq=False):
                     ticket=self.ticket,
                     would=would,
                 ),
-                arguments_json(self.call),
+                self.call.arguments_text,
             )
         except AuditUnavailable:
             pass  # refused all the same, and the journal tells `aegis status` what ails it

@@ -38,3 +38,16 @@ class Call(msgspec.Struct, frozen=True):
         if self.row.name == "tools/call":
             return params.get("arguments", {})
         return {key: value for key, value in params.items() if key != "_meta"}
+
+    @property
+    def arguments_text(self) -> bytes:
+        """The same as JSON text."""
+        frame = self.frame
+        if frame.text and tuple(frame.params) == _USUAL and self.row.name == "tools/call":
+            # Within a string every quote is escaped, so the first place that looks like the key is the key.
+            return frame.text[frame.text.index(_ARGUMENTS) + len(_ARGUMENTS) : -2]
+        return msgspec.json.encode(self.arguments)
+
+
+_USUAL = ("name", "arguments")
+_ARGUMENTS = b',"arguments":'

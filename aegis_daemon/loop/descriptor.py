@@ -45,6 +45,8 @@ def read_now(fd: int, into: memoryview) -> int:
 
 
 PIPE_SIZE = 1 << 18
+_LARGE = 1 << 20
+"""What is read at once where large frames come."""
 _TOGETHER = 1 << 17
 """Bytes of several frames that are worth a copy to be one write."""
 
@@ -320,6 +322,8 @@ class LineReader:
                 self.pause()
                 self.on_end()
             else:
+                if len(data) == self._chunk:
+                    self._chunk = _LARGE
                 self.feed(data)
         finally:
             outbox.flush()
@@ -355,14 +359,13 @@ class LineReader:
                 self._skipping = True
                 self._head = bytes(buffer[:4096])
                 del buffer[:-4096]
-            elif len(buffer) > self._chunk:
-                self._chunk = 1 << 20  # a large frame is on its way
             return
-        buffer += data[:end]
-        lines = bytes(buffer).split(b"\n")
+        single = end == len(data) - 1 and data.find(b"\n") == end
+        buffer += data[:end] if not single else memoryview(data)[:end]
+        whole = bytes(buffer)
         buffer.clear()
         buffer += data[end + 1 :]
-        self._deliver(lines)
+        self._deliver([whole] if single else whole.split(b"\n"))
 
     def _deliver(self, lines: list[bytes]) -> None:
         limit = self._limit + 1

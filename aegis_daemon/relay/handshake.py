@@ -35,7 +35,7 @@ def _masked(capabilities: Any, allowed: frozenset[str]) -> dict[str, Any] | None
 
 
 def _with_params(frame: Frame, params: dict[str, Any]) -> Frame:
-    return msgspec.structs.replace(frame, params=params, value={**frame.value, "params": params})
+    return msgspec.structs.replace(frame, params=params, value={**frame.value, "params": params}, text=b"")
 
 
 def initialize(frame: Frame, allowed: frozenset[str]) -> Frame:

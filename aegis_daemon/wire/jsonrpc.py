@@ -66,19 +66,25 @@ class WireFault(Exception):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One judged frame: `value` is the whole envelope, unknown fields included, in the order received."""
+    """One judged frame: `value` is the whole envelope, unknown fields included, in the order received.
+
+    `text` is our own encoding of it where it came in just that and begins as requests usually do, else empty.
+    """
 
     kind: Kind
     id: Id | None
     method: str
     params: dict[str, Any]
     value: dict[str, Any]
-    size: int
+    text: bytes = b""
 
     def encoded(self, id: Id | None = None) -> bytes:
         """Our own encoding of the judged value, with `id` in place of the frame's own where one is given."""
         if id is None:
-            return encode(self.value)
+            return self.text or encode(self.value)
+        if self.text:
+            own = len(_HEAD) + len(id_text(self.id))  # type: ignore[arg-type]
+            return b"".join((_HEAD, id_text(id), memoryview(self.text)[own:]))
         return encode({**self.value, "id": id})
 
 
@@ -127,12 +133,13 @@ def parse(raw: bytes, limit: int = MAX_FRAME_IN) -> Frame:
     """
     if len(raw) > limit:
         raise WireFault(INVALID_REQUEST, f"the frame has {len(raw)} bytes and the limit is {limit}; send less at once")
+    text = raw
     try:
         value = _decode(raw)
         if _encode(value) != raw:
-            value = _read_slowly(raw)
+            value, text = _read_slowly(raw), b""
     except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError):
-        value = _read_slowly(raw)
+        value, text = _read_slowly(raw), b""
     if type(value) is not dict:
         if type(value) is list:
             raise WireFault(INVALID_REQUEST, "a batch is refused; send one message a line")
@@ -144,11 +151,11 @@ def parse(raw: bytes, limit: int = MAX_FRAME_IN) -> Frame:
             fault = _fault_in_params(params)
             if fault is not None:
                 raise WireFault(INVALID_REQUEST, fault, id)
-            return Frame(Kind.REQUEST, id, method, params, value, len(raw))
+            return Frame(Kind.REQUEST, id, method, params, value, text if raw.isascii() else b"")
     fault = _fault_in_keys(value)
     if fault is not None:
         raise WireFault(INVALID_REQUEST, fault, _readable_id(value))
-    return _frame(value, len(raw))
+    return _frame(value)
 
 
 _USUAL = ("jsonrpc", "id", "method", "params")
@@ -171,7 +178,7 @@ def read(raw: bytes) -> Any:
     return _read_slowly(raw)
 
 
-def _frame(value: dict[str, Any], size: int) -> Frame:
+def _frame(value: dict[str, Any]) -> Frame:
     id = value.get("id")
     if value.get("jsonrpc") != "2.0":
         raise WireFault(INVALID_REQUEST, '`jsonrpc` must be "2.0"', _readable_id(value))
@@ -196,14 +203,14 @@ def _frame(value: dict[str, Any], size: int) -> Frame:
             params = {}
         elif type(params) is not dict:
             raise WireFault(INVALID_REQUEST, "`params` must be an object", id)
-        return Frame(Kind.REQUEST if has_id else Kind.NOTIFICATION, id, method, params, value, size)
+        return Frame(Kind.REQUEST if has_id else Kind.NOTIFICATION, id, method, params, value)
     if not has_id:
         raise WireFault(INVALID_REQUEST, "a message needs a `method` or an `id`")
     if ("result" in value) == ("error" in value):
         raise WireFault(INVALID_REQUEST, "an answer has exactly one of `result` and `error`", id)
     if "error" in value and not _is_error(value["error"]):
         raise WireFault(INVALID_REQUEST, "`error` must be an object with an integer `code` and a string `message`", id)
-    return Frame(Kind.ANSWER, id, "", {}, value, size)
+    return Frame(Kind.ANSWER, id, "", {}, value)
 
 
 def _is_error(error: Any) -> bool:

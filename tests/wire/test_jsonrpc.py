@@ -6,10 +6,13 @@ import itertools
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aegis_daemon.core.call import Call
+from aegis_daemon.core.principal import Principal
 from aegis_daemon.wire import jsonrpc
 from aegis_daemon.wire.jsonrpc import (
     ENVELOPE_KEYS,
@@ -29,6 +32,7 @@ from aegis_daemon.wire.jsonrpc import (
     request_frame,
     result_frame,
 )
+from aegis_daemon.wire.methods import TO_SERVER, Direction, Era
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 NUMBERS = st.one_of(
@@ -161,6 +165,30 @@ def test_what_is_accepted_is_forwarded_as_the_same_value(value: dict[str, Any], 
     assert again.encoded() == frame.encoded()
     assert json.loads(frame.encoded(new)) == {**value, "id": new}
     assert len(frame.encoded().decode().splitlines()) <= 1
+
+
+@given(
+    st.one_of(st.integers(-(2**63), 2**63 - 1), TEXT),
+    TEXT,
+    st.dictionaries(TEXT, VALUES, max_size=4),
+    st.integers(1, 2**31),
+)
+@example(1, "a", {',"arguments":': ',"arguments":{}'}, 2)
+@example("\\", ',"arguments":', {}, 2)
+def test_what_is_forwarded_and_recorded_of_a_usual_call_is_our_own_encoding(
+    id: int | str, name: str, arguments: dict[str, Any], number: int
+) -> None:
+    value = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": name, "arguments": arguments}}
+    try:
+        frame = parse(encode(value))
+    except WireFault:
+        return
+    assert frame.encoded(number) == encode({**value, "id": number})
+    row = TO_SERVER["tools/call"]
+    made = Call(
+        "0" * 32, id, "s1", Principal("amy"), Direction.TO_SERVER, row, "tool", name, "files", Era.LEGACY, frame
+    )
+    assert made.arguments_text == msgspec.json.encode(arguments)
 
 
 @given(VALUES)
