@@ -381,9 +381,9 @@ class Journal:
                 head = _leaf(text)
                 salt = self._salts_hex[2 * at : 2 * at + 32]
                 if b"\n" in part:
-                    line = b"%b\t%b\t%b\t%b\n" % (head, text, salt, encode_part(part))
+                    line = b"".join((head, b"\t", text, b"\t", salt, b"\t", encode_part(part), b"\n"))
                 else:
-                    line = b"%b\t%b\t%b\t=%b\n" % (head, text, salt, part)
+                    line = b"".join((head, b"\t", text, b"\t", salt, b"\t=", part, b"\n"))
         except (ValueError, TypeError, OverflowError) as error:
             raise AuditUnavailable(f"the record has no canonical form ({error}); this is a fault in Aegis") from error
         size = len(line)
