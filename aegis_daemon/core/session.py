@@ -113,6 +113,7 @@ class OpenRequests:
     def end(self, opened: Open) -> None:
         """The request is over, however it ended."""
         opened.state = State.DONE
+        opened.waiter = opened.strand = None  # they hold it too; a cycle would keep all of the call until a collection
         if self._by_request.get(opened.request_id) is opened:
             del self._by_request[opened.request_id]
         if opened.number:
