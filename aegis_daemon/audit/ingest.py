@@ -1,6 +1,6 @@
 """The writer process: what the journal has committed is in SQLite soon, in order, once, whatever is killed when.
 
-Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync NICENESS`. Lines in: the newest sequence number
+Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync idle|urgent`. Lines in: the newest sequence number
 that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside NAME` where the store
 belonged to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it tries
 again every second. Ends at the end of its input, after one more look at the journal.
@@ -342,11 +342,19 @@ class _Bell:
             self.target = max(self.target, int(lines[-1]))
 
 
+def _yield_to_everybody() -> None:
+    """Work that nobody waits for: only in time that nobody else wants (else its bursts are in the calls' p99)."""
+    os.nice(19)
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def main(arguments: list[str]) -> None:
     """The process."""
     directory, db_path, sync = Path(arguments[0]), Path(arguments[1]), arguments[2] == "sync"
     os.umask(0o077)
-    os.nice(int(arguments[3]))
+    if arguments[3] == "idle":
+        _yield_to_everybody()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon says when it is over, by closing our input
     gc.disable()  # records make no cycles, and a collection walks every row of a batch
     lock = os.open(directory / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

@@ -20,10 +20,10 @@ BUSY = 500
 RESTART_S = (0.05, 0.2, 1.0, 5.0)
 """How long to wait before the first, second, … start after a death; the last for all that follow."""
 FLUSH_S = 30.0
-NICE = 10
-"""Else its bursts are in the calls' p99."""
 URGENT = 64 << 20
-"""Bytes of backlog from which it is not nice any more: a busy machine would starve it until calls are refused."""
+"""Bytes of backlog from which it does not yield any more: a busy machine would starve it until calls are refused."""
+HURRY_S = 0.5
+"""How long whoever waits for the store leaves a writer that yields to everybody else."""
 
 
 class WriterHandle:
@@ -40,7 +40,7 @@ class WriterHandle:
         self._timer: asyncio.TimerHandle | None = None
         self._rung_at = 0
         self._restart: asyncio.TimerHandle | None = None
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[int, asyncio.Future[None], float]] = []
         self._ended: asyncio.Future[None] | None = None
         self._closing = False
         self._urgent = False
@@ -61,9 +61,10 @@ class WriterHandle:
         target = self._journal.last_seq
         if self._journal.ingested_seq < target:
             done: asyncio.Future[None] = self._loop.create_future()
-            entry = (target, done)
+            entry = (target, done, self._loop.time())
             self._waiting.append(entry)
             self._journal.when_durable(target, lambda _: self._ring())
+            hurry = self._loop.call_later(HURRY_S + 0.01, self._ring)
             try:
                 async with asyncio.timeout(within):
                     await done
@@ -73,6 +74,7 @@ class WriterHandle:
                     f"the audit store `{self._db_path}` did not catch up with the journal: {why}; try again"
                 ) from None
             finally:
+                hurry.cancel()
                 if entry in self._waiting:
                     self._waiting.remove(entry)
         return self._journal.ingested_seq
@@ -112,12 +114,14 @@ class WriterHandle:
                     str(self._journal.directory),
                     str(self._db_path),
                     sync,
-                    "0" if self._urgent else str(NICE),
+                    "urgent" if self._urgent else "idle",
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                start_new_session=True,  # a Ctrl-C is for the daemon, which then lets it finish
+                # A Ctrl-C is for the daemon, which then lets it finish. Not a session of its own: Linux weighs
+                # sessions against each other (autogroup), whatever the priorities within.
+                process_group=0,
             )
         except OSError as error:
             self._journal.trouble = f"the audit writer does not start: {error}"
@@ -176,7 +180,13 @@ class WriterHandle:
         if process is None:
             return
         backlog = self._journal.backlog_bytes
-        if not self._replaced and (backlog < URGENT >> 6 if self._urgent else backlog > URGENT):
+        late = self._loop.time() - HURRY_S
+        waited_for = any(since <= late for _, _, since in self._waiting)
+        if self._urgent:
+            change = backlog < URGENT >> 6 and not self._waiting
+        else:
+            change = backlog > URGENT or waited_for
+        if change and not self._replaced:
             # Nobody but root may become less nice, so another one takes over; being killed is nothing to it.
             self._urgent = not self._urgent
             self._replaced = True
