@@ -182,11 +182,8 @@ class WriterHandle:
         backlog = self._journal.backlog_bytes
         late = self._loop.time() - HURRY_S
         waited_for = any(since <= late for _, _, since in self._waiting)
-        if self._urgent:
-            change = backlog < URGENT >> 6 and not self._waiting
-        else:
-            change = backlog > URGENT or waited_for
-        if change and not self._replaced:
+        done = backlog < URGENT >> 6 and not self._waiting
+        if not self._replaced and (done if self._urgent else backlog > URGENT or waited_for):
             # Nobody but root may become less nice, so another one takes over; being killed is nothing to it.
             self._urgent = not self._urgent
             self._replaced = True

@@ -274,7 +274,7 @@ async def test_a_ctrl_c_in_the_daemons_terminal_does_not_reach_the_writer(tmp_pa
         await handle.flush()
         pid = handle.pid
         assert pid is not None
-        assert os.getsid(pid) == pid
+        assert os.getpgid(pid) == pid
         os.kill(pid, signal.SIGINT)
         whole_call(log, 2)
         assert await handle.flush() == 4
