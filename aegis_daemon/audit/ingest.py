@@ -1,8 +1,8 @@
 """The writer process: what the journal has committed is in SQLite soon, in order, once, whatever is killed when.
 
-Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync idle|urgent`. Lines in: the newest sequence number
-that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside NAME` where the store
-belonged to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it tries
+Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync idle|urgent`. Lines in: the newest sequence
+number that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside NAME` where the
+store belonged to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it tries
 again every second. Ends at the end of its input, after one more look at the journal.
 
 SQLite's own newest record says where to go on, and a batch is one transaction: so nothing is ingested twice or left

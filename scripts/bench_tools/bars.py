@@ -173,9 +173,11 @@ class Reader:
             used = self.results.daemon_mb
             if not used:
                 raise MissingError
-            return f"{used['tree']:.0f} MB (the daemon alone {used['alone']:.0f})", used["tree"] <= 70
+            alone, tree, summed = used["alone"], used["tree"], used["summed"]
+            text = f"{alone:.0f} MB; with its helpers {tree:.0f} (their RSS summed, shared pages and all: {summed:.0f})"
+            return text, max(alone, tree) <= 70
 
-        self.row("S8", "daemon idle, its helpers included", "≤ 70 MB", daemon, ())
+        self.row("S8", "daemon idle: RSS alone; PSS with its helpers", "≤ 70 MB", daemon, ())
 
     def s9(self) -> None:
         note = self.results.notes.get("s9", {})

@@ -64,7 +64,11 @@ def _daemons(session: Session, names: set[str], run: Path, targets: dict[str, Ta
         if durability == "process":
             time.sleep(1)  # what it still does after it has opened its socket is not idling
             used = session.driver(session.direct, 1).usage(memory=True, pid=daemon.pid)["other"]
-            session.results.daemon_mb = {"tree": used["rss_kb"] / 1024, "alone": used["root_rss_kb"] / 1024}
+            session.results.daemon_mb = {
+                "tree": used["pss_kb"] / 1024,
+                "summed": used["rss_kb"] / 1024,
+                "alone": used["root_rss_kb"] / 1024,
+            }
     return started
 
 

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -156,28 +156,40 @@ def test_the_mark_is_set_before_a_byte_leaves(run: Run, pipe: tuple[int, int]) -
     run(body())
 
 
-def test_frames_of_one_event_are_one_write_and_large_ones_are_not_copied_together(
-    run: Run, pipe: tuple[int, int]
-) -> None:
+def test_frames_of_one_event_are_one_write_and_large_ones_are_not_copied(run: Run, pipe: tuple[int, int]) -> None:
     async def body() -> None:
         outbox = Outbox(asyncio.get_running_loop())
-        sizes: list[int] = []
+        written: list[list[bytes]] = []
 
-        def write(fd: int, chunk: bytes | memoryview) -> int:
-            sizes.append(len(chunk))
-            return len(chunk)
+        def write(fd: int, chunks: Sequence[bytes | memoryview]) -> int:
+            written.append([bytes(chunk) for chunk in chunks])
+            large.extend(chunk for chunk in chunks if len(chunk) > 1000)
+            return sum(map(len, chunks))
+
+        large: list[bytes | memoryview] = []
 
         writer = FrameWriter(asyncio.get_running_loop(), outbox, pipe[1], write=write)
         for frame in (b"a", b"bb"):
             writer.send(frame)
         outbox.flush()
-        assert sizes == [5]
-        sizes.clear()
-        for frame in (b"x" * 200_000, b"y" * 100, b"z" * 100):
+        assert written == [[b"a\n", b"bb\n"]]
+        written.clear()
+        frames = (b"x" * 200_000, b"y" * 100, b"z" * 100)
+        sent: list[int] = []
+        writer.on_sent = sent.append
+        for frame in frames:
             writer.send(frame)
         outbox.flush()
-        assert sizes == [200_001, 202]
+        assert [b"".join(one) for one in written] == [b"".join(frame + b"\n" for frame in frames)]
+        assert large[0] is frames[0]
+        assert sent == [3]
         assert writer.waiting == 0
+        written.clear()
+        for _ in range(1000):
+            writer.send(b"a")
+        outbox.flush()
+        assert b"".join(map(b"".join, written)) == b"a\n" * 1000
+        assert max(map(len, written)) <= 256
 
     run(body())
 
@@ -458,11 +470,11 @@ def test_a_descriptor_that_a_stranger_made_blocking_stops_nobody(
             under_test.read_now(pipe[0], memoryview(bytearray(10)))
         for end in pipe:
             os.set_blocking(end, True)
-        written = under_test.write_now(pipe[1], b"x" * (1 << 20))
+        written = under_test.write_now(pipe[1], [b"x" * (1 << 19)] * 2)
         assert 0 < written < 1 << 20
         os.set_blocking(pipe[1], True)
         with pytest.raises(BlockingIOError):
-            under_test.write_now(pipe[1], b"x")
+            under_test.write_now(pipe[1], [b"x"])
         assert under_test.read_now(pipe[0], memoryview(bytearray(10))) == 10
     finally:
         signal.alarm(0)
