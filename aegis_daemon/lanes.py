@@ -192,7 +192,7 @@ class Lanes:
 
     def enter(self, call: Call) -> Turn | Deny | None:
         """A reserved place for a tool call; None where the backend has no lane or the tool goes past it."""
-        if call.method != "tools/call" or call.name is None:
+        if call.backend not in self._rules or call.method != "tools/call" or call.name is None:
             return None
         return self.hold(call.backend, (call.id, call.principal.agent, call.name))
 

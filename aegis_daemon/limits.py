@@ -94,14 +94,21 @@ class Limits:
 
     def __init__(self) -> None:
         self._windows: dict[Key, Window] = {}
+        self._found: dict[int, Window] = {}
+        """the window of each claim object in use, which the window keeps alive: found without making a key"""
 
     def _window(self, claim: Claim) -> Window:
+        found = self._found.get(id(claim))
+        if found is not None and found.claim is claim:
+            return found
         key = (claim.scope, claim.agent, claim.backend, claim.tool)
         window = self._windows.get(key)
         if window is None:
             window = self._windows[key] = Window(claim)
         elif window.claim is not claim:
+            self._found.pop(id(window.claim), None)
             window.claim = claim  # a reload changed the numbers; what was counted stays counted
+        self._found[id(claim)] = window
         return window
 
     def reserve(self, claims: tuple[Claim, ...], now: float) -> Lease | Deny:
@@ -109,8 +116,10 @@ class Limits:
         windows = []
         for claim in claims:
             window = self._window(claim)
-            window.expire(now)
-            if len(window.times) + window.reserved >= claim.max_count:
+            times = window.times
+            if times and times[0] <= now - claim.window_s:
+                window.expire(now)
+            if len(times) + window.reserved >= claim.max_count:
                 return Deny(_full(window, now))
             windows.append(window)
         for window in windows:
@@ -135,6 +144,7 @@ class Limits:
             window.expire(now)
             if not window.times and not window.reserved:
                 del self._windows[key]
+                self._found.pop(id(window.claim), None)
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self._windows.values())

@@ -2,8 +2,8 @@
 
 Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync idle|urgent`. Lines in: the newest sequence
 number that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside NAME` where the
-store belonged to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it tries
-again every second. Ends at the end of its input, after one more look at the journal.
+store belonged to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it
+tries again every second. Ends at the end of its input, after one more look at the journal.
 
 SQLite's own newest record says where to go on, and a batch is one transaction: so nothing is ingested twice or left
 out. With `sync`, the journal is synced before what was read from it is committed, so that SQLite never knows more than
@@ -33,6 +33,8 @@ from aegis_daemon.audit.segment import Header, Line, decode_line, later
 
 BATCH_BYTES = 2 << 20
 """Journal bytes in one transaction: some 3 000 records."""
+BREATH = 500
+"""SQLite's instructions between two breaths, some 30 us."""
 _INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?)"
 _INSERT_BODY = "INSERT INTO bodies VALUES (?, ?, ?, ?, ?)"
 _INSERT_CALL = f"INSERT INTO calls VALUES ({','.join('?' * len(COLUMNS))})"  # noqa: S608
@@ -113,6 +115,7 @@ class Ingester:
             db.close()
             self._make()
             db = self._db = store.connect(self._db_path)
+        db.set_progress_handler(_breathe, BREATH)
         self._identity = self._found()
         row = db.execute("SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1").fetchone()
         self._seq, self._head = row if row is not None else (0, GENESIS)
@@ -296,6 +299,7 @@ class Ingester:
         changed: dict[int, Row],
         first: int,
     ) -> None:
+        _breathe()
         record = line.link
         seq = self._seq = record.seq
         self._head = line.hash
@@ -347,6 +351,12 @@ def _yield_to_everybody() -> None:
     os.nice(19)
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _breathe() -> int:
+    """A system call, at whose end a kernel that preempts lazily lets others in at once and not at its next tick."""
+    os.sched_yield()
+    return 0
 
 
 def main(arguments: list[str]) -> None:

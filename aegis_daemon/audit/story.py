@@ -5,6 +5,7 @@ The facts that do not change within a session are set once; the journal fills in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,7 +15,6 @@ from aegis_daemon.audit.record import Denied, Dropped, Hold, Intent, Outcome, cl
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.verdict import Reason
-from aegis_daemon.loop.strand import Waiter
 from aegis_daemon.wire.errors import REFUSALS
 from aegis_daemon.wire.jsonrpc import id_text
 
@@ -58,10 +58,10 @@ class Story(msgspec.Struct, eq=False):
             self.call.arguments_text,
         )
 
-    def intent(self) -> Waiter[None] | None:
-        """The call is about to leave. None where that is committed already, else what to wait for.
+    def intent(self, committed: Callable[[AuditUnavailable | None], None]) -> bool:
+        """The call is about to leave. True where that is committed already; else `committed` is called, once.
 
-        Raises `AuditUnavailable`, then or when awaited: the call must not leave.
+        Raises `AuditUnavailable`, or `committed` is given it: the call must not leave.
         """
         call = self.call
         journal = self.journal
@@ -88,17 +88,9 @@ class Story(msgspec.Struct, eq=False):
             call.arguments_text,
         )
         if journal.durable_seq >= seq:
-            return None
-        waiter: Waiter[None] = Waiter()
-
-        def done(error: Exception | None) -> None:
-            if error is None:
-                waiter.set(None)
-            else:
-                waiter.fail(error)
-
-        journal.when_durable(seq, done)
-        return waiter
+            return True
+        journal.when_durable(seq, committed)
+        return False
 
     def outcome(
         self,

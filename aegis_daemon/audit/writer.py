@@ -13,7 +13,8 @@ from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Admin
 from aegis_daemon.core.ports import AuditUnavailable
 
-RING_S = 0.05
+RING_S = 0.25
+"""How long records gather before the writer is told of them; who reads the log has it brought up to date first."""
 BUSY_RING_S = 1.0
 BUSY = 500
 """Records in RING_S that make the writer wait for the longer time: while calls come thick, the cores are theirs."""

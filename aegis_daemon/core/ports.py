@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from aegis_daemon.core.call import Call
@@ -162,10 +163,10 @@ class Story(Protocol):
         """The call waits for a person. Raises `AuditUnavailable`."""
         ...
 
-    def intent(self) -> Awaited | None:
-        """The call is about to leave: None where that is committed, else what to wait for.
+    def intent(self, committed: Callable[[AuditUnavailable | None], None]) -> bool:
+        """The call is about to leave: True where that is committed, else `committed` is called once it is or cannot be.
 
-        Raises `AuditUnavailable`, then or when awaited: the call must not leave.
+        Raises `AuditUnavailable`, or `committed` is given it: the call must not leave.
         """
         ...
 

@@ -108,8 +108,8 @@ class Outbox:
     def flush(self) -> None:
         """Writes everything that was noted."""
         self._handling = False
-        while self._dirty:
-            dirty, self._dirty = self._dirty, []
+        while dirty := self._dirty:
+            self._dirty = []
             for writer in dirty:
                 try:
                     writer.flush()

@@ -18,7 +18,6 @@ from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import (
     AuditLog,
     AuditUnavailable,
-    Awaited,
     Desk,
     Fault,
     Lanes,
@@ -135,6 +134,7 @@ class Flight(msgspec.Struct, eq=False):
     begun: bool = False
     """the server has worked on it already, before it asked for input"""
     would: Reason | None = None
+    permit: Permit | None = None
     landed: bool = False
     departed: float = 0.0
     duration: int = 0
@@ -166,22 +166,20 @@ class Flight(msgspec.Struct, eq=False):
             self.story.note = "observe"
             self.story.denied(verdict.would or self.would, would=True)  # type: ignore[arg-type]
         self.opened.state = State.COMMITTING
-        committed = self.story.intent()
-        if committed is None:
+        self.permit = verdict.permit
+        if self.story.intent(self._committed):
             return verdict.permit
         self.opened.deadline = self.shell.now() + COMMIT_S
-        Strand(self._once(committed, verdict.permit)).start()
         return None
 
-    async def _once(self, committed: Awaited, permit: Permit) -> None:
-        """Sends it once its intent is on disk."""
-        try:
-            await committed
-            if self.opened.cancelled:
-                raise Withdrawn("the caller left while the intent was being written")
-        except Exception as error:
+    def _committed(self, error: Exception | None) -> None:
+        """Its intent is on disk, or never will be."""
+        permit = self.permit
+        if error is None and self.opened.cancelled:
+            error = Withdrawn("the caller left while the intent was being written")
+        if error is not None:
             self.not_sent(error)
-        else:
+        elif permit is not None:
             self.depart(permit)
 
     async def _wait(self, verdict: Verdict, ticket: Ticket | None) -> None:

@@ -53,6 +53,7 @@ from aegis_daemon.wire.methods import (
     LEGACY_VERSIONS,
     META_SUBSCRIPTION,
     MODERN_VERSION,
+    STEADY,
     TO_CLIENT,
     TO_SERVER,
     BadParams,
@@ -405,41 +406,42 @@ class Conversation:
     def _request(self, frame: Frame, end: int) -> None:
         id = frame.id
         assert id is not None
+        client, requests, agent = self.client, self.to_server, self.principal.agent
         runtime = self.shell.runtime
         fault: Reason | None = None
         try:
-            opened = self.to_server.begin(id, frame.params)
+            opened = requests.begin(id, frame.params)
         except Duplicate:
-            self.client.consume(end)
+            client.consume(end)
             self._drop("to_server", "duplicate id")
             text = "a request with this id is still open; use each id once"
-            self.client.send(error_frame(id_text(id), INVALID_REQUEST, text, {"by": "aegis"}), -1)
+            client.send(error_frame(id_text(id), INVALID_REQUEST, text, {"by": "aegis"}), -1)
             return
         except TooMany:
             opened = Open(id, None)
             fault = _too_many(f"this session has {runtime.session_limit} requests in flight")
-        agent = self.principal.agent
         if fault is None:
             if not self._load.enter(agent, runtime.agent_limit):
-                self.to_server.end(opened)
+                requests.end(opened)
                 fault = _too_many(f"this agent has {runtime.agent_limit} requests in flight")
             else:
-                opened.slot = self.client.take_slot(id_text(id), end)
+                opened.slot = client.take_slot(id_text(id), end)
                 if opened.slot < 0:
-                    self.to_server.end(opened)
+                    requests.end(opened)
                     self._load.leave(agent)
                     fault = _too_many("this session has as many requests in flight as can be kept")
-        self.client.consume(end)
+        client.consume(end)
         row = TO_SERVER.get(frame.method)
         subject = name = None
-        era = self.era
+        era: Era | None = self.era
         if fault is None:
             if row is None:
                 fault = _unknown_method(frame.method)
             else:
                 try:
                     subject, name = subject_of(row, frame.params)
-                    frame, era, fault = self._in_era(frame, row, end)
+                    if era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
+                        frame, era, fault = self._in_era(frame, row, end)
                 except BadParams as error:
                     fault = Reason("params", f"{error} in `{row.name}`")
         call = Call(
@@ -454,7 +456,8 @@ class Conversation:
         if row.rule is Rule.PING:  # type: ignore[union-attr]
             self._ping(opened, frame)
             return
-        carry(call, opened, self._to_server_side, self._to_server_side, self.shell)
+        side = self._to_server_side
+        carry(call, opened, side, side, self.shell)
 
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
         self.shell.audit.story(call).denied(reason)
@@ -1018,15 +1021,15 @@ class _ToServer(_Side):
         """See `core.ports.Peer`."""
         call = permit.call
         conversation = self.conversation
-        server = conversation.server
-        opened = conversation.to_server.find(call.request_id)
+        server, requests = conversation.server, conversation.to_server
+        opened = requests.find(call.request_id)
         if server is None or opened is None:
             raise Fault("no_server", "the server is not running; not executed; start it again", not_executed=True)
         opened.waiter = landing
         shell = conversation.shell
         opened.deadline = shell.now() + shell.runtime.backend(call.backend).timeout
         conversation.client.dispatched(opened.slot)
-        server.send(call.frame.encoded(conversation.to_server.sent(opened)))
+        server.send(call.frame.encoded(requests.sent(opened)))
         if conversation._held or conversation._leaving:
             conversation.moved()
 

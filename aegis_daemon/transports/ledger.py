@@ -228,11 +228,12 @@ class Ledger:
                     except Exception:
                         _log.exception("a line of the client was dropped because of a fault")
                     if self.ended:
-                        if not self._map.closed:
+                        if not memory.closed:
                             self.consume(end)
                         return  # what is left is the next daemon's
-                    self.consume(end)
-            if self._place == layout.INPUT_AT and self._end == layout.INPUT_AT:
+                    if self._consumed < end:
+                        self.consume(end)
+            if self._end == layout.INPUT_AT:
                 return  # everything was whole lines, the usual case
         size = self._end - self._place
         if self._skipping:

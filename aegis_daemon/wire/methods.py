@@ -97,6 +97,9 @@ _ROWS: Final = (
 TO_SERVER: Final = {row.name: row for row in _ROWS if row.direction is _S}
 TO_CLIENT: Final = {row.name: row for row in _ROWS if row.direction is _C}
 
+STEADY: Final = frozenset(name for name, row in TO_SERVER.items() if row.legacy and name != "initialize")
+"""Methods that leave a legacy session as it is, unless their `_meta` says otherwise."""
+
 SERVER_REQUESTS: Final = {
     "sampling/createMessage": "sampling",
     "elicitation/create": "elicitation",
@@ -119,6 +122,10 @@ def subject_of(row: Method, params: dict[str, Any]) -> tuple[str | None, str | N
     Raises `BadParams` where the name is missing or not a string.
     """
     subject = row.subject
+    if subject == "tool" and row.rule is Rule.GOVERNED:  # what nearly all calls are
+        name = params.get("name")
+        if type(name) is str:
+            return subject, name
     if subject is None or row.rule is Rule.LIST:
         return None, None
     if subject == "server_request":

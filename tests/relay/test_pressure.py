@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
 from playbook import HIGH, Play, call, cancel, modern, note, request, result, text
+
+from aegis_daemon.core.session import Open
+from aegis_daemon.relay.carry import Flight
 
 MakePlay = Callable[..., Play]
 
@@ -171,3 +175,39 @@ def test_progress_on_and_on_is_for_the_client_to_read(make_play: MakePlay) -> No
     s.client.inbox.clear()
     s.server.says(result(heard["id"]))
     s.client.hears_result(1)
+
+
+@pytest.mark.parametrize("ending", ["answered", "refused", "cancelled", "agreed"])
+def test_a_call_that_is_over_leaves_nothing_for_the_collector(make_play: MakePlay, ending: str) -> None:
+    """A circle would keep each call, its arguments and all, until thousands of them have gathered."""
+    config = "agents: {bot: {backends: {files: {allowed: true, tool_denylist: [no], approval_required: [ask]}}}}\n"
+    play = make_play("backends: {files: {}}\n" + config)
+    s = play.session().handshake()
+
+    def one(n: int) -> None:
+        if ending == "answered":
+            s.calls(call(n, "x"))
+        elif ending == "refused":
+            s.client.says(call(n, "no"))
+            s.client.hears_error(n, -32001)
+        elif ending == "cancelled":
+            s.client.says(call(n, "x"), cancel(n))
+            heard = s.server.hears("tools/call")
+            s.server.hears("notifications/cancelled")
+            s.server.says(result(heard["id"]))
+        else:
+            s.client.says(call(n, "ask", n=n))
+            play.desk.decide(play.ticket().id, True, "me", "")
+            s.server.answers(s.server.hears("tools/call"), text("ok"))
+            s.client.hears_result(n)
+
+    one(1)
+    gc.collect()
+    gc.disable()
+    try:
+        for n in range(2, 12):
+            one(n)
+        kept = [made for made in gc.get_objects() if type(made) in (Flight, Open)]
+        assert not kept, gc.get_referrers(kept[0])
+    finally:
+        gc.enable()
