@@ -93,16 +93,41 @@ def make_file(slot: Path) -> Path:
     return slot
 
 
-class Maker:
+class _Work:
+    """Something done on a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def begin(self) -> OSError | None:
+        """Begins; gives why that cannot be (a system that is out of threads)."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            return OSError(errno.EAGAIN, str(error))
+        return None
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Returns when it is done, or after `seconds`."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Maker(_Work):
     """Makes a file on a thread: `path` when it is made, `error` when it could not be."""
 
     def __init__(self, slot: Path) -> None:
         self.slot = slot
         self.path: Path | None = None
         self.error: OSError | None = None
-        self._ended = 0.0
-        self.thread = threading.Thread(target=self._run, name="aegis-audit-file", daemon=True)
-        self.thread.start()
+        self._ended = time.monotonic()
+        super().__init__("aegis-audit-file")
+        failed = self.begin()
+        if failed is not None:
+            self.error = failed
 
     def _run(self) -> None:
         try:
@@ -116,7 +141,7 @@ class Maker:
         return self.error is not None and time.monotonic() - self._ended >= seconds
 
 
-class Mender:
+class Mender(_Work):
     """Writes a file's beginning and syncs it, on a thread; then calls `done` there. `fd` is -1 where that failed."""
 
     def __init__(self, path: Path, header: Header, data: bytes, done: Callable[[], None]) -> None:
@@ -126,8 +151,9 @@ class Mender:
         self.fd = -1
         self.made = False
         self._done = done
-        self.thread = threading.Thread(target=self._run, name="aegis-audit-mend", daemon=True)
-        self.thread.start()
+        super().__init__("aegis-audit-mend")
+        if self.begin() is not None:
+            done()
 
     def _run(self) -> None:
         fd = -1

@@ -512,7 +512,7 @@ class Journal:
         if maker is None or maker.failed_for(RETRY_S):
             maker = self._ask_for_file(self._slot() if maker is None else maker.slot)
         # Files are asked for one ahead, so this waits only in a burst, or when the last attempt failed.
-        maker.thread.join(wait)
+        maker.wait(wait)
         if maker.error is not None:
             raise _unwritable(self.directory, _why(maker.error))
         if maker.path is None:
@@ -761,11 +761,11 @@ class Journal:
             if timer is not None:
                 timer.cancel()
         if self._mender is not None:
-            self._mender.thread.join()
+            self._mender.wait()
             if self._mender.fd >= 0:
                 os.close(self._mender.fd)
         if self._maker is not None:
-            self._maker.thread.join()
+            self._maker.wait()
         self._release()
 
     def _release(self) -> None:

@@ -21,6 +21,7 @@ BUSY = 500
 RESTART_S = (0.05, 0.2, 1.0, 5.0)
 """How long to wait before the first, second, … start after a death; the last for all that follow."""
 FLUSH_S = 30.0
+CLOSE_S = 10.0
 URGENT = 64 << 20
 """Bytes of backlog from which it does not yield any more: a busy machine would starve it until calls are refused."""
 HURRY_S = 0.5
@@ -94,13 +95,10 @@ class WriterHandle:
         self._ended = self._loop.create_future()
         assert process.stdin is not None
         process.stdin.close()
-        try:
-            async with asyncio.timeout(10):
-                await self._ended
-        except TimeoutError:
-            process.kill()
-            async with asyncio.timeout(5):  # a process that waits for a dead disk does not even die
-                await self._ended
+        await asyncio.wait([self._ended], timeout=CLOSE_S)
+        if not self._ended.done():
+            _kill(process)
+            await asyncio.wait([self._ended], timeout=5)  # a process that waits for a dead disk does not even die
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -151,10 +149,10 @@ class WriterHandle:
         self._loop.remove_reader(self._out)
         process.stdout.close()
         process.stdin.close()
-        process.kill()  # its output is closed, so it is ending already, or of no use
+        _kill(process)  # its output is closed, so it is ending already, or of no use
         code = process.wait()
         self._process = None
-        if self._ended is not None:
+        if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
         if self._closing:
             return
@@ -184,11 +182,11 @@ class WriterHandle:
         late = self._loop.time() - HURRY_S
         waited_for = any(since <= late for _, _, since in self._waiting)
         done = backlog < URGENT >> 6 and not self._waiting
-        if not self._replaced and (done if self._urgent else backlog > URGENT or waited_for):
+        if not self._closing and not self._replaced and (done if self._urgent else backlog > URGENT or waited_for):
             # Nobody but root may become less nice, so another one takes over; being killed is nothing to it.
             self._urgent = not self._urgent
             self._replaced = True
-            process.kill()
+            _kill(process)
             return
         assert process.stdin is not None
         try:
@@ -239,3 +237,11 @@ class WriterHandle:
             self._journal.append(Admin(action=action, detail=detail))
         except AuditUnavailable:
             self._journal.trouble = detail
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """It and what it started to make the tables; being killed is nothing to either."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:
+        pass  # it has ended

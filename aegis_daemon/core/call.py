@@ -43,7 +43,7 @@ class Call(msgspec.Struct, frozen=True):
     def arguments_text(self) -> bytes:
         """The same as JSON text."""
         frame = self.frame
-        if frame.text and tuple(frame.params) == _USUAL and self.row.name == "tools/call":
+        if frame.text and self.row.name == "tools/call" and self.name is not None and tuple(frame.params) == _USUAL:
             # Within a string every quote is escaped, so the first place that looks like the key is the key.
             return frame.text[frame.text.index(_ARGUMENTS) + len(_ARGUMENTS) : -2]
         return msgspec.json.encode(self.arguments)

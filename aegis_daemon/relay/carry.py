@@ -194,6 +194,16 @@ class Flight(msgspec.Struct, eq=False):
 
     def not_sent(self, error: Exception) -> None:
         """Something ended the call before anything left; the one place where faults become refusals."""
+        try:
+            self._ended_by(error)
+        except Exception:  # the session's other frames are none of this call's business
+            _log.exception("call %s could not be refused as it should", self.call.id)
+            if self.opened.state is not State.DONE:
+                text = "a fault in Aegis; nothing was executed; see `aegis logs`"
+                frame = error_frame(id_text(self.opened.request_id), INTERNAL_ERROR, text, {"by": "aegis"})
+                self.origin.answer(self.opened, frame)
+
+    def _ended_by(self, error: Exception) -> None:
         if type(error) is Withdrawn:
             self._withdrawn(error)
         elif type(error) is _Replay:

@@ -151,13 +151,15 @@ def parse(raw: bytes, limit: int = MAX_FRAME_IN) -> Frame:
             fault = _fault_in_params(params)
             if fault is not None:
                 raise WireFault(INVALID_REQUEST, fault, id)
-            return Frame(Kind.REQUEST, id, method, params, value, text if raw.isascii() else b"")
+            return Frame(Kind.REQUEST, id, method, params, value, text if len(raw) <= _KEPT and raw.isascii() else b"")
     fault = _fault_in_keys(value)
     if fault is not None:
         raise WireFault(INVALID_REQUEST, fault, _readable_id(value))
     return _frame(value)
 
 
+_KEPT = 1 << 18
+"""Bytes of the largest frame whose text is kept beside its value while its call is open."""
 _USUAL = ("jsonrpc", "id", "method", "params")
 
 

@@ -104,7 +104,7 @@ def abandon(log: Journal) -> None:
     if log._sync is not None:
         log._sync.stop()
     if log._maker is not None:
-        log._maker.thread.join()
+        log._maker.wait()
     log._release()
 
 

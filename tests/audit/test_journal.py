@@ -208,7 +208,7 @@ async def test_a_file_that_cannot_be_made_refuses_records_until_there_is_room(
     with opened(tmp_path, durability) as log:
         whole_call(log, 1)
         assert log._maker is not None
-        log._maker.thread.join()
+        log._maker.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, hard))  # the kernel's word for a disk of 8 KiB
         try:
             with pytest.raises(AuditUnavailable, match=r"file too large|no space left"):
@@ -335,7 +335,7 @@ async def test_a_disk_that_stays_broken_is_tried_again_and_the_records_are_not_l
     with opened(tmp_path, "full") as log:
         assert await durable(log, whole_call(log, 1)) is None
         if log._maker is not None:
-            log._maker.thread.join()
+            log._maker.wait()
         sync.failing = {"fdatasync", "fsync"}
         log.append(intent(2), ARGUMENTS)
         assert isinstance(await durable(log, 3), AuditUnavailable)

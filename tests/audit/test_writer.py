@@ -180,6 +180,15 @@ async def test_a_foreign_store_is_kept_with_an_admin_record_that_says_so(tmp_pat
     assert len([name for name in os.listdir(tmp_path) if name.startswith("audit.db.other-")]) == 1
 
 
+HURRY_S = writer.HURRY_S
+
+
+@pytest.fixture(autouse=True)
+def _no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not have the process replaced that a test looks at."""
+    monkeypatch.setattr(writer, "HURRY_S", BOUND)
+
+
 def yields(pid: int) -> bool:
     """Whether a process takes only what time nobody else wants."""
     lazy = os.getpriority(os.PRIO_PROCESS, pid) == 19
@@ -190,7 +199,8 @@ def yields(pid: int) -> bool:
     return lazy
 
 
-async def test_who_waits_does_not_wait_for_a_starved_writer(tmp_path: Path) -> None:
+async def test_who_waits_does_not_wait_for_a_starved_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "HURRY_S", HURRY_S)
     async with running(tmp_path) as (log, handle):
         whole_call(log, 1)
         await handle.flush()
@@ -201,6 +211,58 @@ async def test_who_waits_does_not_wait_for_a_starved_writer(tmp_path: Path) -> N
         assert await handle.flush() == 4
         assert handle.pid not in (first, None)
         assert not yields(handle.pid)  # type: ignore[arg-type]
+
+
+async def test_a_hurried_writer_finishes_when_the_daemon_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "HURRY_S", 0.0)
+    async with running(tmp_path) as (log, handle):
+        whole_call(log, 1)
+        await handle.flush()
+        assert handle.pid is not None
+        if yields(handle.pid):
+            os.kill(handle.pid, signal.SIGSTOP)
+            whole_call(log, 2)
+            await handle.flush()
+        last = whole_call(log, 3)
+        await handle.close()
+        assert log.ingested_seq == last
+
+
+async def test_closing_gives_up_on_a_writer_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "CLOSE_S", 0.2)
+    async with running(tmp_path) as (log, handle):
+        whole_call(log, 1)
+        await handle.flush()
+        pid = handle.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        whole_call(log, 2)
+        await handle.close()
+        await until(lambda: not exists(pid), "gone")
+    async with running(tmp_path) as (log, handle):
+        assert await handle.flush() == 4
+
+
+async def test_the_last_look_of_a_starved_writer_does_not_keep_the_next_daemon_waiting(tmp_path: Path) -> None:
+    pid = await asyncio.to_thread(killed_daemon, tmp_path, stopped=True)
+    async with running(tmp_path) as (log, handle):
+        assert log.last_seq == 3998
+        assert await asyncio.wait_for(handle.flush(), BOUND) == 3998
+        await until(lambda: not exists(pid), "gone")
+    assert (report(tmp_path).records, report(tmp_path).faults) == (3998, [])
+
+
+async def test_a_system_that_knows_no_idle_class_has_a_writer_all_the_same(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "def no(*_): raise OSError(38, 'no such call')\n"
+        "os.sched_setscheduler = no\n"
+        "from aegis_daemon.audit import ingest\n"
+        "ingest._yield_to_everybody()\n"
+        "print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "19"), done.stderr
 
 
 async def test_a_writer_that_is_far_behind_stops_being_nice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,12 +309,14 @@ asyncio.run(main())
 """
 
 
-def killed_daemon(at: Path) -> int:
-    """Its writer."""
+def killed_daemon(at: Path, *, stopped: bool = False) -> int:
+    """Its writer; `stopped` as one that gets no time at all."""
     arguments = [sys.executable, "-c", DAEMON, str(at), str(Path(__file__).parent)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as daemon:
         assert daemon.stdout is not None
         pid = int(daemon.stdout.readline())
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
         daemon.kill()
     return pid
 

@@ -495,3 +495,20 @@ def test_a_fault_of_one_writer_keeps_no_frames_of_another(run: Run, pipe: tuple[
         assert taken(pipe[0]) == b"a\nb\n"
 
     run(body())
+
+
+def test_room_for_large_frames_is_given_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        pipe = os.pipe()
+        sizes: list[int] = []
+        real = os.read
+        monkeypatch.setattr(os, "read", lambda fd, size: sizes.append(size) or real(fd, size))
+        reader = LineReader(asyncio.get_running_loop(), Outbox(asyncio.get_running_loop()), pipe[0], 1 << 20)
+        for data in (b"x" * (1 << 16), b"x" * (1 << 16), b"\n", b"a\n"):
+            os.write(pipe[1], data)
+            reader._ready()
+        assert sizes == [1 << 16, 1 << 20, 1 << 20, 1 << 16]
+        for end in pipe:
+            os.close(end)
+
+    run(body())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playbook import Play, call, cancel, error, note, request, result
+from playbook import Play, call, cancel, error, note, raw, request, result, text
 
 MakePlay = Callable[..., Play]
 
@@ -218,3 +218,28 @@ def test_the_lists_of_the_client_are_not_rewritten(make_play: MakePlay) -> None:
     assert s.server.next() == {
         "jsonrpc": "2.0", "id": 1, "x": {"kept": 1}, "result": {"roots": [{"uri": "file:///a"}]},
     }  # fmt: skip
+
+
+def test_a_call_that_cannot_be_recorded_at_all_is_answered_and_takes_nothing_else_along(
+    make_play: MakePlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = make_play()
+    s = play.session().handshake()
+    s.client.says(call(1, "x"))
+    heard = s.server.hears("tools/call")
+    kept = list(play.scribe.calls)
+
+    def broken(*_: Any, **__: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    s.server.asked["str", "q"] += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(play.log, "append", broken)
+        s.talk.server_lines(
+            s.server, [raw(request("q", "sampling/createMessage", messages=[])), raw(result(heard["id"], text("ok")))]
+        )
+    s.server.hears_error("q", -32603, "nothing was executed")
+    s.client.hears_result(1)
+    assert "could not be refused as it should" in "".join(play.errors)
+    play.errors.clear()
+    play.scribe.calls[:] = kept[:-1]  # nothing could be recorded of the two

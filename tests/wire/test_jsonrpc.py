@@ -191,6 +191,14 @@ def test_what_is_forwarded_and_recorded_of_a_usual_call_is_our_own_encoding(
     assert made.arguments_text == msgspec.json.encode(arguments)
 
 
+def test_what_is_recorded_of_a_call_without_a_readable_name_is_its_arguments() -> None:
+    params = {"name": {"x": 1, "arguments": {"path": "/tmp/harmless"}}, "arguments": {"path": "/etc/shadow"}}
+    frame = parse(encode({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}))
+    row = TO_SERVER["tools/call"]
+    made = Call("0" * 32, 1, "s1", Principal("amy"), Direction.TO_SERVER, row, None, None, "files", Era.LEGACY, frame)
+    assert made.arguments_text == b'{"path":"/etc/shadow"}'
+
+
 @given(VALUES)
 def test_every_encoding_is_one_line_of_the_same_value(value: Any) -> None:
     text = encode(value)
