@@ -455,28 +455,24 @@ class Flight(msgspec.Struct, eq=False):
             self.fail(Fault("fault", f"a fault in Aegis after the call was forwarded ({type(error).__name__})"))
 
     def set(self, answer: Answer) -> None:
-        """The answer came; a second one is ignored."""
-        if self.landed:
-            return
-        self.landed = True
-        now = self.shell.now()
-        self.duration = int((now - self.departed) * 1e6)
-        try:
-            self._answered(answer, now)
-        except Exception:
-            _log.exception("call %s ended in a fault after its answer had come", self.call.id)
+        """The answer came."""
+        self._land(self._answered, answer)
 
     def fail(self, fault: Fault) -> None:
         """No answer will come."""
+        self._land(self._lost, fault)
+
+    def _land(self, settle: Callable[[Any, float], None], what: Answer | Fault) -> None:
+        """Once; what comes later is ignored."""
         if self.landed:
             return
         self.landed = True
         now = self.shell.now()
         self.duration = int((now - self.departed) * 1e6)
         try:
-            self._lost(fault, now)
+            settle(what, now)
         except Exception:
-            _log.exception("call %s ended in a fault after it was lost", self.call.id)
+            _log.exception("call %s ended in a fault after it had been forwarded", self.call.id)
 
     def _answered(self, answer: Answer, now: float) -> None:
         call, opened, shell = self.call, self.opened, self.shell
