@@ -23,13 +23,14 @@ RELAY = "relay"  # they are the inner ends of two pipes that the shim pumps
 CLIENT_IN, CLIENT_OUT, STDERR, LEDGER = range(4)  # places of the descriptors
 FDS = 4
 
-_SINGLE = ("v", "agent", "backend", "cwd", "way", "resume")
+_SINGLE = ("v", "agent", "backend", "cwd", "way", "resume", "umask")
+PRIVATE = 0o077  # a mask for files that are nobody else's business
 
 
 class Hello:
     """One greeting. Text stands for bytes as UTF-8 with surrogateescape, so any argument or variable survives."""
 
-    __slots__ = ("agent", "args", "backend", "cwd", "env", "resume", "way")
+    __slots__ = ("agent", "args", "backend", "cwd", "env", "resume", "umask", "way")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Hello:
         resume: bool = False,
         args: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
+        umask: int = PRIVATE,
     ) -> None:
         self.agent = agent
         self.backend = backend
@@ -48,9 +50,10 @@ class Hello:
         self.resume = resume  # the ledger belongs to a session that an earlier daemon left
         self.args = args  # the command handed over, or nothing
         self.env = {} if env is None else env  # the shim's environment without AEGIS_*
+        self.umask = umask  # the shim's own: what a server writes is for whom the client meant it
 
     def _key(self) -> tuple[object, ...]:
-        return (self.agent, self.backend, self.cwd, self.way, self.resume, self.args, self.env)
+        return (self.agent, self.backend, self.cwd, self.way, self.resume, self.args, self.env, self.umask)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Hello) and self._key() == other._key()
@@ -84,6 +87,7 @@ def encode(hello: Hello) -> bytes:
         f"cwd={hello.cwd}",
         f"way={hello.way}",
         f"resume={int(hello.resume)}",
+        f"umask={hello.umask:03o}",
     ]
     entries += [f"arg={arg}" for arg in hello.args]
     for name, value in hello.env.items():
@@ -149,6 +153,9 @@ def decode(greeting: bytes) -> Hello:
         raise ValueError(f"the greeting asks for an unknown way `{single['way'][:40]}`")
     if single["resume"] not in ("0", "1"):
         raise ValueError("the greeting's `resume` is neither 0 nor 1")
+    mask = single["umask"]
+    if len(mask) != 3 or mask.strip("01234567"):
+        raise ValueError("the greeting's `umask` is no mask of three octal digits")
     return Hello(
         agent=single["agent"],
         backend=single["backend"],
@@ -157,6 +164,7 @@ def decode(greeting: bytes) -> Hello:
         resume=single["resume"] == "1",
         args=tuple(args),
         env=env,
+        umask=int(mask, 8),
     )
 
 

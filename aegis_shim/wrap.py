@@ -162,6 +162,13 @@ def absolute(path: str) -> str:
     return "/" + "/".join(parts)
 
 
+def _umask() -> int:
+    """Ours; it can only be read by setting it."""
+    mask = posix.umask(hello.PRIVATE)
+    posix.umask(mask)
+    return mask
+
+
 def _cwd() -> bytes:
     try:
         return posix.getcwdb()
@@ -414,6 +421,7 @@ class Shim:
                     resume=self.resume,
                     args=self.options.command,
                     env=self.env,
+                    umask=_umask(),
                 )
             )
         except ValueError as fault:

@@ -46,6 +46,7 @@ class Command(msgspec.Struct, frozen=True):
     argv: tuple[str, ...]
     cwd: str | None
     env: Mapping[str, str]
+    umask: int = 0o077
 
 
 class Child:
@@ -443,7 +444,7 @@ def _fields(command: Command) -> list[bytes]:
         raise _RefusedError(f"`{_shown(command.argv[0])}` has an argument that is not text; correct it") from None
     if any(b"\0" in field for field in fields):
         raise _RefusedError(f"`{_shown(command.argv[0])}` has a NUL byte in its arguments or environment; remove it")
-    return [fields[0], b"%d" % len(command.argv), *fields[1:]]
+    return [fields[0], b"%o" % command.umask, b"%d" % len(command.argv), *fields[1:]]
 
 
 def _reason(command: Command, what: bytes, number: int, subject: bytes) -> str:

@@ -299,10 +299,12 @@ class Warden:
         verb, ref = fields[0], int(fields[1])
         if verb == b"spawn":
             fds, self.fds = self.fds[:3], self.fds[3:]
-            argc = int(fields[3])
+            argc = int(fields[4])
+            umask = os.umask(int(fields[3], 8))  # one thread here too, so it can be the child's for a moment
             try:
-                self._spawn(ref, fields[2], fields[4 : 4 + argc], fields[4 + argc :], fds)
+                self._spawn(ref, fields[2], fields[5 : 5 + argc], fields[5 + argc :], fds)
             finally:
+                os.umask(umask)
                 for fd in fds:
                     _close(fd)
         elif verb == b"end":

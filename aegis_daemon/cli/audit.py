@@ -61,17 +61,27 @@ CALLS: Final = {
 Db = Annotated[
     str | None, typer.Option("--db", metavar="FILE", help="Another audit database, such as a copy; else the usual one.")
 ]
+STATUSES = ("success", "error", "denied", "unknown", "pending")
+
+
+def _known_status(value: str | None) -> str | None:
+    if value is not None and value not in STATUSES:
+        raise typer.BadParameter(f"`{visible(value)}` is none of {', '.join(STATUSES)}")
+    return value
+
+
 Count = Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="At most N rows.")]
 
 
 @app.command()
 def search(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Looked for in the arguments.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Looked for in the arguments alone.")] = None,
     agent: Annotated[str | None, typer.Option("--agent", metavar="ID", help="Only this agent.")] = None,
     backend: Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Only this backend.")] = None,
     tool: Tool = None,
     status: Annotated[
-        str | None, typer.Option("--status", metavar="WORD", help="success, error, denied, unknown or pending.")
+        str | None,
+        typer.Option("--status", metavar="WORD", callback=_known_status, help=f"One of {', '.join(STATUSES)}."),
     ] = None,
     since: Since = None,
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Before that time.")] = None,
@@ -111,7 +121,11 @@ def search(
         }
         for row in rows
     ]
-    show(shown, CALLS, "no such call was recorded")
+    asked = text is not None or any(each is not None for each in (agent, backend, tool, status, since, until))
+    empty = "no call was recorded yet" if not asked else "no recorded call matches all of that"
+    if text is not None:
+        empty += "; TEXT is looked for in the arguments alone, for tools there is `--tool`"
+    show(shown, CALLS, empty)
     if len(rows) == limit:
         say(f"older ones: repeat with `--before {rows[-1]['seq']}`, or see one with `aegis audit show CALL`")
 

@@ -163,17 +163,38 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empty: s
         from rich.table import Table
         from rich.text import Text
 
+        screen = rich()
+        cells = _fitted(cells, list(columns.values()), screen.width)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in columns.values():
             table.add_column(heading, overflow="fold")
         for row in cells:
             table.add_row(*(Text(text) for text in row))
-        rich().print(table)
+        screen.print(table)
         return
     cells.insert(0, [heading.upper() for heading in columns.values()])
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
     for row in cells:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+NARROW: Final = 16
+"""Columns are not cut below that, so ids stay whole."""
+
+
+def _fitted(cells: list[list[str]], headings: list[str], room: int) -> list[list[str]]:
+    """The same with the widest columns cut until a row takes one line: half an id or name is of no use."""
+    from rich.cells import cell_len, set_cell_size
+
+    widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
+    room -= 3 * len(widths)  # what Rich puts between and around them
+    while sum(widths) > room and max(widths) > NARROW:
+        widths[widths.index(max(widths))] -= 1
+
+    def cut(text: str, width: int) -> str:
+        return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
+
+    return [[cut(text, width) for text, width in zip(row, widths, strict=True)] for row in cells]
 
 
 def cell(value: Any) -> str:

@@ -46,8 +46,12 @@ def rows(
 @app.command()
 def cancel(call_id: str = typer.Argument(metavar="CALL_ID", help="As `aegis queue list` shows it.")) -> None:
     """Give a queued call up; its agent is told. A call that runs already cannot be called back."""
+    found = [row for row in link.call("pending") if row["call_id"].startswith(call_id)]
     link.call("cancel_queued", call_id=call_id)
     say(f"cancelled {visible(call_id)}")
+    for ticket in found:
+        say(f"its ticket {ticket['id']} stays: approved, the agent may make the same call once more; "
+            f"`aegis reject {ticket['id']}` ends it")  # fmt: skip
 
 
 def _list(agent: str | None, backend: str | None, tool: str | None, limit: int | None, as_json: bool) -> None:

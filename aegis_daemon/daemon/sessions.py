@@ -122,7 +122,7 @@ class Sessions:
             self._loop,
             self._outbox,
             self._nursery,
-            Command(planned.argv, planned.cwd, planned.env),
+            Command(planned.argv, planned.cwd, planned.env, planned.umask),
             stderr,
             limit=MAX_FRAME_OUT,
             on_lines=lambda lines: conversation.server_lines(server, lines),

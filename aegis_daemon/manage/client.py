@@ -50,7 +50,8 @@ class Connection:
             self._socket.connect(path)
         except OSError as error:
             self._socket.close()
-            raise DaemonAway(f"no daemon answers on `{path}` ({error.strerror or error})") from None
+            why = (error.strerror or str(error)).lower()
+            raise DaemonAway(f"the daemon is not running (no answer on `{path}`: {why})") from None
 
     def fileno(self) -> int:
         """For `select`: readable when an event may have come."""

@@ -13,7 +13,7 @@ import msgspec
 
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import Runtime
-from aegis_shim.hello import Hello, backend_name
+from aegis_shim.hello import PRIVATE, Hello, backend_name
 
 MAX_NAME = 128
 """Characters of an agent's or backend's name in a greeting."""
@@ -27,6 +27,7 @@ class Plan(msgspec.Struct, frozen=True):
     argv: tuple[str, ...] | None = None
     cwd: str | None = None
     env: Mapping[str, str] = {}
+    umask: int = PRIVATE
 
 
 class Refused(Exception):
@@ -61,13 +62,15 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
     given = hello.env if same_user else daemon_env
     env = {key: value for key, value in given.items() if not key.startswith("AEGIS_")}
     env.update(settings.env)
+    umask = hello.umask if same_user else PRIVATE
     if settings.command is not None:
         if hello.args and tuple(hello.args) != settings.command:
             raise Refused(
                 f"`backends.{backend}.command` is `{settings.shown}`, and the agent's entry says "
                 f"`{shlex.join(hello.args)}`; make them the same, or take the command out of one"
             )
-        return Plan(principal, backend, settings.command, settings.cwd or (hello.cwd if same_user else None), env)
+        cwd = settings.cwd or (hello.cwd if same_user else None)
+        return Plan(principal, backend, settings.command, cwd, env, umask)
     if not hello.args:
         raise Refused(f"no command for the backend `{backend}`; write it after `aegis-wrap`, or set "
                       f"`backends.{backend}.command`")  # fmt: skip
@@ -76,4 +79,4 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
             f"a command handed over by another user is not run (isolated tier); set `backends.{backend}.command` and "
             f"use `aegis-wrap --backend {backend}`"
         )
-    return Plan(principal, backend, tuple(hello.args), settings.cwd or hello.cwd, env)
+    return Plan(principal, backend, tuple(hello.args), settings.cwd or hello.cwd, env, umask)

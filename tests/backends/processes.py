@@ -42,6 +42,7 @@ class Kid:
         *argv: str,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        umask: int = 0o077,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = loop.create_future()
@@ -51,7 +52,7 @@ class Kid:
         os.set_blocking(self.stdout, False)
         null = os.open(os.devnull, os.O_WRONLY)
         self._read = b""
-        command = Command(argv, cwd, {"PATH": PATH} if env is None else env)
+        command = Command(argv, cwd, {"PATH": PATH} if env is None else env, umask)
         # set_result raises when a callback comes twice, and the loop's handler then fails the test
         self.child = nursery.spawn(command, their_in, their_out, null, self.exited.set_result, self.failed.set_result)
         for fd in (their_in, their_out, null):

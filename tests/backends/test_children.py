@@ -133,6 +133,11 @@ async def test_child_gets_exactly_the_command_that_was_given(kid: Spawn, tmp_pat
     assert await one.code() == 0
 
 
+async def test_a_child_writes_with_the_mask_it_was_given_and_no_other_child_does(kid: Spawn) -> None:
+    masks = [kid("sh", "-c", "umask", **more) for more in ({"umask": 0o022}, {}, {"umask": 0o007}, {"umask": 0})]
+    assert [await one.line() for one in masks] == ["0022", "0077", "0007", "0000"]
+
+
 async def test_no_directory_means_the_daemons_own(kid: Spawn, tmp_path: Path) -> None:
     elsewhere = kid("pwd", cwd=str(tmp_path))
     missing = kid("pwd", cwd=str(tmp_path / "missing"))

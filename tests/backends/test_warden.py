@@ -26,7 +26,7 @@ BASE = 1 << 60
 
 
 def test_messages_survive_any_cut() -> None:
-    messages = [[b"spawn", b"7", b"", b"1", b""], [b""], [b"end", b"\xff\n"]]
+    messages = [[b"spawn", b"7", b"", b"77", b"1", b""], [b""], [b"end", b"\xff\n"]]
     stream = b"".join(warden.pack(*message) for message in messages)
     buffer = bytearray()
     found: list[list[bytes]] = []
@@ -94,7 +94,7 @@ def null() -> Iterator[int]:
 def spawn_message(ref: int, *argv: str, **env: str) -> bytes:
     words = [word.encode() for word in argv]
     entries = [f"{name}={value}".encode() for name, value in {"PATH": PATH, **env}.items()]
-    return warden.pack(b"spawn", b"%d" % ref, b"", b"%d" % len(words), *words, *entries)
+    return warden.pack(b"spawn", b"%d" % ref, b"", b"77", b"%d" % len(words), *words, *entries)
 
 
 Start = Callable[..., Talk]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
+from aegis_daemon.cli import console
 from aegis_daemon.cli.console import cell, compact, instant, pretty, span, visible
 
 
@@ -62,3 +65,13 @@ def test_spans_are_told_in_two_units(seconds: float, text: str) -> None:
 def test_instants_without_a_zone_are_utc_and_no_instant_is_none() -> None:
     assert instant("2026-01-01T00:00:00Z") == instant("2026-01-01T00:00:00") == instant("2026-01-01T01:00:00+01:00")
     assert instant("never") == 0.0
+
+
+@given(st.lists(st.lists(st.text("ab 中é", max_size=90), min_size=4, max_size=4), max_size=6), st.integers(40, 200))
+def test_a_row_takes_one_line_as_far_as_ids_stay_whole(cells: list[list[str]], room: int) -> None:
+    fitted = console._fitted(cells, ["ID", "CALL", "TOOL", "ARGUMENTS"], room)
+    widths = [max(map(cell_len, column)) for column in zip(["ID", "CALL", "TOOL", "ARGUMENTS"], *fitted, strict=True)]
+    assert sum(widths) <= room - 12 or max(widths) <= console.NARROW
+    for before, after in zip(chain(*cells), chain(*fitted), strict=True):
+        assert after == before or (after.endswith("…") and before.startswith(after[:-1]))
+        assert cell_len(before) > console.NARROW or after == before

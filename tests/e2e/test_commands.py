@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -252,3 +253,20 @@ def test_without_a_daemon_every_command_that_needs_one_says_so_with_status_3(hom
     assert home.json("status", status=3) == {
         "running": False, "config": str(home.dir / "aegis.yaml"), "socket": str(home.dir / "aegis.sock"),
     }  # fmt: skip
+
+
+def test_what_a_server_writes_is_for_whom_the_client_meant_it(homes: Callable[..., Home], tmp_path: Path) -> None:
+    home = homes("backends: {work: {}}\nagents: {default: {backends: {work: {allowed: true}}}}\n")
+    for mask in (0o022, 0o077, 0o002):
+        script = tmp_path / f"{mask:o}.sh"
+        script.write_text(f"#!/bin/sh\numask > {tmp_path}/{mask:o}.mask\ncat >/dev/null\n")
+        script.chmod(0o755)
+        before = os.umask(mask)
+        try:
+            agent = home.wrap(str(script), backend="work")
+        finally:
+            os.umask(before)
+        written = tmp_path / f"{mask:o}.mask"
+        until(lambda written=written: written.exists() and written.read_text(), "a server that started")
+        assert int(written.read_text(), 8) == mask
+        agent.close()

@@ -57,12 +57,12 @@ def test_questions_and_refusals_come_back(path: str) -> None:
 
 
 def test_no_daemon_and_a_dead_daemons_socket_are_told(path: str) -> None:
-    with pytest.raises(DaemonAway, match="no daemon answers"):
+    with pytest.raises(DaemonAway, match="is not running"):
         ask(path, "status")
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(path)
     dead.close()
-    with pytest.raises(DaemonAway, match="no daemon answers"):
+    with pytest.raises(DaemonAway, match="is not running"):
         ask(path, "status")
 
 

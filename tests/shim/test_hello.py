@@ -22,11 +22,12 @@ NAMES = st.text(st.characters(exclude_characters="\0=", exclude_categories=("Cs"
     resume=st.booleans(),
     args=st.lists(WORDS).map(tuple),
     env=st.dictionaries(NAMES, WORDS),
+    umask=st.integers(0, 0o777),
 )
 def test_whatever_the_shim_says_the_daemon_hears(
-    agent: str, backend: str, cwd: str, resume: bool, args: tuple[str, ...], env: dict[str, str]
+    agent: str, backend: str, cwd: str, resume: bool, args: tuple[str, ...], env: dict[str, str], umask: int
 ) -> None:
-    said = Hello(agent, backend, cwd, hello.HANDOVER, resume, args, env)
+    said = Hello(agent, backend, cwd, hello.HANDOVER, resume, args, env, umask)
     assert decode(encode(said)) == said
 
 
@@ -47,7 +48,7 @@ def test_aegis_variables_never_travel() -> None:
     sent = encode(Hello("a", env={"AEGIS_APPROVER_KEY": "/key", "PATH": "/bin"}))
     assert b"AEGIS_" not in sent
     assert decode(sent).env == {"PATH": "/bin"}
-    forged = b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0env=AEGIS_HOME=/x"
+    forged = b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0umask=022\0env=AEGIS_HOME=/x"
     assert decode(len(forged).to_bytes(4, "big") + forged).env == {}
 
 
@@ -56,14 +57,16 @@ def test_aegis_variables_never_travel() -> None:
     [
         (b"", "without `=`"),
         (b"v=2\0agent=a", "version `2`"),
-        (b"agent=a\0backend=\0cwd=/\0way=relay\0resume=0", "version `none`"),
-        (b"v=1\0backend=\0cwd=/\0way=relay\0resume=0", "lacks `agent`"),
-        (b"v=1\0agent=\0backend=\0cwd=/\0way=relay\0resume=0", "names no agent"),
-        (b"v=1\0agent=a\0agent=b\0backend=\0cwd=/\0way=relay\0resume=0", "repeated key `agent`"),
-        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0admin=1", "unknown or repeated key `admin`"),
-        (b"v=1\0agent=a\0backend=\0cwd=/\0way=tunnel\0resume=0", "unknown way `tunnel`"),
-        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=yes", "neither 0 nor 1"),
-        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0env=X", "not `NAME=VALUE`"),
+        (b"agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0umask=022", "version `none`"),
+        (b"v=1\0backend=\0cwd=/\0way=relay\0resume=0\0umask=022", "lacks `agent`"),
+        (b"v=1\0agent=\0backend=\0cwd=/\0way=relay\0resume=0\0umask=022", "names no agent"),
+        (b"v=1\0agent=a\0agent=b\0backend=\0cwd=/\0way=relay\0resume=0\0umask=022", "repeated key `agent`"),
+        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0umask=022\0admin=1", "unknown or repeated key `admin`"),
+        (b"v=1\0agent=a\0backend=\0cwd=/\0way=tunnel\0resume=0\0umask=022", "unknown way `tunnel`"),
+        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0umask=0x7", "three octal digits"),
+        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0umask=8", "three octal digits"),
+        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=yes\0umask=022", "neither 0 nor 1"),
+        (b"v=1\0agent=a\0backend=\0cwd=/\0way=relay\0resume=0\0umask=022\0env=X", "not `NAME=VALUE`"),
     ],
 )
 def test_a_greeting_that_no_shim_says_is_refused_with_the_reason(body: bytes, why: str) -> None:
