@@ -36,6 +36,7 @@ from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import micros, monotonic, wall
+from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.server import ManageServer
 from aegis_daemon.relay.carry import Shell
@@ -73,6 +74,7 @@ class Daemon:
             on_event=self._ticket_event,
             max_pending=force.runtime.pending_limit,
         )
+        outbox = Outbox(loop)
         self._shell = Shell(
             runtime=force.runtime,
             now=monotonic,
@@ -80,8 +82,9 @@ class Daemon:
             limits=self._limits,
             lanes=self._lanes,
             desk=self._desk,
+            after=outbox.after,
         )
-        self._sessions = Sessions(loop, self._shell, self._nursery)
+        self._sessions = Sessions(loop, self._shell, self._nursery, outbox)
         self._relay = UnixRelay(
             loop,
             Path(paths.socket),

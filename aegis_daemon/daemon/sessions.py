@@ -40,12 +40,11 @@ class Session(msgspec.Struct):
 class Sessions:
     """All of them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shell: Shell, nursery: Nursery) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, shell: Shell, nursery: Nursery, outbox: Outbox) -> None:
         self._loop = loop
         self._shell = shell
         self._nursery = nursery
-        self._outbox = Outbox(loop)
-        shell.after = self._outbox.after
+        self._outbox = outbox
         self._ids = CallIds()
         self._load = Load()
         self._own_uid = os.geteuid()

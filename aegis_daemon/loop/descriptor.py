@@ -378,7 +378,7 @@ class LineReader:
                 del buffer[:-4096]
             return
         single = end == len(data) - 1 and data.find(b"\n") == end
-        buffer += data[:end] if not single else memoryview(data)[:end]
+        buffer += memoryview(data)[:end]
         whole = bytes(buffer)
         buffer.clear()
         buffer += data[end + 1 :]

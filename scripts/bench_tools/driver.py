@@ -13,6 +13,9 @@ from typing import Any
 
 from .machine import BenchError
 
+QUIET_S = 1.2
+"""Longer than a daemon under load gathers records before it has them written to the database (1 s)."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -110,7 +113,7 @@ class Driver:
         begin = busy_until = time.monotonic()
         before = self.cpu_ns()
         while busy_until < begin + patience:
-            time.sleep(0.08)  # longer than a daemon gathers records before it has them written to the database
+            time.sleep(QUIET_S)
             after = self.cpu_ns()
             if after - before < 4_000_000:
                 break

@@ -94,6 +94,9 @@ def test_a_search_is_narrowed(aegis: Aegis) -> None:
     assert calls("--since", "1h") == [THREE, TWO, ONE]
     assert calls("--until", "1h") == []
     assert aegis("audit", "search", "--since", "soon").exit_code == 2
+    wrong = aegis("audit", "search", "--status", "refused")
+    assert wrong.exit_code == 2
+    assert "denied" in wrong.stderr
 
 
 @pytest.mark.usefixtures("log")

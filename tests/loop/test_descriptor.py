@@ -512,3 +512,25 @@ def test_room_for_large_frames_is_given_back(run: Run, monkeypatch: pytest.Monke
             os.close(end)
 
     run(body())
+
+
+@pytest.mark.parametrize("left", [1, 0])
+def test_a_large_frame_is_half_written_until_its_newline_is_out(run: Run, pipe: tuple[int, int], left: int) -> None:
+    async def body() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        frame = b"x" * 100_000
+        taken_now = [len(frame) + 1 - left, 0]
+
+        def write(fd: int, chunks: Sequence[bytes | memoryview]) -> int:
+            return taken_now.pop(0)
+
+        writer = FrameWriter(asyncio.get_running_loop(), outbox, pipe[1], write=write)
+        marks: list[bool] = []
+        writer.before = marks.append
+        writer.send(frame)
+        outbox.flush()
+        assert marks[-1] is bool(left)
+        assert writer.waiting == left
+        writer.close()
+
+    run(body())
