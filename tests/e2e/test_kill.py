@@ -138,13 +138,13 @@ agents: {default: {backends: {work: {allowed: true, approval_required: [post]}}}
 def test_an_approval_is_used_once_however_often_the_daemon_is_killed(homes: Callable[..., Home], kills: int) -> None:
     home = homes(ASKING)
     home.torn = True
-    over = threading.Event()
+    over, gone = threading.Event(), threading.Event()
     approved: dict[str, list[str]] = {}
     rejected: list[str] = []
 
     def decide() -> None:
         """A person who lets each key run once: a second ticket for it is rejected."""
-        while not over.is_set():
+        while not gone.is_set():
             try:
                 for ticket in home.ask("pending"):
                     key = json.loads(ticket["arguments"])["key"]
@@ -177,9 +177,9 @@ def test_an_approval_is_used_once_however_often_the_daemon_is_killed(homes: Call
                 time.sleep(0.01)
 
     agents = [home.count(way=way).handshake() for way in WAYS for _ in range(2)]
-    threads = [threading.Thread(target=decide, daemon=True)]
-    threads += [threading.Thread(target=post, args=(agent, f"a{at}"), daemon=True) for at, agent in enumerate(agents)]
-    for thread in threads:
+    person = threading.Thread(target=decide, daemon=True)
+    posting = [threading.Thread(target=post, args=(agent, f"a{at}"), daemon=True) for at, agent in enumerate(agents)]
+    for thread in (person, *posting):
         thread.start()
     try:
         for _ in range(kills):
@@ -190,10 +190,12 @@ def test_an_approval_is_used_once_however_often_the_daemon_is_killed(homes: Call
             os.kill(pid, signal.SIGKILL)
             home.spawn()
     finally:
-        over.set()
-        for thread in threads:
-            thread.join(BOUND_S)
-            assert not thread.is_alive()
+        # The person leaves last: a call that was asked just now still waits for one.
+        for event, threads in ((over, posting), (gone, [person])):
+            event.set()
+            for thread in threads:
+                thread.join(BOUND_S)
+                assert not thread.is_alive()
     until(home.answers, "the last daemon")
     reached = home.reached()
     assert len(set(reached)) == len(reached), "an approval was used twice"
