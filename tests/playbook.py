@@ -44,6 +44,7 @@ from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import CallIds, Conversation, Load
+from aegis_daemon.wire.jsonrpc import Frame
 from aegis_daemon.wire.methods import META_CAPABILITIES, META_VERSION, MODERN_VERSION
 
 CONFIG = """
@@ -488,6 +489,10 @@ class Client(_End):
             if was <= HIGH < self.backlog:
                 self.on_full(True)
 
+    def tell(self, frame: bytes, slot: int) -> None:
+        assert slot < 0 or slot in self.slots, f"told of a request that is not open: {frame!r}"
+        self.send(frame, -1)
+
     def take_slot(self, id_json: bytes, end: int) -> int:
         if len(self.slots) >= SLOTS:
             return -1
@@ -549,13 +554,21 @@ class Server(_End):
     def pid(self) -> int | None:
         return None if self.over else 4711
 
-    def send(self, frame: bytes) -> None:
-        assert not self.over, f"sent to a server that has exited: {frame!r}"
+    def send(self, text: bytes, frame: Frame | None = None, number: int = 0) -> None:
+        assert not self.over, f"sent to a server that has exited: {text!r}"
+        if frame is not None:
+            said = json.loads(text)
+            assert said.get("method", "") == frame.method
+            assert number == said.get("id", 0)
         if self.stdin_closed:
-            self.lost.append(frame)
+            self.lost.append(text)
             return
         self.touched = True
-        self._heard(frame, self.talk.to_server)
+        self._heard(text, self.talk.to_server)
+
+    def cancel(self, number: int, text: bytes) -> None:
+        assert json.loads(text)["params"]["requestId"] == number
+        self.send(text)
 
     def _heard_request(self, frame: dict[str, Any], requests: OpenRequests) -> None:
         super()._heard_request(frame, requests)

@@ -72,10 +72,14 @@ class StdioServer:
         """Whether it has not ended yet."""
         return self._child.running
 
-    def send(self, frame: bytes) -> None:
+    def send(self, text: bytes, frame: object = None, number: int = 0) -> None:
         """One frame."""
         self.touched = True
-        self._writer.send(frame)
+        self._writer.send(text)
+
+    def cancel(self, number: int, text: bytes) -> None:
+        """Withdraws a request: the notification says all."""
+        self._writer.send(text)
 
     def pause(self, paused: bool) -> None:
         """Stops reading its output while nobody takes it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.session import Open
 from aegis_daemon.core.verdict import Claim, Hold, Permit, Reason
 from aegis_daemon.wire.jsonrpc import Answer
 
@@ -40,6 +41,11 @@ class Awaited(Protocol):
 
 class Landing(Protocol):
     """Who takes what comes back of a call: one of these, once."""
+
+    @property
+    def opened(self) -> Open:
+        """The open request that the call is."""
+        ...
 
     def set(self, answer: Answer) -> None:
         """The answer."""

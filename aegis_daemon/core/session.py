@@ -28,10 +28,16 @@ class State(enum.IntEnum):
 
 
 class Open(msgspec.Struct, eq=False):
-    """One open request. `waiter` and `strand` belong to whoever carries it, `slot` to its client."""
+    """One open request. `waiter` and `strand` belong to whoever carries it, `slot` to its client.
+
+    `key` is what it is found by here and `token` what its progress is: the sender's own `request_id` and `asked_token`,
+    unless several senders share the session.
+    """
 
     request_id: Id
+    key: Id
     token: int | str | None = None
+    asked_token: int | str | None = None
     call: Call | None = None
     state: State = State.WAITING
     cancelled: bool = False
@@ -66,9 +72,12 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._by_request)
 
-    def begin(self, request_id: Id, params: dict[str, Any]) -> Open:
-        """A request came. Raises `Duplicate` and `TooMany`."""
-        if request_id in self._by_request:
+    def begin(self, request_id: Id, params: dict[str, Any], key: Id | None = None) -> Open:
+        """A request came; `key` where its id is not the session's only one. Raises `Duplicate` and `TooMany`."""
+        shared = key is not None
+        if key is None:
+            key = request_id
+        if key in self._by_request:
             raise Duplicate
         if len(self._by_request) >= self._limit:
             raise TooMany
@@ -76,9 +85,11 @@ class OpenRequests:
         token = meta.get("progressToken") if type(meta) is dict else None
         if token is not None and type(token) is not str and type(token) is not int:
             token = None
-        opened = Open(request_id, token)
-        self._by_request[request_id] = opened
+        opened = Open(request_id, key, token, token)
+        self._by_request[key] = opened
         if token is not None:
+            if shared:
+                opened.token = token = key
             self._by_token[token] = opened
         return opened
 
@@ -98,11 +109,11 @@ class OpenRequests:
         """The request that went out under this number and has no answer yet."""
         return self._by_number.get(number) if type(number) is int else None
 
-    def find(self, request_id: Any) -> Open | None:
-        """The open request with the sender's id."""
-        if type(request_id) is not int and type(request_id) is not str:
+    def find(self, key: Any) -> Open | None:
+        """The open request with this key: the sender's id, unless several senders share the session."""
+        if type(key) is not int and type(key) is not str:
             return None
-        return self._by_request.get(request_id)
+        return self._by_request.get(key)
 
     def progressing(self, token: Any) -> Open | None:
         """The open request whose sender wants progress under this token."""
@@ -114,12 +125,16 @@ class OpenRequests:
         """The request is over, however it ended."""
         opened.state = State.DONE
         opened.waiter = opened.strand = None  # they hold it too; a cycle would keep all of the call until a collection
-        if self._by_request.get(opened.request_id) is opened:
-            del self._by_request[opened.request_id]
+        if self._by_request.get(opened.key) is opened:
+            del self._by_request[opened.key]
         if opened.number:
             self._by_number.pop(opened.number, None)
         if opened.token is not None and self._by_token.get(opened.token) is opened:
             del self._by_token[opened.token]
+
+    def newest(self) -> Open | None:
+        """The request that came last and is still open."""
+        return next(reversed(self._by_request.values()), None)
 
     def all(self) -> list[Open]:
         """Every open request, oldest first."""

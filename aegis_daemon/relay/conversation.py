@@ -37,6 +37,7 @@ from aegis_daemon.wire.jsonrpc import (
     PARSE_ERROR,
     Answer,
     Frame,
+    Id,
     Kind,
     WireFault,
     asks,
@@ -133,7 +134,10 @@ class Load:
 
 
 class Conversation:
-    """The event machine of one session. `on_end` is called once, when everything of it is gone."""
+    """The event machine of one session. `on_end` is called once, when everything of it is gone.
+
+    In a `shared` one several senders of one agent ask, whose ids and progress tokens may be the same.
+    """
 
     def __init__(
         self,
@@ -148,6 +152,7 @@ class Conversation:
         ids: CallIds,
         load: Load,
         on_end: Callable[[Conversation], None],
+        shared: bool = False,
     ) -> None:
         self.session = session
         self.principal = principal
@@ -164,7 +169,9 @@ class Conversation:
         self._load = load
         self._on_end = on_end
         runtime = shell.runtime
-        self.to_server = OpenRequests(runtime.session_limit)
+        self._shared = shared
+        self._keys = 0
+        self.to_server = OpenRequests(runtime.agent_limit if shared else runtime.session_limit)
         self.to_client = OpenRequests(runtime.session_limit)
         self._suspended: dict[bytes, tuple[Kept, asyncio.TimerHandle]] = {}
         self._tasks: dict[str, tuple[Settle, float]] = {}
@@ -177,7 +184,7 @@ class Conversation:
         self._ending = False
         self._leaving = False
         """the client's input ended, and requests before its end are still being written down"""
-        self._held: deque[tuple[Open, bytes]] = deque()
+        self._held: deque[tuple[Open, Frame]] = deque()
         """notifications, each with the request before it that is being written down"""
         self._code = 0
         self._over = False
@@ -276,7 +283,7 @@ class Conversation:
         while held and held[0][0].state is not State.COMMITTING:
             _, frame = held.popleft()
             if self.server is not None:
-                self.server.send(frame)
+                self.server.send(frame.encoded(), frame)
         if self._leaving and not any(
             opened.state is State.COMMITTING and not opened.cancelled for opened in self.to_server.all()
         ):
@@ -389,6 +396,10 @@ class Conversation:
             id_json = b"null" if fault.id is None else id_text(fault.id)
             self.client.send(error_frame(id_json, fault.code, fault.text, {"by": "aegis"}), -1)
             return
+        self.hear(frame, end)
+
+    def hear(self, frame: Frame, end: int = 0) -> None:
+        """One frame of the client, which ends at this offset of its input."""
         if frame.kind is Kind.REQUEST:
             self._request(frame, end)
             return
@@ -409,8 +420,12 @@ class Conversation:
         client, requests, agent = self.client, self.to_server, self.principal.agent
         runtime = self.shell.runtime
         fault: Reason | None = None
+        key: Id | None = None
+        if self._shared:
+            self._keys += 1
+            key = f"a{self._keys}"
         try:
-            opened = requests.begin(id, frame.params)
+            opened = requests.begin(id, frame.params, key)
         except Duplicate:
             client.consume(end)
             self._drop("to_server", "duplicate id")
@@ -418,7 +433,7 @@ class Conversation:
             client.send(error_frame(id_text(id), INVALID_REQUEST, text, {"by": "aegis"}), -1)
             return
         except TooMany:
-            opened = Open(id, None)
+            opened = Open(id, id)
             fault = _too_many(f"this session has {runtime.session_limit} requests in flight")
         if fault is None:
             if not self._load.enter(agent, runtime.agent_limit):
@@ -431,6 +446,8 @@ class Conversation:
                     self._load.leave(agent)
                     fault = _too_many("this session has as many requests in flight as can be kept")
         client.consume(end)
+        if opened.token is not opened.asked_token:
+            frame = handshake.with_token(frame, opened.token)
         row = TO_SERVER.get(frame.method)
         subject = name = None
         era: Era | None = self.era
@@ -462,7 +479,7 @@ class Conversation:
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
         self.shell.audit.story(call).denied(reason)
         opened.state = State.WAITING
-        known = self.to_server.find(opened.request_id) is opened
+        known = self.to_server.find(opened.key) is opened
         data_frame = refusal_frame(
             opened.request_id, stage=reason.stage, text=reason.text, call_id=call.id, era=call.era,
             method=call.method, style=self.shell.runtime.denials, retryable=reason.retryable, reason=reason.code,
@@ -581,9 +598,9 @@ class Conversation:
             if len(self._held) >= HELD:
                 self._drop("to_server", "a notification too many while the log is being written")
                 return
-            self._held.append((before, frame.encoded()))
+            self._held.append((before, frame))
             return
-        server.send(frame.encoded())
+        server.send(frame.encoded(), frame)
 
     def _route_open(self) -> bool:
         """Whether today's rules still leave this agent this backend."""
@@ -601,7 +618,21 @@ class Conversation:
         if opened.state is State.SENT and self.server is not None:
             opened.deadline = self.shell.now() + CANCELLED_S
             params = {**frame.params, "requestId": opened.number}
-            self.server.send(encode({**frame.value, "params": params}))
+            self.server.cancel(opened.number, encode({**frame.value, "params": params}))
+
+    def withdraw(self, slot: int) -> None:
+        """The client closed the stream on which the request with this slot would be answered: it is cancelled."""
+        opened = next((one for one in self.to_server.all() if one.slot == slot), None)
+        if opened is None or opened.cancelled:
+            return
+        if opened.state is State.WAITING and opened.strand is not None:
+            opened.strand.interrupt(Withdrawn("the client closed the stream before the call was forwarded"))
+            return
+        opened.cancelled = True
+        if opened.state is State.SENT and self.server is not None:
+            opened.deadline = self.shell.now() + CANCELLED_S
+            params = {"requestId": opened.number, "reason": "the client closed the stream"}
+            self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))
 
     def _client_answer(self, frame: Frame) -> None:
         opened = self.to_client.answered(frame.id)  # type: ignore[arg-type]
@@ -639,8 +670,18 @@ class Conversation:
 
     # --- the server's frames ------------------------------------------------------------------------------------
 
-    def server_lines(self, server: Backend, lines: list[bytes]) -> None:
-        """Complete lines of the session's server; those of a replaced one go nowhere."""
+    def server_lost(self, server: Backend, number: int, fault: Fault) -> None:
+        """One request of ours will get no answer; the session goes on."""
+        opened = self.to_server.answered(number) if server is self.server else None
+        if opened is not None and opened.waiter is not None:
+            opened.waiter.fail(fault)
+
+    def server_lines(self, server: Backend, lines: list[bytes], about: int | None = None) -> None:
+        """Complete lines of the session's server; those of a replaced one go nowhere.
+
+        `about` is our number of the request on whose stream they came, 0 for a stream of the whole session, and None
+        where nobody can tell.
+        """
         if server is not self.server:
             return
         for line in lines:
@@ -656,9 +697,9 @@ class Conversation:
                 else:
                     opened.waiter.set(frame)
             elif frame.kind is Kind.REQUEST:  # type: ignore[union-attr]
-                self._server_request(frame)  # type: ignore[arg-type]
+                self._server_request(frame, about)  # type: ignore[arg-type]
             elif frame.kind is Kind.NOTIFICATION:  # type: ignore[union-attr]
-                self._server_notification(frame, line)  # type: ignore[arg-type]
+                self._server_notification(frame, line, about)  # type: ignore[arg-type]
             else:
                 self._drop("to_client", "an answer that is none")
 
@@ -687,7 +728,12 @@ class Conversation:
                 self.to_server.answered(one.number)
                 one.waiter.fail(fault)
 
-    def _server_request(self, frame: Frame) -> None:
+    def _slot_of(self, about: int | None) -> int:
+        """The client's place for what belongs to this request; where nobody can tell, that of the newest."""
+        opened = self.to_server.newest() if about is None else self.to_server.peek(about)
+        return -1 if opened is None else opened.slot
+
+    def _server_request(self, frame: Frame, about: int | None) -> None:
         id = frame.id
         assert id is not None
         server = self.server
@@ -713,6 +759,7 @@ class Conversation:
         if row.rule is Rule.PING:
             Strand(self._carry_ping(opened, frame, self.to_client, self._to_client_side)).start()
             return
+        opened.slot = self._slot_of(about)
         subject, name = subject_of(row, frame.params)
         call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_CLIENT, row, subject, name, self.backend,
@@ -721,7 +768,7 @@ class Conversation:
         opened.call = call
         carry(call, opened, self._to_client_side, self._to_client_side, self.shell)
 
-    def _server_notification(self, frame: Frame, line: bytes) -> None:
+    def _server_notification(self, frame: Frame, line: bytes, about: int | None) -> None:
         method = frame.method
         params = frame.params
         if method == "notifications/progress":
@@ -731,6 +778,10 @@ class Conversation:
                 return
             more = self.shell.now() + self.shell.runtime.backend(self.backend).timeout
             opened.deadline = max(opened.deadline, more)
+            if opened.token is not opened.asked_token:
+                line = encode({**frame.value, "params": {**params, "progressToken": opened.asked_token}})
+            self.client.tell(line, opened.slot)
+            return
         elif method == "notifications/cancelled":
             opened = self.to_client.find(params.get("requestId"))
             if opened is None:
@@ -743,7 +794,8 @@ class Conversation:
             already, opened.cancelled = opened.cancelled, True
             if opened.state is State.SENT and not already:
                 opened.deadline = self.shell.now() + CANCELLED_S
-                self.client.send(encode({**frame.value, "params": {**params, "requestId": opened.number}}), -1)
+                text = encode({**frame.value, "params": {**params, "requestId": opened.number}})
+                self.client.tell(text, opened.slot)
             return
         elif method == "notifications/resources/updated":
             uri = params.get("uri")
@@ -765,9 +817,10 @@ class Conversation:
                 return
             opened.deadline = float("inf")
             meta = {**meta, META_SUBSCRIPTION: opened.request_id}
-            self.client.send(encode({**frame.value, "params": {**params, "_meta": meta}}), -1)
+            self.client.tell(encode({**frame.value, "params": {**params, "_meta": meta}}), opened.slot)
             return
-        self.client.send(line, -1)
+        general = about is None and method.endswith(("_changed", "/updated"))
+        self.client.tell(line, -1 if general else self._slot_of(about))
 
     def _listening(self, number: Any) -> Open | None:
         """The open `subscriptions/listen` that went out under this number."""
@@ -783,7 +836,7 @@ class Conversation:
             return
         if not opened.cancelled:
             params = {**frame.params, "requestId": opened.request_id}
-            self.client.send(encode({**frame.value, "params": params}), -1)
+            self.client.tell(encode({**frame.value, "params": params}), opened.slot)
             opened.cancelled = True
         self.to_server.answered(opened.number)
         opened.waiter.set(Answer(opened.number, b'{"jsonrpc":"2.0","id":', b',"result":{}}', True, b"{}"))
@@ -812,8 +865,8 @@ class Conversation:
         def beat() -> None:
             nonlocal timer
             opened.beats += 1
-            params = {"progressToken": opened.token, "progress": opened.beats / 1_000_000, "message": text()}
-            self.client.send(notification_frame("notifications/progress", params), -1)
+            params = {"progressToken": opened.asked_token, "progress": opened.beats / 1_000_000, "message": text()}
+            self.client.tell(notification_frame("notifications/progress", params), opened.slot)
             timer = self.loop.call_later(HEARTBEAT_S, beat)
 
         beat()
@@ -915,7 +968,7 @@ class Conversation:
         handshake = opened.call is not None and opened.call.method == "initialize"  # which is never cancelled
         if not opened.cancelled and not handshake and requests is self.to_server and self.server is not None:
             params = {"requestId": opened.number, "reason": "no answer in time"}
-            self.server.send(notification_frame("notifications/cancelled", params))
+            self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))
         text = (
             f"no answer within {timeout:g} s; outcome unknown; for slow tools raise `backends.{self.backend}.timeout`"
         )
@@ -926,7 +979,7 @@ class Conversation:
         if self.era is not Era.LEGACY:
             return
         for method in self._list_changes:
-            self.client.send(notification_frame(method, {}), -1)
+            self.client.tell(notification_frame(method, {}), -1)
 
     _list_changes: tuple[str, ...] = ()
 
@@ -1015,21 +1068,21 @@ class _ToServer(_Side):
         server = self.conversation.server
         if server is not None:
             self.conversation.client.dispatched(opened.slot)
-            server.send(frame)
+            server.send(frame, number=opened.number)
 
     def send(self, permit: Permit, landing: Landing) -> None:
         """See `core.ports.Peer`."""
-        call = permit.call
+        call, opened = permit.call, landing.opened
         conversation = self.conversation
         server, requests = conversation.server, conversation.to_server
-        opened = requests.find(call.request_id)
-        if server is None or opened is None:
+        if server is None or opened.state is State.DONE:
             raise Fault("no_server", "the server is not running; not executed; start it again", not_executed=True)
         opened.waiter = landing
         shell = conversation.shell
         opened.deadline = shell.now() + shell.runtime.backend(call.backend).timeout
         conversation.client.dispatched(opened.slot)
-        server.send(call.frame.encoded(requests.sent(opened)))
+        number = requests.sent(opened)
+        server.send(call.frame.encoded(number), call.frame, number)
         if conversation._held or conversation._leaving:
             conversation.moved()
 
@@ -1074,19 +1127,18 @@ class _ToClient(_Side):
     __slots__ = ()
 
     def put(self, frame: bytes, opened: Open) -> None:
-        self.conversation.client.send(frame, -1)
+        self.conversation.client.tell(frame, opened.slot)
 
     def send(self, permit: Permit, landing: Landing) -> None:
         """See `core.ports.Peer`."""
-        call = permit.call
+        call, opened = permit.call, landing.opened
         conversation = self.conversation
-        opened = conversation.to_client.find(call.request_id)
-        if opened is None or conversation.client.gone or conversation._ending:
+        if opened.state is State.DONE or conversation.client.gone or conversation._ending:
             raise Fault("no_client", "the client is not there any more", not_executed=True)
         opened.waiter = landing
         # A person may have to answer: the client's own time limit holds, ours only keeps memory bounded.
         opened.deadline = conversation.shell.now() + 3600.0
-        conversation.client.send(call.frame.encoded(conversation.to_client.sent(opened)), -1)
+        conversation.client.tell(call.frame.encoded(conversation.to_client.sent(opened)), opened.slot)
 
     def answer(self, opened: Open, frame: bytes) -> bool:
         conversation = self.conversation

@@ -38,6 +38,11 @@ def _with_params(frame: Frame, params: dict[str, Any]) -> Frame:
     return msgspec.structs.replace(frame, params=params, value={**frame.value, "params": params}, text=b"")
 
 
+def with_token(frame: Frame, token: int | str | None) -> Frame:
+    """The same request with another progress token in the place of its own."""
+    return _with_params(frame, {**frame.params, "_meta": {**frame.params["_meta"], "progressToken": token}})
+
+
 def initialize(frame: Frame, allowed: frozenset[str]) -> Frame:
     """An `initialize` that asks for a version we know and offers only what the server may use."""
     params = frame.params

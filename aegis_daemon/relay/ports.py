@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from aegis_daemon.wire.jsonrpc import Frame
+
 if TYPE_CHECKING:
     from aegis_daemon.relay.conversation import Conversation
 
@@ -50,7 +52,11 @@ class Client(Protocol):
         ...
 
     def send(self, frame: bytes, slot: int) -> None:
-        """One frame; `slot` is freed once it is out whole."""
+        """An answer; `slot` is its request's, freed once the answer is out whole, or -1 for one that got none."""
+        ...
+
+    def tell(self, frame: bytes, slot: int) -> None:
+        """A notification or a request; `slot` is that of the client's request which it belongs to, -1 for none."""
         ...
 
     def take_slot(self, id_json: bytes, end: int) -> int:
@@ -107,8 +113,12 @@ class Backend(Protocol):
         """Whether it has been sent anything."""
         ...
 
-    def send(self, frame: bytes) -> None:
-        """One frame."""
+    def send(self, text: bytes, frame: Frame | None = None, number: int = 0) -> None:
+        """One frame as it goes out. `frame` is what was judged, `number` the id that a request goes under, else 0."""
+        ...
+
+    def cancel(self, number: int, text: bytes) -> None:
+        """Withdraws the open request `number`; `text` is the notification that says so."""
         ...
 
     def pause(self, paused: bool) -> None:

@@ -112,6 +112,10 @@ class ShimClient:
         self._slots.append(slot)
         self._writer.send(frame)
 
+    def tell(self, frame: bytes, slot: int) -> None:
+        """A notification or a request: all go the same way."""
+        self.send(frame, -1)
+
     def _sent(self, count: int) -> None:
         slots = self._slots
         free = self._ledger.free_slot
