@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from hashlib import sha256
 
 from aegis_daemon.config.schema import Access, Config, reveal
 from aegis_daemon.core.names import Names
@@ -32,6 +33,7 @@ def build(config: Config, digest: str) -> Runtime:
         name: AgentRule(
             Principal(name, tenant=agent.tenant, roles=agent.roles),
             frozenset(agent.identities) if agent.identities else None,
+            sha256(agent.auth_token.reveal().encode()).digest() if agent.auth_token is not None else None,
         )
         for name, agent in config.agents.items()
     }
@@ -49,6 +51,8 @@ def build(config: Config, digest: str) -> Runtime:
                 env={key: reveal(value) for key, value in backend.env.items()},
                 cwd=backend.cwd,
                 url=reveal(backend.url) if backend.url is not None else None,
+                transport=backend.transport,
+                headers={key: reveal(value) for key, value in backend.headers.items()},
             )
             for name, backend in config.backends.items()
         },

@@ -290,6 +290,20 @@ def _as_listen(value: object) -> str:
     return text
 
 
+def _as_host(value: object) -> str:
+    text = _as_plain(value, "a host's name")
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", text):
+        raise fault(f"{shown(value)} is not a host's name", "write it like `aegis.example`, without scheme and port")
+    return text.lower()
+
+
+def _as_origin(value: object) -> str:
+    text = _as_plain(value, "an origin")
+    if not re.fullmatch(r"https?://[^\s/?#@]+/?", text, re.IGNORECASE):
+        raise fault(f"{shown(value)} is not an origin", "write it like `https://console.example`")
+    return text.lower().rstrip("/")
+
+
 def shown(value: object) -> str:
     """A value as an error text repeats it: short, in backticks; mappings and lists by their kind."""
     if value is None:
@@ -335,6 +349,8 @@ Name = Annotated[str, BeforeValidator(_as_name), Kind("name")]
 BackendName = Annotated[str, BeforeValidator(_as_backend_name), Kind("name")]
 Glob = Annotated[str, BeforeValidator(_as_glob), Kind("pattern")]
 ToolName = Annotated[str, BeforeValidator(_as_tool), Kind("name")]
+HostName = Annotated[str, BeforeValidator(_as_host), Kind("name")]
+Origin = Annotated[str, BeforeValidator(_as_origin), Kind("origin")]
 Listen = Annotated[str, BeforeValidator(_as_listen), Kind("address")]
 FactValue = Annotated[
     str | bool | int | tuple[str | bool | int, ...],
@@ -389,6 +405,15 @@ class Server(Section):
     write_timeout: Seconds = Field(default=300.0, description="Longest time to write one HTTP answer.")
     api_token: Token | None = Field(
         default=None, description="Bearer token of the management API; at least 16 characters."
+    )
+    read_token: Token | None = Field(
+        default=None, description="Bearer token that may read over the management API and nothing more."
+    )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        default=(), description="Names, beside localhost and addresses, that requests may use for this server."
+    )
+    allowed_origins: tuple[Origin, ...] = Field(
+        default=(), description="Web pages that may use this server, like `https://console.example`."
     )
     insecure_open_api: Flag = Field(
         default=False,
@@ -593,8 +618,6 @@ class NotYet(msgspec.Struct, frozen=True):
     hint: str
 
 
-_NO_HTTP = "connect agents through `aegis-wrap`"
-_NO_WEBHOOK = "watch and decide requests with `aegis pending` and `aegis approve`"
 _NO_POLICY = "use the agent's lists; policies come with a later version"
 
 NOT_YET: Final = (
@@ -622,54 +645,14 @@ NOT_YET: Final = (
         "retries and circuit breakers are not supported by this version",
         "remove `resilience`; `timeout` holds without it",
     ),
-    NotYet(("server", "listen"), False, "this version serves no http, so nothing listens here", _NO_HTTP),
-    NotYet(("server", "read_timeout"), False, "this version serves no http, so nothing reads this", _NO_HTTP),
-    NotYet(("server", "write_timeout"), False, "this version serves no http, so nothing reads this", _NO_HTTP),
-    NotYet(("server", "api_token"), False, "this version serves no http, so there is no api to protect", _NO_HTTP),
-    NotYet(("server", "insecure_open_api"), False, "this version serves no http, so there is no api to open", _NO_HTTP),
-    NotYet(
-        ("backends", "*", "url"),
-        False,
-        "this version does not connect to addresses, so calls to this backend are refused",
-        "use `command`, or a program that bridges stdio to the address",
-    ),
-    NotYet(
-        ("backends", "*", "health_url"),
-        False,
-        "this version asks no address for its health",
-        "it can stay for a later one",
-    ),
-    NotYet(
-        ("backends", "*", "transport"),
-        False,
-        "this version does not connect to addresses",
-        "it can stay for a later one",
-    ),
-    NotYet(
-        ("backends", "*", "headers"), False, "this version does not connect to addresses", "it can stay for a later one"
-    ),
     NotYet(
         ("backends", "*", "tools_idempotent"),
         False,
         "this version never repeats a call by itself",
         "it can stay for a later one",
     ),
-    NotYet(
-        ("agents", "*", "auth_token"),
-        False,
-        "this version serves no http, so nobody is asked for this token; on the socket the system user decides",
-        "set `identities` to the users that may be this agent",
-    ),
     NotYet(("agents", "*", "roles"), False, "no policy reads roles in this version", _NO_POLICY),
     NotYet(("agents", "*", "attributes"), False, "no policy reads attributes in this version", _NO_POLICY),
-    NotYet(("approval", "feishu", "webhook_url"), False, "this version posts no webhooks", _NO_WEBHOOK),
-    NotYet(("approval", "feishu", "secret"), False, "this version posts no webhooks", _NO_WEBHOOK),
-    NotYet(("approval", "generic", "webhook_url"), False, "this version posts no webhooks", _NO_WEBHOOK),
-    NotYet(("approval", "generic", "secret"), False, "this version posts no webhooks", _NO_WEBHOOK),
-    NotYet(("approval", "callback_base_url"), False, "this version makes no approval links", _NO_WEBHOOK),
-    NotYet(("approval", "listen"), False, "this version serves no approval page", _NO_WEBHOOK),
-    NotYet(("approval", "confirm"), False, "this version serves no approval page", _NO_WEBHOOK),
-    NotYet(("approval", "get_decides"), False, "this version makes no approval links", _NO_WEBHOOK),
     NotYet(("audit", "retention_days"), False, "this version deletes no records", "it can stay for a later one"),
 )
 """In the order of the models. A key whose feature arrives loses its row here, and that is all there is to do."""

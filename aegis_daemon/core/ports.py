@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Open
 from aegis_daemon.core.verdict import Claim, Hold, Permit, Reason
-from aegis_daemon.wire.jsonrpc import Answer
+from aegis_daemon.wire.jsonrpc import Answer, Frame
 
 
 class Fault(Exception):
@@ -196,4 +197,46 @@ class AuditLog(Protocol):
 
     def dropped(self, agent: str, backend: str, session: str, direction: str, reason: str, count: int) -> None:
         """Frames that were neither forwarded nor answered."""
+        ...
+
+
+class Party(Protocol):
+    """What an agent's end talks to over the network: one session with one server, or with several at once."""
+
+    def hear(self, frame: Frame, end: int = 0) -> None:
+        """One frame of the client."""
+        ...
+
+    def withdraw(self, slot: int, *, forwarded: bool = True) -> None:
+        """Nobody waits for the request with this slot any more; it is cancelled at the server only if `forwarded`."""
+        ...
+
+    def client_left(self) -> None:
+        """Nothing new comes, and nobody reads any more."""
+        ...
+
+
+class Turned(Exception):
+    """A client that is turned away: the HTTP status and code that say so, and a text that names the next step."""
+
+    def __init__(self, status: int, code: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.code = code
+        self.text = text
+
+
+class Reception(Protocol):
+    """Who may come in over the network, and whom they get to talk to."""
+
+    def admit(self, agent: str, token: str | None, peer: str) -> Principal:
+        """Who it is. Raises `Turned`."""
+        ...
+
+    def begin(self, principal: Principal, backend: str | None, client: Any, *, shared: bool) -> Party:
+        """A session with one backend, or with all that the agent may use; `shared` by all who ask. Raises `Turned`."""
+        ...
+
+    def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
+        """A frame was neither forwarded nor answered."""
         ...

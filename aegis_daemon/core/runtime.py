@@ -24,13 +24,19 @@ class BackendRule(msgspec.Struct, frozen=True):
     env: Mapping[str, str] = {}
     cwd: str | None = None
     url: str | None = None
+    transport: str = "auto"
+    headers: Mapping[str, str] = {}
 
 
 class AgentRule(msgspec.Struct, frozen=True):
-    """What the path of a call needs of an agent. `uids` are the users that may be it; None: the daemon's own."""
+    """What the path of a call needs of an agent. `uids` are the users that may be it; None: the daemon's own.
+
+    `token` is the SHA-256 of what it shows over the network; None: it need not show anything.
+    """
 
     principal: Principal
     uids: frozenset[int] | None = None
+    token: bytes | None = None
 
 
 class Runtime(msgspec.Struct, frozen=True):
@@ -64,6 +70,14 @@ class Runtime(msgspec.Struct, frozen=True):
     def offers(self, agent: str, backend: str) -> frozenset[str]:
         """What the agent may offer the server: in observe mode even what the rules do not allow."""
         return _EVERYTHING if self.pipeline.observe else self.may_ask(agent, backend)
+
+    def routes(self, agent: str) -> tuple[str, ...]:
+        """The backends that the agent may use and that the daemon itself can reach, in the order of the file."""
+        return tuple(
+            name
+            for name, rule in self.backends.items()
+            if (rule.command is not None or rule.url is not None) and self.reaches(agent, name)
+        )
 
     def reaches(self, agent: str, backend: str) -> bool:
         """Whether frames that no gate judges may pass between the two, and a server may run for the agent."""

@@ -8,23 +8,27 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from aegis_daemon import __version__
+from aegis_daemon.approvals import links
 from aegis_daemon.approvals import ticket as tickets
 from aegis_daemon.approvals.desk import Decided, Desk, NoSuchTicket
 from aegis_daemon.approvals.ticket import spoken
 from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.store import Reader
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.backends.children import Nursery
 from aegis_daemon.config.load import masked
+from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.session import State
 from aegis_daemon.core.units import go_duration
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits, milliseconds
-from aegis_daemon.loop.clock import monotonic
+from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.manage import ancestry, api, shapes
 
 _EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "decided", "expired", "consumed"]] = {
@@ -36,6 +40,15 @@ _EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "decided", "expi
     "expired": "expired",
     "consumed": "consumed",
 }
+
+
+AUDIT_READERS = 2
+"""Requests that read the audit store at once."""
+AUDIT_WAIT_S = 10.0
+AUDIT_FLUSH_S = 2.0
+"""How long a reader waits for what was recorded last."""
+AUDIT_STEP = 1000
+_USE_COMMAND = "see `aegis pending`, and decide there with `aegis approve` or `aegis reject`"
 
 
 def instant(seconds: float) -> str:
@@ -61,6 +74,39 @@ def ticket_row(ticket: tickets.Ticket) -> shapes.Ticket:
     )
 
 
+def _audit_rows(path: Path, limit: int, offset: int) -> list[shapes.AuditRow]:
+    """Reads one page. Raises `OSError`, `sqlite3.Error`."""
+    with Reader(path) as reader:
+        before: int | None = None
+        while offset > 0:  # the reader goes from row to row, so what lies before the page is walked through
+            step = min(offset, AUDIT_STEP)
+            passed = reader.search(method="tools/call", limit=step, before=before, bodies=False)
+            if len(passed) < step:
+                return []
+            before, offset = passed[-1].seq, offset - step
+        found = reader.search(method="tools/call", limit=limit, before=before)
+    return [
+        shapes.AuditRow(
+            call_id=call.call_id,
+            request_id=call.request_id,
+            agent_id=call.agent_id,
+            backend_id=call.backend_id,
+            tool_name=call.tool_name,
+            arguments=call.arguments or "",
+            acl_result=call.acl_result,
+            rate_limit_result=call.rate_limit_result,
+            approval_result=call.approval_result,
+            queue_position=call.queue_position,
+            queue_wait_ms=call.queue_wait_ms,
+            exec_status=call.exec_status,
+            exec_duration_ms=call.exec_duration_ms,
+            error_message=call.error_message,
+            created_at=call.created_at,
+        )
+        for call in found
+    ]
+
+
 class Governor:
     """See `manage.api.Governor`."""
 
@@ -79,6 +125,8 @@ class Governor:
         writer: WriterHandle,
         nursery: Nursery,
         key: str,
+        audit_db: Path | None = None,
+        links_key: bytes = b"",
     ) -> None:
         self._socket = socket
         self._in_force = in_force
@@ -92,6 +140,9 @@ class Governor:
         self._writer = writer
         self._nursery = nursery
         self._key = key
+        self._audit_db = audit_db
+        self._links_key = links_key
+        self._readers = asyncio.Semaphore(AUDIT_READERS)
         self._began = monotonic()
         self._watchers: set[asyncio.Queue[shapes.TicketEvent]] = set()
 
@@ -209,14 +260,63 @@ class Governor:
         """The configuration in force, secrets masked."""
         return masked(self._in_force().config)
 
+    def agents(self) -> Sequence[shapes.Agent]:
+        """The configured agents."""
+        return [
+            shapes.Agent(
+                id=name,
+                display_name=agent.display_name or "",
+                backends={
+                    backend: shapes.AgentAccess(
+                        allowed=access.allowed,
+                        denied_tools=access.tool_denylist,
+                        allowed_tools=access.tool_allowlist,
+                        approval_required=access.approval_required,
+                    )
+                    for backend, access in agent.backends.items()
+                },
+            )
+            for name, agent in self._in_force().config.agents.items()
+        ]
+
+    def rate_limits(self, agent: str) -> Sequence[shapes.LimitRow]:
+        """One agent's windows, its own first."""
+        configured = self._in_force().config.agents.get(agent)
+        if configured is None:
+            raise api.NotFound(f"no agent `{agent}` is configured", "`/api/v1/agents` lists them")
+        used = {backend for backend, access in configured.backends.items() if access.allowed}
+        rows = [row for row in self.limits(agent, None, None) if row.scope == "agent" or row.backend_id in used]
+        return sorted(rows, key=lambda row: row.scope)
+
+    def queue_status(self) -> dict[str, int]:
+        """Calls that wait, by backend."""
+        waiting = dict.fromkeys(self._in_force().runtime.lanes, 0)
+        for row in self._lanes.rows():
+            waiting[row.backend_id] = waiting.get(row.backend_id, 0) + (row.state != "running")
+        return waiting
+
+    async def audit_logs(self, limit: int, offset: int) -> Sequence[shapes.AuditRow]:
+        """`tools/call` rows, newest first, read in a thread of their own."""
+        if self._audit_db is None:
+            raise api.Unavailable("this daemon has no audit store to read")
+        try:
+            async with asyncio.timeout(AUDIT_WAIT_S), self._readers:
+                try:
+                    await self._writer.flush(AUDIT_FLUSH_S)
+                except AuditUnavailable:
+                    pass  # what the store has by now is better than nothing
+                return await asyncio.to_thread(_audit_rows, self._audit_db, limit, offset)
+        except TimeoutError:
+            raise api.Unavailable("the audit store is being read by others", "repeat it") from None
+        except (OSError, sqlite3.Error) as error:
+            raise api.Unavailable(f"the audit store cannot be read: {error}", "see `aegis status`") from None
+
     # --- deciding -----------------------------------------------------------------------------------------------
 
     def may_decide(self, pid: int | None, key: str | None) -> str | None:
         """None, or why this process may not decide (no self-approval)."""
         if key is not None:
-            if hmac.compare_digest(key.strip().encode(), self._key.encode()):
-                return None
-            return "the approver key is not the daemon's"
+            return None if self.knows_key(key) else "the approver key is not the daemon's"
         agents = [session.agent_process for session in self._sessions if session.agent_process is not None]
         if not agents:
             return None
@@ -231,6 +331,28 @@ class Governor:
         return (
             f"the request comes from `{found.name}` (pid {found.pid}), which is a governed agent or was started by one"
         )
+
+    def knows_key(self, key: str) -> bool:
+        """Whether this is the approver key."""
+        return bool(self._key) and hmac.compare_digest(key.strip().encode(), self._key.encode())
+
+    def follow(self, id: str, action: str, token: str) -> shapes.Linked:
+        """What an approval link speaks of."""
+        bound = links.read(self._links_key, id, action, token) if self._links_key else None
+        if bound is None:
+            raise api.Forbidden("this link was not made by this daemon, or something was changed in it", _USE_COMMAND)
+        try:
+            ticket = self._desk.get(id)
+        except NoSuchTicket:
+            ticket = None
+        # A short id is given out again once it is free, so what stands under it now may be another call's.
+        if ticket is None or links.binding(ticket) != bound.binding:
+            raise api.NotFound(f"`{id}` was decided, or expired, and is no longer known", _USE_COMMAND)
+        if ticket.state != tickets.PENDING:
+            raise api.NotFound(str(Decided(ticket)))
+        if bound.expires < wall():
+            raise api.NotFound(f"`{id}` expired")
+        return shapes.Linked(ticket=ticket_row(ticket), code=links.code(self._links_key, bound.binding))
 
     async def decide(self, id: str, approve: bool, *, by: str, via: str, note: str) -> shapes.Decided:
         """One decision on one ticket."""

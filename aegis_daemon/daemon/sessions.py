@@ -1,4 +1,4 @@
-"""Every attached shim becomes a conversation with a server of its own, and leaves nothing behind."""
+"""Every agent's end becomes a conversation with a server of its own, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from collections.abc import Iterator
 
 import msgspec
 
-from aegis_daemon.backends.children import Command, Nursery
-from aegis_daemon.backends.stdio import StdioServer
+from aegis_daemon.daemon.servers import STDERR, Servers
 from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import ancestry
 from aegis_daemon.relay.admission import Plan, Refused, plan
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import CallIds, Conversation, Load
+from aegis_daemon.relay.ports import Backend, Client
 from aegis_daemon.transports.ledger import BadLedger
 from aegis_daemon.transports.shim_client import ShimClient
 from aegis_daemon.transports.unix_relay import Attachment
-from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
 from aegis_shim import hello as greeting
 
 _log = logging.getLogger("aegis.sessions")
 
 
 class Session(msgspec.Struct):
-    """One attached shim. `agent_process` is the process that started the shim: the agent itself."""
+    """One agent's end and its conversation. `agent_process` is the process that started the shim: the agent itself."""
 
     conversation: Conversation
-    client: ShimClient
+    client: Client
     way: str
     shim_pid: int | None
     agent_process: ancestry.Process | None
@@ -40,12 +39,12 @@ class Session(msgspec.Struct):
 class Sessions:
     """All of them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shell: Shell, nursery: Nursery, outbox: Outbox) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, shell: Shell, servers: Servers, outbox: Outbox) -> None:
+        self.loop = loop
         self._shell = shell
-        self._nursery = nursery
+        self._servers = servers
         self._outbox = outbox
-        self._ids = CallIds()
+        self.ids = CallIds()
         self._load = Load()
         self._own_uid = os.geteuid()
         self._sessions: dict[str, Session] = {}
@@ -69,68 +68,59 @@ class Sessions:
         try:
             runtime = self._shell.runtime
             planned = plan(hello, peer.uid, self._own_uid, runtime, os.environ)
-            if sum(one.conversation.principal.agent == hello.agent for one in self) >= runtime.sessions_limit:
-                raise Refused(
-                    f"the agent `{hello.agent}` has {runtime.sessions_limit} sessions already; end one, or raise "
-                    "`server.max_sessions_agent`"
-                )
-            client = ShimClient(self._loop, self._outbox, attachment, own_uid=self._own_uid)
+            self._check_room(hello.agent)
+            client = ShimClient(self.loop, self._outbox, attachment, own_uid=self._own_uid)
         except (Refused, BadLedger) as refused:
             _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, refused)
             attachment.refuse(str(refused))
             return
-        self._count += 1
-        session = f"s{self._count:x}-{os.urandom(3).hex()}"
         stderr = attachment.stderr
+        try:
+            conversation = self._make(planned, client, stderr, bridged=False)
+        except ValueError as fault:
+            attachment.refuse(f"`backends.{planned.backend}`: {fault}")
+            return
+        above = ancestry.parent(peer.pid) if peer.pid is not None else None
+        self._sessions[conversation.session] = Session(conversation, client, hello.way, peer.pid, above, wall())
+        attachment.control.on_gone = conversation.shim_gone
+        attachment.control.say(greeting.say_ok(conversation.session, hello.way))
+        _log.info("session %s: `%s` to `%s` by %s", conversation.session, hello.agent, planned.backend, hello.way)
+        conversation.start()
 
-        def start_server(conversation: Conversation) -> StdioServer:
-            return self._start_server(conversation, planned, stderr)
+    def open(self, planned: Plan, client: Client, way: str, *, shared: bool) -> Conversation:
+        """A session for an agent's end that came over the network. Raises `Refused`."""
+        self._check_room(planned.principal.agent)
+        conversation = self._make(planned, client, STDERR, bridged=True, shared=shared)
+        self._sessions[conversation.session] = Session(conversation, client, way, None, None, wall())
+        _log.info("session %s: `%s` to `%s` by %s", conversation.session, planned.principal.agent, planned.backend, way)
+        conversation.start()
+        return conversation
 
-        conversation = Conversation(
-            session,
+    def _check_room(self, agent: str) -> None:
+        most = self._shell.runtime.sessions_limit
+        if sum(one.conversation.principal.agent == agent for one in self) >= most:
+            raise Refused(
+                f"the agent `{agent}` has {most} sessions already; end one, or raise `server.max_sessions_agent`"
+            )
+
+    def _make(self, planned: Plan, client: Client, stderr: int, *, bridged: bool, shared: bool = False) -> Conversation:
+        def start_server(conversation: Conversation) -> Backend:
+            return self._servers.start(conversation, planned, stderr, bridged=bridged)
+
+        self._count += 1
+        return Conversation(
+            f"s{self._count:x}-{os.urandom(3).hex()}",
             planned.principal,
             planned.backend,
             client,
-            start_server if planned.argv is not None else None,
+            start_server if planned.serves else None,
             self._shell,
-            self._loop,
-            ids=self._ids,
+            self.loop,
+            ids=self.ids,
             load=self._load,
             on_end=self._ended,
+            shared=shared,
         )
-        above = ancestry.parent(peer.pid) if peer.pid is not None else None
-        self._sessions[session] = Session(conversation, client, hello.way, peer.pid, above, wall())
-        attachment.control.on_gone = conversation.shim_gone
-        attachment.control.say(greeting.say_ok(session, hello.way))
-        _log.info("session %s: `%s` to `%s` by %s", session, hello.agent, planned.backend, hello.way)
-        conversation.start()
-
-    def _start_server(self, conversation: Conversation, planned: Plan, stderr: int) -> StdioServer:
-        assert planned.argv is not None
-        server: StdioServer
-
-        def exited(code: int) -> None:
-            conversation.server_exited(server, code)
-            self._outbox.flush()
-
-        def failed(text: str) -> None:
-            conversation.server_failed(server, text)
-            self._outbox.flush()
-
-        server = StdioServer(
-            self._loop,
-            self._outbox,
-            self._nursery,
-            Command(planned.argv, planned.cwd, planned.env, planned.umask),
-            stderr,
-            limit=MAX_FRAME_OUT,
-            on_lines=lambda lines: conversation.server_lines(server, lines),
-            on_long=lambda head, tail: conversation.server_long(server, head, tail),
-            on_full=lambda full: conversation.server_full(server, full),
-            on_exit=exited,
-            on_failed=failed,
-        )
-        return server
 
     def _ended(self, conversation: Conversation) -> None:
         if self._sessions.pop(conversation.session, None) is not None:
@@ -153,7 +143,7 @@ class Sessions:
             principal = session.conversation.principal
             rule = agents.get(principal.agent)
             allowed = rule.uids if rule is not None and rule.uids is not None else (self._own_uid,)
-            if principal.uid in allowed:
+            if principal.uid is None or principal.uid in allowed:  # the network's are turned out where they came in
                 session.conversation.reloaded()
             else:
                 session.client.refuse(f"uid {principal.uid} may not be the agent `{principal.agent}` any more")
@@ -170,5 +160,6 @@ class Sessions:
         while monotonic() < deadline and any(len(session.conversation.to_server) for session in self):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for session in self:
-            session.client.bye(restart)
+            if isinstance(session.client, ShimClient):
+                session.client.bye(restart)
             session.conversation.shim_gone()

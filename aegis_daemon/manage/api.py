@@ -55,6 +55,12 @@ class Forbidden(Refusal):
     code = "forbidden"
 
 
+class Unavailable(Refusal):
+    """Not now: something that it needs does not answer."""
+
+    code = "unavailable"
+
+
 class Governor(Protocol):
     """What the daemon lets itself be asked. Everything runs on the daemon's event loop."""
 
@@ -101,6 +107,37 @@ class Governor(Protocol):
 
     def config_show(self) -> dict[str, Any]:
         """The configuration in force, secrets masked."""
+        ...
+
+    def agents(self) -> Sequence[shapes.Agent]:
+        """The configured agents and what they may use."""
+        ...
+
+    def rate_limits(self, agent: str) -> Sequence[shapes.LimitRow]:
+        """The windows that hold for one agent: its own, and those over all agents on backends that it may use.
+
+        :raises NotFound: no such agent.
+        """
+        ...
+
+    def queue_status(self) -> dict[str, int]:
+        """How many calls wait for each backend that has a lane, those included that wait for a person."""
+        ...
+
+    async def audit_logs(self, limit: int, offset: int) -> Sequence[shapes.AuditRow]:
+        """`tools/call` rows, newest first. Raises `Unavailable`."""
+        ...
+
+    def knows_key(self, key: str) -> bool:
+        """Whether this is the content of the approver key file; compared in constant time."""
+        ...
+
+    def follow(self, id: str, action: str, token: str) -> shapes.Linked:
+        """What an approval link speaks of. Decides nothing.
+
+        :raises Forbidden: the token was not made here for this id and action.
+        :raises NotFound: the ticket is decided, expired or forgotten; the text says which where it is known.
+        """
         ...
 
     async def reload(self) -> shapes.Reloaded:

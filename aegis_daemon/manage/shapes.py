@@ -1,6 +1,6 @@
-"""What crosses the management socket has one of these shapes, in either direction.
+"""What crosses the management socket or the HTTP API has one of these shapes, in either direction.
 
-Rows are flat and named as in the HTTP API. Instants are RFC 3339 in UTC, durations are integers with their unit in
+Rows are flat and named alike on both. Instants are RFC 3339 in UTC, durations are integers with their unit in
 the name. Requests and rows refuse unknown fields, so a misspelt argument is an error and never a default.
 """
 
@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 ID_MAX = 64
 """Characters in the longest ticket id or call id that is looked at."""
 NOTE_MAX = 500
 KEY_MAX = 4096
+TOKEN_MAX = 128
+"""Characters in the longest token of an approval link that is looked at."""
+OFFSET_MAX = 100_000
+"""Rows of the audit log that the API pages through; `aegis audit search` finds what is older."""
 
 
 class Shape(BaseModel):
@@ -62,6 +67,31 @@ class StopRequest(Request):
     """`restart`: tells the agents' sessions to wait for the next daemon and start one if none comes."""
 
     restart: bool = False
+
+
+class Note(Request):
+    """Why it was decided so; one of the two names, or none."""
+
+    note: str = Field(default="", max_length=NOTE_MAX)
+    reason: str = Field(default="", max_length=NOTE_MAX)
+
+    @model_validator(mode="after")
+    def _one(self) -> Note:
+        if self.note and self.reason:
+            raise PydanticCustomError("one_text", "give `note` or `reason`, not both")
+        return self
+
+    @property
+    def text(self) -> str:
+        """Whichever was given."""
+        return self.note or self.reason
+
+
+class Page(Request):
+    """Which rows of a long list: `limit` of them, from the `offset`th on, the newest being the 0th."""
+
+    limit: int = Field(default=50, ge=1, le=500)
+    offset: int = Field(default=0, ge=0, le=OFFSET_MAX)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -203,3 +233,88 @@ class Stopping(Shape):
 
     pid: int
     restart: bool
+
+
+# --- rows of the HTTP API ---------------------------------------------------------------------------------------------
+
+
+class AgentAccess(Shape):
+    """What an agent may do on one backend, as configured; `allowed_tools` is None where every tool not denied is."""
+
+    allowed: bool
+    denied_tools: tuple[str, ...] = ()
+    allowed_tools: tuple[str, ...] | None = None
+    approval_required: tuple[str, ...] = ()
+
+
+class Agent(Shape):
+    """One configured agent."""
+
+    id: str
+    display_name: str
+    backends: dict[str, AgentAccess]
+
+
+class AuditRow(Shape):
+    """One `tools/call` in the log. `arguments` is JSON text, empty where it was not kept."""
+
+    call_id: str
+    request_id: str
+    agent_id: str
+    backend_id: str
+    tool_name: str
+    arguments: str
+    acl_result: str
+    rate_limit_result: str
+    approval_result: str
+    queue_position: int
+    queue_wait_ms: int
+    exec_status: str
+    exec_duration_ms: int
+    error_message: str
+    created_at: str
+
+
+class Acted(Shape):
+    """The answer to a decision over HTTP."""
+
+    status: Literal["ok"] = "ok"
+    action: Literal["approve", "reject"]
+    id: str
+    call_id: str
+
+
+class Health(Shape):
+    """Whether calls can be served. Each backend is `healthy`, `no_health_url` or `unhealthy: …`."""
+
+    status: Literal["ok", "degraded"]
+    service: Literal["aegis"] = "aegis"
+    backends: dict[str, str]
+
+
+class ConfigFault(Shape):
+    """One thing that is wrong in the file, and where; line and column count from 1, 0 where there is none."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+    hint: str = ""
+
+
+class Problem(Shape):
+    """Why a request was not done. `code` is stable; `faults` are there where a configuration was refused."""
+
+    status: Literal["error"] = "error"
+    code: str
+    message: str
+    hint: str = ""
+    faults: tuple[ConfigFault, ...] = ()
+
+
+class Linked(Shape):
+    """What an approval link speaks of, and the digits that its page asks for where it asks for any."""
+
+    ticket: Ticket
+    code: str = Field(repr=False)

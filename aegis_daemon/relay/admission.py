@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from aegis_daemon.core.principal import Principal
-from aegis_daemon.core.runtime import Runtime
+from aegis_daemon.core.runtime import BackendRule, Runtime
 from aegis_shim.hello import PRIVATE, Hello, backend_name
 
 MAX_NAME = 128
@@ -20,14 +20,21 @@ MAX_NAME = 128
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What the session is: `argv` is None where the agent may not use the backend, so no server is started."""
+    """What the session is: without `argv` and `rule.url` the agent may not use the backend, so nothing is started."""
 
     principal: Principal
     backend: str
+    rule: BackendRule | None = None
+    """the backend's, where the session reaches one"""
     argv: tuple[str, ...] | None = None
     cwd: str | None = None
     env: Mapping[str, str] = {}
     umask: int = PRIVATE
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is a server to be had."""
+        return self.rule is not None
 
 
 class Refused(Exception):
@@ -57,7 +64,12 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
         return Plan(principal, backend)
     settings = runtime.backend(backend)
     if settings.url is not None:
-        raise Refused(f"`backends.{backend}` is reached by `url`, which this version does not serve yet; use `command`")
+        if hello.args:
+            raise Refused(
+                f"`backends.{backend}` is reached by its `url`, and the agent's entry names a command; write only "
+                f"`aegis-wrap --backend {backend}`, or take the `url` out"
+            )
+        return Plan(principal, backend, settings)
     same_user = uid == own_uid and not runtime.isolated
     given = hello.env if same_user else daemon_env
     env = {key: value for key, value in given.items() if not key.startswith("AEGIS_")}
@@ -70,7 +82,7 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
                 f"`{shlex.join(hello.args)}`; make them the same, or take the command out of one"
             )
         cwd = settings.cwd or (hello.cwd if same_user else None)
-        return Plan(principal, backend, settings.command, cwd, env, umask)
+        return Plan(principal, backend, settings, settings.command, cwd, env, umask)
     if not hello.args:
         raise Refused(f"no command for the backend `{backend}`; write it after `aegis-wrap`, or set "
                       f"`backends.{backend}.command`")  # fmt: skip
@@ -79,4 +91,21 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
             f"a command handed over by another user is not run (isolated tier); set `backends.{backend}.command` and "
             f"use `aegis-wrap --backend {backend}`"
         )
-    return Plan(principal, backend, tuple(hello.args), settings.cwd or hello.cwd, env, umask)
+    return Plan(principal, backend, settings, tuple(hello.args), settings.cwd or hello.cwd, env, umask)
+
+
+def plan_remote(principal: Principal, backend: str, runtime: Runtime, daemon_env: Mapping[str, str]) -> Plan:
+    """The same for an agent that came over the network, which hands nothing over. Raises `Refused`."""
+    if not runtime.reaches(principal.agent, backend):
+        return Plan(principal, backend)
+    settings = runtime.backend(backend)
+    if settings.url is not None:
+        return Plan(principal, backend, settings)
+    if settings.command is None:
+        raise Refused(
+            f"the backend `{backend}` has neither `command` nor `url`, so only `aegis-wrap` can bring its server; set "
+            f"one under `backends.{backend}`"
+        )
+    env = {key: value for key, value in daemon_env.items() if not key.startswith("AEGIS_")}
+    env.update(settings.env)
+    return Plan(principal, backend, settings, settings.command, settings.cwd, env)

@@ -620,16 +620,16 @@ class Conversation:
             params = {**frame.params, "requestId": opened.number}
             self.server.cancel(opened.number, encode({**frame.value, "params": params}))
 
-    def withdraw(self, slot: int) -> None:
-        """The client closed the stream on which the request with this slot would be answered: it is cancelled."""
+    def withdraw(self, slot: int, *, forwarded: bool = True) -> None:
+        """Nobody waits for the request with this slot any more; the server is only told if `forwarded`."""
         opened = next((one for one in self.to_server.all() if one.slot == slot), None)
         if opened is None or opened.cancelled:
             return
         if opened.state is State.WAITING and opened.strand is not None:
-            opened.strand.interrupt(Withdrawn("the client closed the stream before the call was forwarded"))
+            opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
             return
         opened.cancelled = True
-        if opened.state is State.SENT and self.server is not None:
+        if forwarded and opened.state is State.SENT and self.server is not None:
             opened.deadline = self.shell.now() + CANCELLED_S
             params = {"requestId": opened.number, "reason": "the client closed the stream"}
             self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))

@@ -17,6 +17,9 @@ INTERNAL_ERROR: Final = -32603
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 UNSUPPORTED_VERSION: Final = -32022
+HEADER_MISMATCH: Final = -32020
+CANCELLED: Final = -32800
+"""What a cancelled request is answered with where HTTP wants an answer: the code of LSP and of the MCP SDKs."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,10 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from .driver import Target
-from .machine import CACHE, REPO, BenchError
+from .machine import CACHE, REPO, BenchError, accepts, free_port
 
 RULES_PER_AGENT = 10
 
@@ -42,10 +44,20 @@ def shim_command() -> list[str]:
     return [str(wrap)]
 
 
-def config(durability: str, port: int, window: str = "1h", agents: int = 0) -> str:
+WRAPPED: Mapping[str, Mapping[str, str]] = {"bench": {}}
+
+
+def config(
+    durability: str,
+    port: int,
+    window: str = "1h",
+    agents: int = 0,
+    backends: Mapping[str, Mapping[str, str]] = WRAPPED,
+) -> str:
     """One agent with access rules, a limit that counts and never strikes, and the audit log; `agents` more like it.
 
-    With `agents`, each (and `bench` itself) has RULES_PER_AGENT rules.
+    With `agents`, each (and `bench` itself) has RULES_PER_AGENT rules. Each of the backends (its settings by its name)
+    has the same ones.
     """
     many = agents > 0
     denied = ["danger_*", *(f"forbidden_{i}_*" for i in range(RULES_PER_AGENT - 5))] if many else ["danger_*"]
@@ -54,8 +66,6 @@ def config(durability: str, port: int, window: str = "1h", agents: int = 0) -> s
     if many:
         limited |= {"create_item": 1_000_000, "write_note": 1_000_000}
     rules = [
-        "    backends:",
-        "      bench:",
         "        allowed: true",
         f"        tool_denylist: [{', '.join(f'{name!r}' for name in denied)}]",
         *([f"        approval_required: [{', '.join(f'{name!r}' for name in asked)}]"] if asked else []),
@@ -68,30 +78,34 @@ def config(durability: str, port: int, window: str = "1h", agents: int = 0) -> s
         "server:",
         f"  listen: 127.0.0.1:{port}",
         "backends:",
-        "  bench: {}",
+        *(f"  {name}: {json.dumps(settings)}" for name, settings in backends.items()),
         "audit:",
         f"  durability: {durability}",
         "agents:",
     ]
     for name in ["bench", *(f"agent{i:04d}" for i in range(agents))]:
-        lines += [f"  {name}:", *rules]
+        lines += [f"  {name}:", "    backends:"]
+        for backend in backends:
+            lines += [f"      {backend}:", *rules]
     return "\n".join(lines) + "\n"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Daemon:
-    """A running daemon. `start` returns when its socket accepts."""
+    """A running daemon. `start` returns when its socket accepts; with other than wrapped backends, its port too."""
 
-    def __init__(self, home: Path, durability: str, window: str = "1h", agents: int = 0) -> None:
+    def __init__(
+        self,
+        home: Path,
+        durability: str,
+        window: str = "1h",
+        agents: int = 0,
+        backends: Mapping[str, Mapping[str, str]] = WRAPPED,
+    ) -> None:
         self.home, self.durability = home, durability
+        self.port = free_port()
+        self.web = backends is not WRAPPED
         home.mkdir(mode=0o700)
-        (home / "aegis.yaml").write_text(config(durability, _free_port(), window, agents))
+        (home / "aegis.yaml").write_text(config(durability, self.port, window, agents, backends))
         self.env = {"AEGIS_HOME": str(home)}
         self.process: subprocess.Popen[bytes] | None = None
         self.idle_rss_kb = self.idle_root_rss_kb = 0
@@ -127,11 +141,14 @@ class Daemon:
             with socket.socket(socket.AF_UNIX) as knock:
                 try:
                     knock.connect(str(self.home / "aegis.sock"))
-                    return
+                    if not self.web or accepts(self.port):
+                        return
                 except OSError:
-                    time.sleep(0.02)
+                    pass
+            time.sleep(0.02)
         self.stop()
-        raise BenchError(f"the daemon (D={self.durability}) opened no socket in {patience} s{self.last_words()}")
+        where = f"socket, or no port {self.port}," if self.web else "socket"
+        raise BenchError(f"the daemon (D={self.durability}) opened no {where} in {patience} s{self.last_words()}")
 
     def stop(self) -> None:
         if self.process is None or self.process.poll() is not None:
@@ -146,5 +163,10 @@ class Daemon:
     def target(self, name: str, label: str, way: str, server: Path) -> Target:
         wrap = [*shim_command(), "--no-autostart", "--agent", "bench", "--backend", "bench", "--", str(server)]
         return Target(
-            name, label, "aegis", tuple(wrap), self.env | {"AEGIS_WAY": way}, self.pid, gov="PRA", governs=True
+            name, label, "aegis", tuple(wrap), self.env | {"AEGIS_WAY": way}, pid=self.pid, gov="PRA", governs=True
         )
+
+    def front(self, name: str, label: str, backend: str, also: tuple[int, ...] = ()) -> Target:
+        """One of its backends over HTTP."""
+        url = f"http://127.0.0.1:{self.port}/agents/bench/backends/{backend}/mcp"
+        return Target(name, label, "aegis", url=url, pid=self.pid, also=also, gov="PRA", governs=True)

@@ -1,4 +1,4 @@
-"""The bars S1 to S10: what each needs to be measured, and how its figure is read from the windows."""
+"""The bars S1 to S10 and H1 to H3: what each needs to be measured, and how its figure is read from the windows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .driver import Target
-from .measure import MissingError, Results, middle
+from .measure import SHAPES, MissingError, Results, middle
 
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "S1": {"1x1": ("cat", "handover")},
@@ -19,7 +19,11 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "S8": {"start": ("cat", "handover", "relay"), "8x1": ("handover", "relay")},
     "S9": {"s9": ()},
     "S10": {"open": ("cat", "handover", "relay", "full", "relay-full")},
+    "H1": {"http-1": ("envoy-mcp", "http")},
+    "H2": {"http-8": ("envoy-mcp", "http")},
+    "H3": {"child-8": ("mcp-proxy", "child"), "child-64": ("mcp-proxy", "child")},
 }
+OVER_HTTP = tuple(bar for bar in NEEDS if bar.startswith("H"))
 EVERYTHING = {
     "1x1": ("cat", "handover", "relay", "full"),
     "100k": ("cat", "handover", "relay"),
@@ -31,12 +35,19 @@ EVERYTHING = {
     "s9": (),
 }
 PEER_SHAPES = ("1x1", "start", "8x1", "open")
+EVERYTHING_HTTP = {
+    "http-1": ("nginx", "envoy", "envoy-mcp", "http"),
+    "http-8": ("nginx", "envoy", "envoy-mcp", "http"),
+    "child-8": ("mcp-proxy", "child"),
+    "child-64": ("mcp-proxy", "child"),
+}
 
 
-def needed(only: list[str]) -> dict[str, set[str]]:
-    """Shape → the targets beside direct that it takes."""
+def needed(only: list[str], pipes: bool, http: bool) -> dict[str, set[str]]:
+    """Shape → the targets beside direct that it takes: those of some bars, else everything over pipes, over HTTP."""
     if not only:
-        return {shape: set(targets) for shape, targets in EVERYTHING.items()}
+        every = (EVERYTHING if pipes else {}) | (EVERYTHING_HTTP if http else {})
+        return {shape: set(targets) for shape, targets in every.items()}
     shapes: dict[str, set[str]] = {}
     for bar in only:
         for shape, targets in NEEDS[bar].items():
@@ -234,3 +245,32 @@ class Reader:
                     return f"{own / peer:.2f} x ({own:+.0f} against {name} {peer:+.0f} µs)", own <= limit * peer
 
                 self.row("S10", what, wanted, figure, (target,))
+
+    def h1(self) -> None:
+        def figure() -> tuple[str, bool]:
+            own, peer = self.results.added_p50("http-1", "http"), self.results.added_p50("http-1", "envoy-mcp")
+            return f"{own / peer:.2f} x ({own:+.0f} against {peer:+.0f} µs)", own <= peer
+
+        self.row("H1", "HTTP → HTTP, 1 session, added p50", "≤ 1.00 x Envoy's MCP chain", figure, ("http", "envoy-mcp"))
+
+    def _times(self, bar: str, shape: str, target: str, peer: str, wanted: str, limit: float) -> None:
+        def figure() -> tuple[str, bool]:
+            times = self.results.rate_times(shape, target) / self.results.rate_times(shape, peer)
+            own, other = self.results.rate(shape, target), self.results.rate(shape, peer)
+            return f"{times:.2f} x ({own:,.0f} against {other:,.0f} calls/s)", times >= limit
+
+        self.row(bar, f"{SHAPES[shape].label}, calls/s", wanted, figure, (target, peer))
+
+    def h2(self) -> None:
+        self._times("H2", "http-8", "http", "envoy-mcp", "≥ 1.00 x Envoy's MCP chain", 1)
+
+    def h3(self) -> None:
+        for shape in ("child-8", "child-64"):
+            self._times("H3", shape, "child", "mcp-proxy", "≥ 10 x mcp-proxy", 10)
+
+            def figure(shape: str = shape) -> tuple[str, bool]:
+                own = self.results.rate(shape, "child")
+                return f"{own:,.0f} calls/s", own > 10_000
+
+            what = f"{SHAPES[shape].label}, on a quiet machine"
+            self.row("H3", what, "> 10,000 calls/s", figure, ("child",))

@@ -24,9 +24,11 @@ class Target:
     name: str
     label: str
     kind: str  # direct | floor | aegis | peer
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    url: str = ""  # over HTTP, instead of a command
     pid: int = 0  # the daemon behind it
+    also: tuple[int, ...] = ()  # what else works on every call, such as the server it is in front of
     tool: str = "echo"
     denied: str = "danger_reset"  # a tool that its policy refuses
     gov: str = ""  # what runs on every call: Policy, Rate limit, Audit, content Scan
@@ -40,10 +42,9 @@ class Driver:
         self.target, self.count, self.patience = target, count, patience
         self.log = logs / f"{target.name}-{count}.stderr"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AEGIS_")} | target.env
-        command = [str(load), "-n", str(count), "-e", str(self.log), "-t", str(patience), "-T", target.tool, "--"]
-        self.process = subprocess.Popen(
-            [*command, *target.command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+        command = [str(load), "-n", str(count), "-e", str(self.log), "-t", str(patience), "-T", target.tool]
+        command += ["-u", target.url] if target.url else ["--", *target.command]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert self.process.stdin
         assert self.process.stdout
         self._in, self._out = self.process.stdin, self.process.stdout
@@ -101,15 +102,18 @@ class Driver:
 
     def cpu_ns(self) -> int:
         used = self.usage()
-        return int(used["wrapped"]["cpu_ns"] + used["other"]["cpu_ns"])
+        return int(used["wrapped"]["cpu_ns"] + used["other"]["cpu_ns"]) + sum(
+            int(self.usage(pid=pid)["other"]["cpu_ns"]) for pid in self.target.also
+        )
 
     def place(self, client: int = -1, target: int = -1) -> None:
-        self.order(f"place client={client} target={target} pid={self.target.pid}")
+        for pid in (self.target.pid, *self.target.also):
+            self.order(f"place client={client} target={target} pid={pid}")
 
     def settle(self, patience: float = 30) -> float:
         """Waits until what the target put off for later (audit rows, say) is done; seconds that took."""
-        if not self.target.pid:
-            return 0.0
+        if not self.target.pid or self.target.kind != "aegis":
+            return 0.0  # what nobody else does
         begin = busy_until = time.monotonic()
         before = self.cpu_ns()
         while busy_until < begin + patience:

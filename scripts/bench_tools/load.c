@@ -1,12 +1,14 @@
 /* The client that everything is measured with: wraps N servers, drives them from one epoll loop and checks every answer.
  *
  *   load [-n N] [-e STDERR_FILE] [-t SECONDS] [-T TOOL] -- COMMAND [ARG...]
+ *   load [-n N] [-t SECONDS] [-T TOOL] -u http://127.0.0.1:PORT/PATH
  *
- * Starts COMMAND N times ({n} in an argument becomes 0..N-1), does the MCP handshake with each, prints one JSON line,
- * then answers each line on stdin with one JSON line:
+ * Starts COMMAND N times ({n} in an argument becomes 0..N-1), or opens N sessions over HTTP, a kept connection each,
+ * does the MCP handshake with each, prints one JSON line, then answers each line on stdin with one JSON line:
  *
  *   window seconds=1 [warm=0.1] [size=300] [k=1]                 closed loop: k calls in flight on each connection
  *   window seconds=4 rate=200 [spacing=poisson|fixed] [size=300] open loop: so many calls a second over all connections
+ *                                                                (over HTTP: closed loop with k=1 only)
  *   start                  one more COMMAND: spawn -> initialize answered, then closed again
  *   probe TOOL             one call of TOOL on the first connection: what came back
  *   usage [pid=P] [memory=1]   memory and CPU of all that the wrapped commands are, and of P and all below it
@@ -14,22 +16,27 @@
  *   quit
  *
  * Every call carries its own number in its argument; an answer counts only if it has an open id and exactly that text.
- * Latency runs from just before the frame is handed to write() to the read() that brought its answer. */
+ * Latency runs from just before the frame is handed to write() to the read() that brought its answer (over HTTP: the
+ * end of the response, as only then the next request may follow). */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "http.h"
 #include "scan.h"
 #include "tree.h"
 
@@ -52,14 +59,23 @@ typedef struct {
     buffer in, out;
     size_t searched, written; /* how much of `in` holds no newline; how much of `out` is gone */
     unsigned open;
-    int step; /* 0 initialize sent, 1 tools/list sent, 2 ready */
+    int step; /* 0 initialize sent, 1 answered (HTTP: the notification sent), 2 tools/list sent, 3 ready */
     int tools;
     uint64_t spawned, initialized;
     slot *slots;
+    /* over HTTP: */
+    char head[512]; /* of every POST, up to the length of its body */
+    size_t head_len;
+    buffer body; /* what came in chunks */
+    int status;  /* of the response just read */
+    bool closing;
+    uint64_t last_id;
 } conn;
 
 static const char *tool = "echo", *stderr_path = "/dev/null";
 static char **command;
+static int port; /* of the server over HTTP; 0: pipes */
+static char path[200];
 static double patience = 60;
 static cpu_set_t everywhere, target_cores;
 static uint64_t next_id = FIRST_ID;
@@ -124,7 +140,51 @@ static void say(const char *format, ...) {
 
 /* ---- wrapped processes ---- */
 
+/* Connects anew, within the same session. */
+static void dial(conn *c) {
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    int yes = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->to >= 0) close(c->to);
+    if (c->from >= 0) close(c->from);
+    c->from = fd;
+    c->to = fcntl(fd, F_DUPFD_CLOEXEC, 0); /* so that both directions can be watched apart, as those of pipes are */
+    c->alive = connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
+    if (!c->alive) complain("cannot connect", strerror(errno), strlen(strerror(errno)));
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    c->closing = c->writing = false;
+    c->in.len = c->out.len = c->searched = c->written = 0;
+}
+
+static void make_head(conn *c, span session) {
+    c->head_len = (size_t)snprintf(c->head, sizeof c->head,
+                                   "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
+                                   "Accept: application/json, text/event-stream\r\n",
+                                   path, port);
+    if (session.at && session.len < 128)
+        c->head_len += (size_t)snprintf(c->head + c->head_len, sizeof c->head - c->head_len,
+                                        "MCP-Protocol-Version: 2025-06-18\r\nMcp-Session-Id: %.*s\r\n",
+                                        (int)session.len, session.at);
+    c->head_len += (size_t)snprintf(c->head + c->head_len, sizeof c->head - c->head_len, "Content-Length: ");
+}
+
+/* A server may have closed a connection that lay idle: then a new one, before anything is sent. */
+static void revive(conn *c) {
+    char byte;
+    if (port && (c->closing || !c->alive || recv(c->from, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)) dial(c);
+}
+
 static void spawn(conn *c, int number) {
+    if (port) {
+        memset(c, 0, sizeof *c);
+        c->to = c->from = -1;
+        c->slots = need(calloc(OPEN_SLOTS, sizeof *c->slots));
+        c->spawned = now_ns();
+        make_head(c, (span){NULL, 0});
+        dial(c);
+        return;
+    }
     int down[2], up[2], argc = 0;
     while (command[argc]) argc++;
     char **argv = need(calloc((size_t)argc + 1, sizeof *argv));
@@ -178,9 +238,29 @@ static void spawn(conn *c, int number) {
     fcntl(c->from, F_SETFL, O_NONBLOCK);
 }
 
+/* Ends the session, and the connection; what the server says to that is its own affair. */
+static bool hang_up(conn *c) {
+    char order[640], rest[4096];
+    revive(c);
+    if (c->alive) {
+        int len = snprintf(order, sizeof order, "DELETE%.*s0\r\n\r\n", (int)c->head_len - 4, c->head + 4);
+        struct pollfd on = {c->from, POLLIN, 0};
+        ssize_t heard = write(c->to, order, (size_t)len) == len && poll(&on, 1, 2000) > 0;
+        if (heard) heard = read(c->from, rest, sizeof rest);
+    }
+    close(c->to);
+    close(c->from);
+    free(c->in.at);
+    free(c->out.at);
+    free(c->body.at);
+    free(c->slots);
+    return true;
+}
+
 /* Closes stdin and waits; a process that will not go is told so, then made to. True if it went by itself. */
 static bool reap(conn *c) {
     bool willing = false;
+    if (port) return hang_up(c);
     if (c->to >= 0) close(c->to);
     for (int i = 0; i < 800 && !willing; i++) {
         char rest[65536]; /* what still comes must not hold it up */
@@ -221,10 +301,28 @@ static void push(conn *c) {
 static const char CALL_ID[] = "{\"jsonrpc\":\"2.0\",\"id\":";
 static const char CALL_NAME[] = ",\"method\":\"tools/call\",\"params\":{\"name\":\"";
 static const char CALL_TEXT[] = "\",\"arguments\":{\"text\":\"";
-static const char CALL_END[] = "\"}}}\n";
+static const char CALL_END[] = "\"}}}";
 
 static size_t frame_overhead(void) {
     return sizeof CALL_ID + sizeof CALL_NAME + sizeof CALL_TEXT + sizeof CALL_END - 4 + 10 + strlen(tool) + NUMBER;
+}
+
+/* What stands before a frame of that length, and after it. */
+static void open_frame(conn *c, size_t len) {
+    char digits[32];
+    if (!port) return;
+    add(&c->out, c->head, c->head_len);
+    add(&c->out, digits, (size_t)snprintf(digits, sizeof digits, "%zu\r\n\r\n", len));
+}
+
+static void close_frame(conn *c) {
+    if (!port) add(&c->out, "\n", 1);
+}
+
+static void put_frame(conn *c, const char *text) {
+    open_frame(c, strlen(text));
+    add_text(&c->out, text);
+    close_frame(c);
 }
 
 /* "call 1000000000 ": what makes each text its own. */
@@ -245,8 +343,10 @@ static void put_call(conn *c, uint64_t at) {
     }
     *s = (slot){id, at};
     c->open++;
+    c->last_id = id;
     number_text(text, id);
-    room(&c->out, frame_overhead() + filler_len);
+    room(&c->out, c->head_len + 32 + frame_overhead() + filler_len + 1);
+    open_frame(c, frame_overhead() + filler_len);
     add(&c->out, CALL_ID, sizeof CALL_ID - 1);
     add(&c->out, text + 5, 10);
     add(&c->out, CALL_NAME, sizeof CALL_NAME - 1);
@@ -255,6 +355,7 @@ static void put_call(conn *c, uint64_t at) {
     add(&c->out, text, NUMBER);
     add(&c->out, filler, filler_len);
     add(&c->out, CALL_END, sizeof CALL_END - 1);
+    close_frame(c);
 }
 
 static bool text_matches(span result, uint64_t id) {
@@ -322,8 +423,38 @@ static size_t fill(conn *c) {
     return (size_t)n;
 }
 
-/* The next whole line in `in` from *begin on; false when there is none. */
-static bool next_line(conn *c, size_t *begin, span *line) {
+/* The frame of the next whole response in `in` from *begin on, empty where it has none; false when none is whole. */
+static bool next_response(conn *c, size_t *begin, span *frame) {
+    const char *at = c->in.at + *begin, *have = c->in.at + c->in.len;
+    const char *blank = at < have ? memmem(at, (size_t)(have - at), "\r\n\r\n", 4) : NULL;
+    if (!blank) return false;
+    const char *head_end = blank + 4, *after = NULL;
+    span length = http_header(at, head_end, "Content-Length");
+    if (length.at) {
+        *frame = (span){head_end, strtoul(length.at, NULL, 10)};
+        if ((size_t)(have - head_end) >= frame->len) after = head_end + frame->len;
+    } else if (http_says(http_header(at, head_end, "Transfer-Encoding"), "chunked")) {
+        c->body.len = 0;
+        room(&c->body, (size_t)(have - head_end));
+        after = http_chunks(head_end, have, c->body.at, &c->body.len);
+        *frame = (span){c->body.at, c->body.len};
+    } else {
+        *frame = (span){NULL, 0};
+        after = head_end; /* 202 and 204 */
+    }
+    if (!after) return false;
+    c->status = atoi(at + 9);
+    c->closing = http_says(http_header(at, head_end, "Connection"), "close");
+    span session = http_header(at, head_end, "Mcp-Session-Id");
+    if (c->step == 0) make_head(c, session);
+    if (http_says(http_header(at, head_end, "Content-Type"), "text/event-stream")) *frame = http_last_event(*frame);
+    *begin = c->searched = (size_t)(after - c->in.at);
+    return true;
+}
+
+/* The next whole frame in `in` from *begin on; false when there is none. */
+static bool next_frame(conn *c, size_t *begin, span *line) {
+    if (port) return next_response(c, begin, line);
     char *newline = memchr(c->in.at + c->searched, '\n', c->in.len - c->searched);
     if (!newline) {
         c->searched = c->in.len;
@@ -341,6 +472,23 @@ static void drop_read(conn *c, size_t begin) {
     c->searched -= begin;
 }
 
+/* Over HTTP a response without its answer ends the call all the same. */
+static int lose(conn *c, span line) {
+    char why[32];
+    slot *s = &c->slots[c->last_id % OPEN_SLOTS];
+    if (s->id != c->last_id || !c->open) return 0;
+    snprintf(why, sizeof why, "HTTP %d without an answer", c->status);
+    complain(why, line.at, line.len);
+    s->id = 0;
+    c->open--;
+    return 1;
+}
+
+static void watch_reads(int ep, conn *all, int i) {
+    struct epoll_event on = {.events = EPOLLIN, .data.u64 = (uint64_t)i << 1};
+    epoll_ctl(ep, EPOLL_CTL_ADD, all[i].from, &on);
+}
+
 static void watch(int ep, conn *all, int i, bool writing) {
     struct epoll_event on = {.events = EPOLLOUT, .data.u64 = (uint64_t)i << 1 | 1};
     if (writing == all[i].writing) return;
@@ -351,9 +499,8 @@ static void watch(int ep, conn *all, int i, bool writing) {
 static int watch_all(conn *all, int n) {
     int ep = epoll_create1(EPOLL_CLOEXEC);
     for (int i = 0; i < n; i++) {
-        struct epoll_event on = {.events = EPOLLIN, .data.u64 = (uint64_t)i << 1};
         all[i].writing = false;
-        if (all[i].alive) epoll_ctl(ep, EPOLL_CTL_ADD, all[i].from, &on);
+        if (all[i].alive) watch_reads(ep, all, i);
     }
     return ep;
 }
@@ -361,12 +508,18 @@ static int watch_all(conn *all, int n) {
 /* ---- handshake ---- */
 
 static void send_initialize(conn *c) {
-    add_text(&c->out, "{\"jsonrpc\":\"2.0\",\"id\":\"hello\",\"method\":\"initialize\",\"params\":{\"protocolVersion\":"
-                      "\"2025-06-18\",\"capabilities\":{},\"clientInfo\":{\"name\":\"bench-load\",\"version\":\"1\"}}}\n");
+    put_frame(c, "{\"jsonrpc\":\"2.0\",\"id\":\"hello\",\"method\":\"initialize\",\"params\":{\"protocolVersion\":"
+                 "\"2025-06-18\",\"capabilities\":{},\"clientInfo\":{\"name\":\"bench-load\",\"version\":\"1\"}}}");
     push(c);
 }
 
 static void shake(conn *c, span line, uint64_t at) {
+    static const char LIST[] = "{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"tools/list\"}";
+    if (port && c->status >= 300 && c->step != 1) {
+        complain("handshake refused", line.at, line.len);
+        c->alive = false;
+        return;
+    }
     span object = {scan_space(line.at, line.at + line.len), 0};
     object.len = (size_t)(line.at + line.len - object.at);
     span id = scan_find(object, "id"), result = scan_find(object, "result");
@@ -377,11 +530,20 @@ static void shake(conn *c, span line, uint64_t at) {
             return;
         }
         c->initialized = at;
-        c->step = 1;
-        add_text(&c->out, "{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n"
-                          "{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"tools/list\"}\n");
+        c->step = port ? 1 : 2;
+        put_frame(c, "{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}");
+        if (!port) put_frame(c, LIST);
         push(c);
-    } else if (c->step == 1 && span_is(id, "2")) {
+    } else if (c->step == 1) { /* over HTTP one request follows the other's response */
+        if (c->status >= 300) {
+            complain("notification refused", line.at, line.len);
+            c->alive = false;
+            return;
+        }
+        c->step = 2;
+        put_frame(c, LIST);
+        push(c);
+    } else if (c->step == 2 && span_is(id, "2")) {
         span tools = scan_find(result, "tools");
         const char *p = tools.at ? tools.at + 1 : NULL, *end = tools.at + tools.len;
         if (!p) {
@@ -394,7 +556,7 @@ static void shake(conn *c, span line, uint64_t at) {
             c->tools++;
             if (p && (p = scan_space(p, end)) < end && *p == ',') p++;
         }
-        c->step = 2;
+        c->step = 3;
     }
 }
 
@@ -413,7 +575,7 @@ static bool bring_up(conn *all, int n, int until) {
             span line;
             if (!c->alive || !fill(c)) continue;
             uint64_t at = now_ns();
-            while (c->alive && next_line(c, &begin, &line)) shake(c, line, at);
+            while (c->alive && next_frame(c, &begin, &line)) shake(c, line, at);
             drop_read(c, begin);
         }
         for (int i = 0; i < n; i++) {
@@ -468,12 +630,13 @@ typedef struct {
 } plan;
 
 static void run_window(conn *all, int n, plan p) {
-    int ep = watch_all(all, n), clock = -1, turn = 0;
-    uint64_t since = next_id, worst_late = 0;
-    set_filler(p.size);
     laps.len = 0;
     errors = 0;
     *error_sample = 0;
+    for (int i = 0; i < n; i++) revive(&all[i]);
+    int ep = watch_all(all, n), clock = -1, turn = 0;
+    uint64_t since = next_id, worst_late = 0;
+    set_filler(p.size);
     if (p.rate > 0) {
         struct epoll_event on = {.events = EPOLLIN, .data.u64 = UINT64_MAX};
         clock = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
@@ -547,8 +710,14 @@ static void run_window(conn *all, int n, plan p) {
                 uint64_t at = now_ns();
                 size_t from = 0;
                 span line;
-                while (next_line(c, &from, &line)) {
+                while (next_frame(c, &from, &line)) {
                     int answered = take_answer(c, line.at, line.len, at, since);
+                    if (port && !answered) answered = lose(c, line);
+                    if (c->closing) { /* the server's wish */
+                        dial(c);
+                        watch_reads(ep, all, i);
+                        from = 0;
+                    }
                     if (answered && sending && p.rate <= 0) put_call(c, at);
                 }
                 drop_read(c, from);
@@ -615,9 +784,10 @@ static void probe(conn *c, const char *name) {
     uint64_t id = next_id++, deadline = now_ns() + 10000000000ull;
     snprintf(order, sizeof order,
              "{\"jsonrpc\":\"2.0\",\"id\":%" PRIu64 ",\"method\":\"tools/call\",\"params\":{\"name\":\"%.100s\","
-             "\"arguments\":{\"text\":\"probe\"}}}\n",
+             "\"arguments\":{\"text\":\"probe\"}}}",
              id, name);
-    add_text(&c->out, order);
+    revive(c);
+    put_frame(c, order);
     push(c);
     while (c->alive && now_ns() < deadline) {
         struct pollfd on = {c->from, POLLIN, 0};
@@ -625,12 +795,13 @@ static void probe(conn *c, const char *name) {
         span line;
         poll(&on, 1, 100);
         if (!fill(c)) continue;
-        while (next_line(c, &begin, &line)) {
+        while (next_frame(c, &begin, &line)) {
             span object = {scan_space(line.at, line.at + line.len), 0};
             object.len = (size_t)(line.at + line.len - object.at);
             span back = scan_find(object, "id");
-            if (!back.at || strtoull(back.at, NULL, 10) != id) continue;
-            bool is_error = scan_find(object, "error").at || span_is(scan_find(scan_find(object, "result"), "isError"), "true");
+            bool stopped = port && c->status >= 300; /* whatever the body says of it */
+            if (!stopped && (!back.at || strtoull(back.at, NULL, 10) != id)) continue;
+            bool is_error = stopped || scan_find(object, "error").at || span_is(scan_find(scan_find(object, "result"), "isError"), "true");
             errors = 0;
             complain("answer", line.at, line.len);
             say("{\"answered\":true,\"refused\":%s,\"text\":\"%s\"}", is_error ? "true" : "false", error_sample);
@@ -684,15 +855,17 @@ static void place(const char *order) {
 
 int main(int argc, char **argv) {
     int n = 1, opt;
-    while ((opt = getopt(argc, argv, "+n:e:t:T:")) != -1) {
+    while ((opt = getopt(argc, argv, "+n:e:t:T:u:")) != -1) {
         if (opt == 'n') n = atoi(optarg);
         else if (opt == 'e') stderr_path = optarg;
         else if (opt == 't') patience = atof(optarg);
         else if (opt == 'T') tool = optarg;
-        else return 64;
+        else if (opt != 'u' || sscanf(optarg, "http://127.0.0.1:%d%199s", &port, path) != 2) return 64;
     }
-    if (optind >= argc || n < 1) {
-        fputs("usage: load [-n N] [-e STDERR_FILE] [-t SECONDS] [-T TOOL] -- COMMAND [ARG...]\n", stderr);
+    if ((optind >= argc) != (port > 0) || n < 1) {
+        fputs("usage: load [-n N] [-e STDERR_FILE] [-t SECONDS] [-T TOOL] -- COMMAND [ARG...]\n"
+              "       load [-n N] [-t SECONDS] [-T TOOL] -u http://127.0.0.1:PORT/PATH\n",
+              stderr);
         return 64;
     }
     command = argv + optind;
@@ -702,7 +875,7 @@ int main(int argc, char **argv) {
     target_cores = everywhere;
     conn *all = need(calloc((size_t)n, sizeof *all));
     for (int i = 0; i < n; i++) spawn(&all[i], i);
-    bool up = bring_up(all, n, 2);
+    bool up = bring_up(all, n, 3);
     say("{\"ok\":%s,\"count\":%d,\"tools\":%d,\"error\":\"%s\"}", up ? "true" : "false", n, all[0].tools, error_sample);
     char order[512];
     while (up && fgets(order, sizeof order, stdin)) {
@@ -710,9 +883,9 @@ int main(int argc, char **argv) {
         if (strncmp(order, "window", 6) == 0) {
             plan p = {.seconds = option(order, "seconds", 1),
                       .warm = option(order, "warm", 0.1),
-                      .rate = option(order, "rate", 0),
+                      .rate = port ? 0 : option(order, "rate", 0),
                       .size = (size_t)option(order, "size", 300),
-                      .k = (int)option(order, "k", 1),
+                      .k = port ? 1 : (int)option(order, "k", 1),
                       .poisson = !strstr(order, "spacing=fixed")};
             run_window(all, n, p);
         } else if (strcmp(order, "start") == 0) start_one(n);
@@ -722,7 +895,7 @@ int main(int argc, char **argv) {
         else if (strcmp(order, "quit") == 0) break;
         else say("{\"error\":\"unknown order\"}");
     }
-    for (int i = 0; i < n; i++) { /* all at once, then one by one */
+    for (int i = 0; i < n && !port; i++) { /* all at once, then one by one */
         if (all[i].to >= 0) close(all[i].to);
         all[i].to = -1;
     }

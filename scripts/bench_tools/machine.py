@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import shutil
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -24,15 +25,19 @@ class BenchError(Exception):
     """Something broke; the text is for the person who ran it."""
 
 
-def build() -> tuple[Path, Path]:
-    """The load driver and the echo server, compiled if their sources are newer."""
+def build() -> tuple[Path, Path, Path]:
+    """The load driver and the echo servers, for pipes and for HTTP, compiled if their sources are newer."""
     target = CACHE / "bin"
     target.mkdir(parents=True, exist_ok=True)
     newest = max(path.stat().st_mtime for path in SOURCES.glob("*.[ch]"))
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
         raise BenchError("no C compiler found; install one (`cc`) or name it in CC")
-    for source, name, extra in (("load.c", "load", ["-lm"]), ("echo_server.c", "echo-server", [])):
+    for source, name, extra in (
+        ("load.c", "load", ["-lm"]),
+        ("echo_server.c", "echo-server", []),
+        ("http_server.c", "http-server", []),
+    ):
         binary = target / name
         if binary.exists() and binary.stat().st_mtime > newest:
             continue
@@ -41,7 +46,22 @@ def build() -> tuple[Path, Path]:
         if done.returncode:
             raise BenchError(f"`{' '.join(command)}` failed:\n{done.stderr}")
         os.replace(f"{binary}.new", binary)
-    return target / "load", target / "echo-server"
+    return target / "load", target / "echo-server", target / "http-server"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def run_directory() -> Path:

@@ -12,28 +12,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import aegis, bars, machine, peers, report
+from . import aegis, bars, machine, peers, report, web
 from .driver import Target
 from .machine import BenchError
-from .measure import SHAPES, Session, Settings
+from .measure import SHAPES, Results, Session, Settings
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure Aegis beside a pipe and its peers.")
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure Aegis beside nothing and its peers.")
     parser.add_argument("--quick", action="store_true", help="short windows and few rounds: under 90 s, rough figures")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every window and figure there")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the Markdown tables there")
     parser.add_argument("--only", metavar="S1,S4", default="", help="measure only what these bars need")
-    parser.add_argument("--peers", action="store_true", help="install and measure the peers too")
+    parser.add_argument("--peers", action="store_true", help="install and measure the peers too, and HTTP")
+    parser.add_argument("--http", action="store_true", help="HTTP alone, with its peers")
     parser.add_argument(
         "--peer-bin", metavar="NAME=PATH", action="append", default=[], help="use this peer, installed elsewhere"
     )
-    parser.add_argument("--no-aegis", action="store_true", help="direct, cat and peers only")
+    parser.add_argument("--no-aegis", action="store_true", help="all but Aegis")
     parser.add_argument("--keep", action="store_true", help="keep the directory of the run (homes, logs)")
     args = parser.parse_args(argv)
     args.only = [bar.strip().upper() for bar in args.only.split(",") if bar.strip()]
     if unknown := [bar for bar in args.only if bar not in bars.NEEDS]:
         parser.error(f"unknown bar `{unknown[0]}`; there are {', '.join(bars.NEEDS)}")
+    if args.only and args.http:
+        parser.error("--http and --only each choose what is measured; give one of them")
     for given in args.peer_bin:
         if given.partition("=")[0] not in peers.PEERS or "=" not in given:
             parser.error(f"`{given}` is not NAME=PATH with one of the names {', '.join(peers.PEERS)}")
@@ -60,7 +63,7 @@ def _daemons(session: Session, names: set[str], run: Path, targets: dict[str, Ta
         started.append(daemon)
         for name, (label, way) in ways.items():
             if name in names:
-                targets[name] = daemon.target(name, f"aegis {label}", way, session.server)
+                targets[name] = daemon.target(name, f"aegis {label}", way, Path(session.direct.command[0]))
         if durability == "process":
             time.sleep(1)  # what it still does after it has opened its socket is not idling
             used = session.driver(session.direct, 1).usage(memory=True, pid=daemon.pid)["other"]
@@ -126,17 +129,63 @@ def measure(session: Session, shapes: dict[str, set[str]], targets: dict[str, Ta
     session.close()
 
 
+def measure_http(
+    load: Path,
+    servers: tuple[Path, Path],
+    run: Path,
+    shapes: dict[str, set[str]],
+    args: argparse.Namespace,
+    session: Session,
+    targets: dict[str, Target],
+    missing: dict[str, str],
+) -> None:
+    """The shapes over HTTP: starts what they take, adds it to `targets`, takes their windows. `servers`: on pipes, over
+    HTTP."""
+    names = set().union(*shapes.values())
+    results, tell = session.results, session.tell
+    there = web.Web(run, *servers)
+    daemon = None
+    over = Session(load, there.direct, run, session.settings, tell, results)
+    try:
+        tell("installing and starting peers")
+        guests, gone = there.gather(names)
+        missing |= gone
+        backends = {"web": {"url": there.upstream.url()}, "child": {"command": str(servers[0])}}
+        own: dict[str, Target] = {}
+        if not args.no_aegis:
+            daemon = aegis.Daemon(run / "http", "process", backends=backends)
+            tell("starting a daemon for HTTP")
+            try:
+                daemon.start()
+                own["http"] = daemon.front("http", "aegis", "web", (there.upstream.pid,))
+                own["child"] = daemon.front("child", "aegis", "child")
+            except BenchError as why:
+                results.broken["aegis, HTTP"] = str(why)
+        both = guests | own
+        targets |= both
+        for name, wanted in shapes.items():
+            over.windows(SHAPES[name], [target for key, target in both.items() if key in wanted])
+            if name.endswith("-8"):
+                over.close()  # its sessions, before those of the next shape
+    finally:
+        over.close()
+        if daemon:
+            daemon.stop()
+        there.stop()
+
+
 def main(argv: list[str]) -> int:
     args = arguments(argv)
     console, notes = Console(), Console(stderr=True)
     if not console.is_terminal:
         console = Console(width=150)
     settings = Settings.quick() if args.quick else Settings.full()
-    shapes = bars.needed(args.only)
+    shapes = bars.needed(args.only, pipes=not args.http, http=args.http or args.peers)
+    http = {name: shapes.pop(name) for name in list(shapes) if name in bars.EVERYTHING_HTTP}
     if args.quick:
         shapes.get("open", set()).difference_update({"cat", "relay-full"})
     try:
-        load, server = machine.build()
+        load, server, http_server = machine.build()
     except BenchError as why:
         notes.print(f"broken: {why}", markup=False)
         return 1
@@ -147,13 +196,14 @@ def main(argv: list[str]) -> int:
     missing: dict[str, str] = {}
     began = time.monotonic()
     with notes.status("building") as status:
-        session = Session(load, server, run, settings, status.update)
+        direct = Target("direct", "direct", "direct", (str(server),), denied="")
+        session = Session(load, direct, run, settings, status.update, Results())
         try:
             if any("cat" in wanted for wanted in shapes.values()):
                 floor = ("sh", "-c", f"cat | '{server}' | cat")
                 targets["cat"] = Target("cat", "cat | server | cat", "floor", floor, denied="")
             guests: list[Target] = []
-            if args.peers:
+            if args.peers and shapes:
                 status.update("installing peers")
                 guests, missing = peers.gather(run, server, dict(given.split("=", 1) for given in args.peer_bin))
             if not args.no_aegis:
@@ -162,6 +212,10 @@ def main(argv: list[str]) -> int:
             measure(session, shapes, targets, guests)
             if "s9" in shapes and not args.no_aegis:
                 _grown(session, run)
+            while daemons:  # they have nothing to do with what comes
+                daemons.pop().stop()
+            if http:
+                measure_http(load, (server, http_server), run, http, args, session, targets, missing)
         except BenchError as why:  # direct or the floor itself: nothing can be paired any more
             session.results.broken["the run"] = str(why)
         finally:
@@ -169,7 +223,8 @@ def main(argv: list[str]) -> int:
             session.close()
             for daemon in daemons:
                 daemon.stop()
-    rows = bars.Reader(session.results, targets).all(args.only or list(bars.NEEDS))
+    wanted = args.only or [bar for bar in bars.NEEDS if (bool(http) if bar in bars.OVER_HTTP else bool(shapes))]
+    rows = bars.Reader(session.results, targets).all(wanted)
     facts["took_s"] = round(time.monotonic() - began)
     text = report.markdown(rows, session.results, targets, missing, facts, settings)
     machine.CACHE.joinpath("last.md").write_text(text)
@@ -186,5 +241,6 @@ def main(argv: list[str]) -> int:
         console.print(f"kept: {run}", markup=False)
     else:
         shutil.rmtree(run, ignore_errors=True)
-    own = [name for name in session.results.broken if name.split(",")[0].split(" x ")[0] not in peers.PEERS]
+    foreign = {*peers.PEERS, *web.PEERS}
+    own = [name for name in session.results.broken if name.split(",")[0].split(" x ")[0] not in foreign]
     return 1 if own or any(row.verdict == "broken" for row in rows) else 0

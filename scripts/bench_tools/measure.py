@@ -25,6 +25,7 @@ class Shape:
     size: int = 300
     rate: float = 0
     pinned: bool = False  # the client on one core, everything measured on another: one-call latencies are noise else
+    beside: str = "cat"  # the target that the others are set against, after direct
     finer: int = 1  # so many times the rounds, each so much shorter: for small differences
 
 
@@ -37,6 +38,10 @@ SHAPES = {
         Shape("8x8", "8 servers, 8 calls in flight each", 8, k=8),
         Shape("open", "8 agents, 200 calls/s together, open loop", 8, rate=200, pinned=True),
         Shape("64x1", "64 servers, 1 call at a time each", 64),
+        Shape("http-1", "HTTP → HTTP, 1 session", 1, pinned=True, beside="envoy-mcp", finer=2),
+        Shape("http-8", "HTTP → HTTP, 8 sessions", 8, beside="envoy-mcp"),
+        Shape("child-8", "HTTP → stdio, 8 sessions", 8, beside="mcp-proxy"),
+        Shape("child-64", "HTTP → stdio, 64 sessions", 64, beside="mcp-proxy"),
     )
 }
 
@@ -126,11 +131,10 @@ class Session:
     """All drivers of a run. Targets that break are dropped and remembered in `results.broken`."""
 
     def __init__(
-        self, load: Path, server: Path, run: Path, settings: Settings, tell: Callable[[str], None] = lambda _: None
+        self, load: Path, direct: Target, run: Path, settings: Settings, tell: Callable[[str], None], results: Results
     ) -> None:
-        self.load, self.server, self.run, self.settings, self.tell = load, server, run, settings, tell
-        self.results = Results()
-        self.direct = Target("direct", "direct", "direct", (str(server),), denied="")
+        self.load, self.direct, self.run, self.settings, self.tell = load, direct, run, settings, tell
+        self.results = results
         self.drivers: dict[tuple[str, int], Driver] = {}
         cores = sorted(os.sched_getaffinity(0))
         self.pins = (cores[0], cores[1]) if len(cores) > 1 else (-1, -1)
@@ -152,10 +156,11 @@ class Session:
         used = driver.usage(memory=True)
         each = (used["wrapped"]["rss_kb"] + used["other"]["rss_kb"] - before) / connections / 1024
         if target is self.direct:
-            self.results.memory[f"direct/{connections}"] = {"added": 0.0, "wrapped": each}
+            self.results.memory[f"{target.name}/{connections}"] = {"added": 0.0, "wrapped": each}
         else:
+            bare = 0.0 if target.url else self.results.memory[f"{self.direct.name}/{connections}"]["wrapped"]
             self.results.memory[f"{target.name}/{connections}"] = {
-                "added": each - self.results.memory[f"direct/{connections}"]["wrapped"],
+                "added": each - bare,
                 "wrapped": used["wrapped"]["rss_kb"] / connections / 1024,
             }
         if target.denied and target.name not in self.results.denies:
@@ -244,7 +249,7 @@ class Session:
                     self.results.broken[f"{target.name}, start-up"] = f"{target.label}: {own['error']}"
                     there.remove(target)
                     continue
-                self.results.starts.setdefault("direct", []).append(first)
+                self.results.starts.setdefault(self.direct.name, []).append(first)
                 self.results.starts.setdefault(target.name, []).append(own)
 
     def commit(self) -> None:
@@ -254,8 +259,9 @@ class Session:
 
     def grown(self, small: Daemon, big: Daemon) -> tuple[Target, Target]:
         """A daemon with one rule and a one-second window beside one with everything; fills the second one's window."""
-        small_target = small.target("s9-small", "one agent, one-second window", "handover", self.server)
-        big_target = big.target("s9-big", f"{self.settings.agents} agents, filled", "handover", self.server)
+        server = Path(self.direct.command[0])
+        small_target = small.target("s9-small", "one agent, one-second window", "handover", server)
+        big_target = big.target("s9-big", f"{self.settings.agents} agents, filled", "handover", server)
         self.driver(small_target, 8)
         driver, calls = self.driver(big_target, 8), 0
         while calls < self.settings.preload:

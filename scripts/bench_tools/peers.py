@@ -34,7 +34,7 @@ def _run(command: list[str], what: str) -> None:
         raise BenchError(f"{what}: `{' '.join(command)}` failed:\n    " + "\n    ".join(said[:6]))
 
 
-def _from_pypi(name: str, *requirements: str) -> Path:
+def from_pypi(name: str, *requirements: str) -> Path:
     venv = CACHE / "peers" / name
     if not (venv / "installed").exists():
         shutil.rmtree(venv, ignore_errors=True)
@@ -60,7 +60,7 @@ def _from_npm(name: str, requirement: str) -> Path:
 def mcp_firewall(home: Path, server: Path, binary: str) -> Target:
     """Policy, rate limit, content scan and a hash-chained audit file. Its window recounts every call it holds, and its
     chain detector keeps five minutes of them, so a short window and an explicit allow rule serve it best."""
-    binary = binary or str(_from_pypi("mcp-firewall", "mcp-firewall") / "mcp-firewall")
+    binary = binary or str(from_pypi("mcp-firewall", "mcp-firewall") / "mcp-firewall")
     for i in range(HELD + 1):
         (home / f"{i}.yaml").write_text(
             "version: 1\ndefaultAction: deny\n"
@@ -98,7 +98,7 @@ def mcpwall(home: Path, server: Path, binary: str) -> Target:
 
 def lasso(home: Path, server: Path, binary: str) -> Target:
     """Masks secrets; no policy, limit or audit, so it is shown and never counts as a governing peer."""
-    binary = binary or str(_from_pypi("lasso", "mcp-gateway", "mcp<2") / "mcp-gateway")
+    binary = binary or str(from_pypi("lasso", "mcp-gateway", "mcp<2") / "mcp-gateway")
     for i in range(HELD + 1):
         servers = {"bench": {"command": str(server), "args": []}}
         (home / f"{i}.json").write_text(json.dumps({"mcpServers": {"mcp-gateway": {"servers": servers}}}))

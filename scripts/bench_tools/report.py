@@ -9,16 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .bars import Row
+from .bars import NEEDS, Row
 from .driver import Target
-from .measure import SHAPES, MissingError, Results, Settings, middle
+from .measure import SHAPES, MissingError, Results, Settings, Shape, middle
 
 METHOD = (
-    "Method: newline JSON-RPC over pipes to a lean C echo server, 300 B frames unless said, driven by a C client that "
-    "checks every answer; each figure is the median of {rounds} rounds, and each window of {seconds} s was paired with "
-    "a direct one taken just before it, so read ratios, not absolutes. One-call latencies: client pinned to one core, "
-    "everything else to another. added = more than direct; cat = `cat | server | cat`, the floor of any proxy that is "
-    "a process; D = audit durability (`process` survives any crash of ours, `full` a power cut)."
+    "Method: newline JSON-RPC over pipes, or POSTs on kept connections, to a lean C echo server, 300 B frames unless "
+    "said, driven by a C client that checks every answer; each figure is the median of {rounds} rounds, and each window "
+    "of {seconds} s was paired with a direct one taken just before it, so read ratios, not absolutes. One-call "
+    "latencies: client pinned to one core, everything else to another. added = more than direct; cat = `cat | server | "
+    "cat`, the floor of any proxy that is a process; D = audit durability (`process` survives any crash of ours, `full` "
+    "a power cut)."
 )
 
 
@@ -42,7 +43,7 @@ def figures(results: Results, targets: dict[str, Target], shape: str) -> list[li
             continue
 
         def share(name: str = name) -> float:
-            return results.rate_times(shape, name) / results.rate_times(shape, "cat")
+            return results.rate_times(shape, name) / results.rate_times(shape, SHAPES[shape].beside)
 
         rows.append(
             [
@@ -60,7 +61,9 @@ def figures(results: Results, targets: dict[str, Target], shape: str) -> list[li
     return rows
 
 
-FIGURE_COLUMNS = ("target", "gov", "p50 µs", "p99 µs", "calls/s", "x direct", "x cat", "CPU µs/call", "errors")
+def figure_columns(shape: Shape) -> tuple[str, ...]:
+    beside = f"x {shape.beside}"
+    return ("target", "gov", "p50 µs", "p99 µs", "calls/s", "x direct", beside, "CPU µs/call", "errors")
 
 
 def others(results: Results, targets: dict[str, Target]) -> list[list[str]]:
@@ -109,10 +112,10 @@ def markdown(
         found = figures(results, targets, name)
         if found:
             title = f"{shape.label} (p50 and p99: direct as it is, all others added):"
-            parts += [title, _markdown(FIGURE_COLUMNS, found, 2)]
+            parts += [title, _markdown(figure_columns(shape), found, 2)]
     found = others(results, targets)
     if found:
-        title = "Start-up (spawn → `initialize` answered) and memory per wrapped server:"
+        title = "Start-up (spawn → `initialize` answered) and memory per wrapped server or HTTP session:"
         parts += [title, _markdown(OTHER_COLUMNS, found)]
     if missing_peers:
         parts += [f"Peers that could not be measured here: {', '.join(missing_peers)}."]
@@ -134,7 +137,7 @@ def show(
         if not found:
             continue
         table = Table(title=f"{shape.label} (p50, p99: direct as is, others added)", title_justify="left")
-        for i, column in enumerate(FIGURE_COLUMNS):
+        for i, column in enumerate(figure_columns(shape)):
             table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i == 0)
         for row in found:
             table.add_row(*row)
@@ -167,7 +170,7 @@ def summary(rows: list[Row], missing_peers: dict[str, str]) -> str:
         for row in rows
         if row.verdict in ("MISS", "broken")
     ]
-    open_ones = sorted({row.bar for row in rows if row.verdict == "not measured"}, key=lambda bar: int(bar[1:]))
+    open_ones = sorted({row.bar for row in rows if row.verdict == "not measured"}, key=list(NEEDS).index)
     lines = [f"{sum(row.verdict == 'pass' for row in rows)} of {len(rows)} figures pass."]
     lines += ["Misses:", *(f"  {line}" for line in missed)] if missed else []
     lines += [f"Not measured, in whole or in part: {', '.join(open_ones)}."] if open_ones else []

@@ -41,8 +41,6 @@ FORBIDDEN = {
     },
     ("loop", "core"): "what touches descriptors knows nothing of calls",
     ("loop", "wire"): "what touches descriptors knows nothing of frames",
-    ("transports", "wire"): "a transport carries lines; what they say is read in `relay`",
-    ("backends", "wire"): "a backend carries lines; what they say is read in `relay`",
 }
 # What the daemon's side may have of the shim: what both ends of a socket must agree on.
 SHARED_WITH_THE_SHIM = {"aegis_shim.hello", "aegis_shim.ledger"}

@@ -1,0 +1,137 @@
+"""Who comes in over the network is admitted by path and token, and talks to one backend or to a hub of several."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from typing import Any
+
+from limits import parse as parse_rate
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from aegis_daemon.core.ports import Party, Turned
+from aegis_daemon.core.principal import Principal
+from aegis_daemon.daemon.sessions import Sessions
+from aegis_daemon.relay.admission import MAX_NAME, Refused, plan_remote
+from aegis_daemon.relay.carry import Shell
+from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.hub import Hub
+from aegis_daemon.relay.ports import Client
+from aegis_daemon.transports.guard import shows
+from aegis_daemon.wire.errors import REFUSALS
+
+_log = logging.getLogger("aegis.http")
+_DENIED = REFUSALS["acl"].legacy
+_BUSY = REFUSALS["queue"].legacy
+FAILURES = parse_rate("20/minute")
+"""Wrong tokens from one address; further attempts are turned away unread."""
+
+
+class Reception:
+    """See `core.ports.Reception`."""
+
+    def __init__(self, sessions: Sessions, shell: Shell) -> None:
+        self._sessions = sessions
+        self._shell = shell
+        self._failures = MovingWindowRateLimiter(MemoryStorage())
+        self._key = os.urandom(32)
+        self._count = 0
+        self._dropped: Counter[tuple[str, str, str, str]] = Counter()
+
+    def admit(self, agent: str, token: str | None, peer: str) -> Principal:
+        """See `core.ports.Reception`."""
+        runtime = self._shell.runtime
+        if self._sessions.stopping:
+            raise Turned(503, _BUSY, "the daemon stops; try again in a moment")
+        rule = runtime.agents.get(agent)
+        if rule is None:
+            if len(agent) > MAX_NAME or not agent.isprintable():
+                raise Turned(404, _DENIED, f"the name of the agent is over {MAX_NAME} characters, or cannot be seen")
+            if not (runtime.unlisted_open or runtime.pipeline.observe):
+                raise Turned(
+                    403, _DENIED, f"the agent `{agent}` is not configured; add it to `agents`, or correct the address"
+                )
+            return Principal(agent)
+        if rule.token is None:
+            if rule.uids is not None:
+                raise Turned(
+                    403,
+                    _DENIED,
+                    f"the agent `{agent}` belongs to system users, which the network does not show; give it an "
+                    f"`auth_token`, or connect it through `aegis-wrap`",
+                )
+            return rule.principal
+        if token is not None and shows(token, rule.token):
+            return rule.principal
+        if token is not None and not self._failures.hit(FAILURES, peer):
+            raise Turned(429, _DENIED, "too many wrong tokens from this address; wait a minute")
+        raise Turned(
+            401,
+            _DENIED,
+            f"the agent `{agent}` shows its `auth_token`: send `Authorization: Bearer TOKEN` with each request",
+        )
+
+    def still(self, principal: Principal) -> bool:
+        """Whether whoever was admitted as this would be today, as far as the rules tell."""
+        runtime = self._shell.runtime
+        rule = runtime.agents.get(principal.agent)
+        if rule is None:
+            return runtime.unlisted_open or runtime.pipeline.observe
+        return rule.token is not None or rule.uids is None
+
+    def begin(self, principal: Principal, backend: str | None, client: Any, *, shared: bool) -> Party:
+        """See `core.ports.Reception`."""
+        if backend is not None:
+            return self._open(principal, backend, client, shared=shared)
+        names = self._shell.runtime.routes(principal.agent)
+        if not names:
+            raise Turned(
+                403,
+                _DENIED,
+                f"the agent `{principal.agent}` may use no backend that the daemon reaches; allow one under "
+                f"`agents.{principal.agent}.backends` that has a `url` or a `command`",
+            )
+        if len(names) == 1:
+            return self._open(principal, names[0], client, shared=shared)
+
+        def open_branch(name: str, branch: Client) -> Conversation:
+            planned = plan_remote(principal, name, self._shell.runtime, os.environ)
+            return self._sessions.open(planned, branch, client.way, shared=shared)
+
+        self._count += 1
+        return Hub(
+            f"h{self._count:x}-{os.urandom(3).hex()}",
+            principal,
+            names,
+            client,
+            open_branch,
+            self._shell,
+            self._sessions.loop,
+            ids=self._sessions.ids,
+            key=self._key,
+            shared=shared,
+        )
+
+    def _open(self, principal: Principal, backend: str, client: Any, *, shared: bool) -> Conversation:
+        runtime = self._shell.runtime
+        if len(backend) > MAX_NAME or not backend.isprintable():
+            raise Turned(404, _DENIED, f"the name of the backend is over {MAX_NAME} characters, or cannot be seen")
+        try:
+            planned = plan_remote(principal, backend, runtime, os.environ)
+            return self._sessions.open(planned, client, client.way, shared=shared)
+        except Refused as refused:
+            _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused)
+            raise Turned(403, _DENIED, str(refused)) from None
+
+    def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
+        """See `core.ports.Reception`. One record a second at most and kind."""
+        self._dropped[principal.agent, backend or "", session, reason] += 1
+
+    def sweep(self) -> None:
+        """Once a second."""
+        if self._dropped:
+            counts, self._dropped = self._dropped, Counter()
+            for (agent, backend, session, reason), count in counts.items():
+                self._shell.audit.dropped(agent, backend, session, "to_server", reason, count)

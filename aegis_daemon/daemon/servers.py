@@ -1,0 +1,135 @@
+"""Every session gets its server by its plan: a process, or an address, with a bridge where the eras may differ."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aegis_daemon.backends.children import Command, Nursery
+from aegis_daemon.backends.http_client import HttpPool
+from aegis_daemon.backends.sse import SseServer
+from aegis_daemon.backends.stdio import StdioServer
+from aegis_daemon.backends.streamable_http import HttpServer
+from aegis_daemon.backends.websocket import WebSocketServer
+from aegis_daemon.core.ports import Fault
+from aegis_daemon.loop.clock import monotonic
+from aegis_daemon.loop.descriptor import Outbox
+from aegis_daemon.relay.admission import Plan
+from aegis_daemon.relay.bridge import Bridge, EraMemory
+from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.ports import Backend
+from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
+
+STDERR = 2
+
+
+class Servers:
+    """Makes them. What a backend was found to speak is remembered for its next session."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, nursery: Nursery, pool: HttpPool) -> None:
+        self._loop = loop
+        self._outbox = outbox
+        self._nursery = nursery
+        self._pool = pool
+        self._memories: dict[tuple[str, str], EraMemory] = {}
+
+    def start(
+        self, conversation: Conversation, planned: Plan, stderr: int = STDERR, *, bridged: bool = True
+    ) -> Backend:
+        """The server of a session. Raises `OSError` where none can be started now.
+
+        A session from one machine's stdio to another's is left alone (`bridged` false): both ends chose each other.
+        """
+        server: Backend
+
+        def lines(what: list[bytes], about: int | None = None) -> None:
+            conversation.server_lines(server, what, about)
+
+        def long(head: bytes, tail: bytes) -> None:
+            conversation.server_long(server, head, tail)
+
+        def lost(number: int, fault: Fault) -> None:
+            conversation.server_lost(server, number, fault)
+
+        def full(now: bool) -> None:
+            conversation.server_full(server, now)
+
+        def exited(code: int) -> None:
+            conversation.server_exited(server, code)
+            self._outbox.flush()
+
+        def failed(text: str) -> None:
+            conversation.server_failed(server, text)
+            self._outbox.flush()
+
+        make = self._process(planned, stderr, long) if planned.argv is not None else self._address(planned)
+        if bridged or planned.argv is None:
+            server = Bridge(
+                make,
+                self._memory(planned),
+                call_later=self._loop.call_later,
+                now=monotonic,
+                on_lines=lines,
+                on_lost=lost,
+                on_full=full,
+                on_exit=exited,
+                on_failed=failed,
+            )
+        else:
+            server = make(on_lines=lines, on_lost=lost, on_full=full, on_exit=exited, on_failed=failed)
+        return server
+
+    def _memory(self, planned: Plan) -> EraMemory:
+        rule = planned.rule
+        assert rule is not None
+        key = (planned.backend, rule.url or repr(planned.argv))
+        return self._memories.setdefault(key, EraMemory())
+
+    def _process(self, planned: Plan, stderr: int, long: Callable[[bytes, bytes], None]) -> Callable[..., Backend]:
+        argv = planned.argv
+        assert argv is not None
+
+        def make(
+            *,
+            on_lines: Callable[[list[bytes], int | None], None],
+            on_lost: Callable[[int, Fault], None],
+            on_full: Callable[[bool], None],
+            on_exit: Callable[[int], None],
+            on_failed: Callable[[str], None],
+        ) -> Backend:
+            return StdioServer(
+                self._loop,
+                self._outbox,
+                self._nursery,
+                Command(argv, planned.cwd, planned.env, planned.umask),
+                stderr,
+                limit=MAX_FRAME_OUT,
+                on_lines=lambda what: on_lines(what, None),
+                on_long=long,
+                on_full=on_full,
+                on_exit=on_exit,
+                on_failed=on_failed,
+            )
+
+        return make
+
+    def _address(self, planned: Plan) -> Callable[..., Backend]:
+        rule = planned.rule
+        assert rule is not None
+        url = rule.url
+        assert url is not None
+        transport = rule.transport
+        if url.startswith(("ws:", "wss:")) or transport == "websocket":
+            kind: Any = WebSocketServer
+        elif transport == "sse":
+            kind = SseServer
+        else:
+            kind = HttpServer
+
+        def make(**on: Any) -> Backend:
+            more = {"fall_back": transport == "auto"} if kind is HttpServer else {}
+            made: Backend = kind(self._loop, self._outbox, self._pool, url, rule.headers, **more, **on)
+            return made
+
+        return make
