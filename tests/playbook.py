@@ -768,6 +768,7 @@ class Play:
         handshake: bytes | None = None,
         initialized: bool = False,
         start: bool = True,
+        shared: bool = False,
     ) -> Session:
         """A new session, begun; `era`, `handshake` and `initialized` are what an earlier daemon left."""
         rule = self.runtime.agents.get(agent)
@@ -793,6 +794,7 @@ class Play:
             ids=self.ids,
             load=self.load,
             on_end=ended,
+            shared=shared,
         )
         client.talk = talk
         session = Session(self, client, talk, servers)
