@@ -495,32 +495,36 @@ class HttpPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, origin: _Origin, exchange: Exchange, request: bytes) -> None:
-        target = origin.target
         exchange._wait(True)
         connection = _Connection(self, origin)
-
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                trust = self._context() if target.secure else None
-                await self._loop.create_connection(lambda: connection, target.host, target.port, ssl=trust)
-        except (OSError, TimeoutError, ValueError) as error:
+            await self.open(origin.target, connection)
+        except Fault as fault:
             connection.give_up()
-            reason, text = _why_not(error)
-            _log.info("no connection to %s:%d: %s", target.host, target.port, error or reason)
-            exchange._fail(Fault(reason, f"{text}; not executed", not_executed=True))
-            return
+            exchange._fail(fault)
         except asyncio.CancelledError:
             connection.give_up()
             exchange._fail(Fault("busy", "the daemon stops; not executed", not_executed=True))
             raise
-        if connection.closing:
-            fault = Fault("connect", "the server closes every connection; not executed", not_executed=True)
-            exchange._fail(fault)
-        elif exchange._handler is None:
-            self.release(connection)
         else:
-            exchange._wait(False)
-            connection.begin(exchange, request)
+            if connection.closing:
+                exchange._fail(Fault("connect", "the server closes every connection; not executed", not_executed=True))
+            elif exchange._handler is None:
+                self.release(connection)
+            else:
+                exchange._wait(False)
+                connection.begin(exchange, request)
+
+    async def open(self, target: Target, protocol: asyncio.Protocol) -> None:
+        """Connects to a server and gives the connection to `protocol`. Raises `Fault`, which is never executed."""
+        try:
+            trust = self._context() if target.secure else None
+            async with asyncio.timeout(self._connect_timeout):
+                await self._loop.create_connection(lambda: protocol, target.host, target.port, ssl=trust)
+        except (OSError, ValueError) as error:
+            reason, text = _why_not(error)
+            _log.info("no connection to %s:%d: %s", target.host, target.port, error or reason)
+            raise Fault(reason, f"{text}; not executed", not_executed=True) from None
 
     def _context(self) -> ssl.SSLContext:
         if self._trust is None:

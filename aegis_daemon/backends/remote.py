@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -11,6 +13,7 @@ import msgspec
 from aegis_daemon import __version__
 from aegis_daemon.backends.http_client import header_lines
 from aegis_daemon.core.ports import Fault
+from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.wire.jsonrpc import Frame, WireFault, parse
 
 OnLines = Callable[[list[bytes], int | None], None]
@@ -35,17 +38,22 @@ _OURS: Final = frozenset(
 _OURS_BEGIN: Final = ("mcp-param-", "sec-websocket-")
 
 
-def configured(headers: Mapping[str, str]) -> list[bytes]:
-    """A backend's own headers as lines. Raises `ValueError` for one that the protocol sets itself, or that is none."""
+def check_names(headers: Mapping[str, str]) -> dict[str, str]:
+    """A backend's own headers, with who we are. Raises `ValueError` for one that the protocol sets itself."""
     for name in headers:
         low = name.lower()
         if low in _OURS or low.startswith(_OURS_BEGIN):
             raise ValueError(f"the header `{name[:60]}` is set by the protocol; take it out of `headers`")
     given = {name.lower() for name in headers}
-    mine = {} if "user-agent" in given else {"User-Agent": f"aegis/{__version__}"}
     if len(given) != len(headers):
         raise ValueError("a header is configured twice; keep one")
-    return header_lines({**mine, **headers})
+    mine = {} if "user-agent" in given else {"User-Agent": f"aegis/{__version__}"}
+    return {**mine, **headers}
+
+
+def configured(headers: Mapping[str, str]) -> bytes:
+    """A backend's own headers as they go out. Raises `ValueError` for one that cannot."""
+    return b"".join(line + b"\r\n" for line in header_lines(check_names(headers)))
 
 
 # --- lines --------------------------------------------------------------------------------------------------------
@@ -159,3 +167,219 @@ _SESSION: Final = re.compile(rb"[\x21-\x7e]{1,1024}")
 def is_session_id(text: bytes) -> bool:
     """Whether a server's session id is one (MCP 2025-11-25, session management)."""
     return _SESSION.fullmatch(text) is not None
+
+
+def withdrawn(not_executed: bool) -> Fault:
+    """What becomes of a request that its client cancelled."""
+    text = "cancelled before it was sent; not executed" if not_executed else "cancelled; outcome unknown"
+    return Fault("cancelled", text, not_executed=not_executed)
+
+
+def busy() -> Fault:
+    """As many frames wait as may."""
+    return Fault("busy", "too many frames wait for the server; not executed; try again later", not_executed=True)
+
+
+# --- one stream for all -------------------------------------------------------------------------------------------
+
+
+class Channel:
+    """A server that says everything on one stream, which is opened for the first frame and is the session.
+
+    A `Backend` (`relay.ports`), but for how the stream is opened, written to, paused and closed.
+    """
+
+    pid: int | None = None
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+        *,
+        on_lines: OnLines,
+        on_lost: OnLost,
+        on_full: Callable[[bool], None],
+        on_exit: Callable[[int], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self.loop = loop
+        self._outbox = outbox
+        self._on_lines = on_lines
+        self._on_lost = on_lost
+        self._on_full = on_full
+        self._on_exit = on_exit
+        self._on_failed = on_failed
+        self.touched = False
+        """whether anything was sent to it"""
+        self.over = False
+        self._started = False
+        self._ready = False
+        self._paused = False
+        self._ending = False
+        self._full = False
+        self._open: set[int] = set()
+        self._held: deque[tuple[bytes, int]] = deque()
+        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def unanswered(self) -> frozenset[int]:
+        """The requests that it has, or waits to have, and did not answer."""
+        return frozenset(self._open)
+
+    # what a transport does
+
+    def _connect(self) -> None:
+        raise NotImplementedError
+
+    def _put(self, text: bytes, number: int) -> None:
+        raise NotImplementedError
+
+    def _hold_back(self, paused: bool) -> None:
+        raise NotImplementedError
+
+    def _disconnect(self) -> None:
+        """Closes the stream; `_ended` may follow, now or later."""
+        raise NotImplementedError
+
+    # what the conversation asks
+
+    def send(self, text: bytes, frame: Frame | None = None, number: int = 0) -> None:
+        """One frame as it goes out; see `relay.ports.Backend`."""
+        self.touched = True
+        if self.over:
+            return
+        if number:
+            self._open.add(number)
+        if self._ready:
+            self._put(text, number)
+        elif len(self._held) >= MOST_HELD:
+            if number:
+                self.loop.call_soon(self._lost, number, busy())
+        else:
+            self._held.append((text, number))
+            self._weigh(len(text))
+            if not self._started:
+                self._started = True
+                self._connect()
+
+    def cancel(self, number: int, text: bytes) -> None:
+        """Withdraws an open request; `text` says so."""
+        self._open.discard(number)
+        for at, (held, of) in enumerate(self._held):
+            if of == number:
+                del self._held[at]
+                self._weigh(-len(held))
+                self.loop.call_soon(self._lost, number, withdrawn(True))
+                return
+        self.send(text)
+
+    def pause(self, paused: bool) -> None:
+        """Leaves what the server says in the network while nobody takes it."""
+        self._paused = paused
+        self._hold_back(paused)
+
+    def close_stdin(self) -> None:
+        """No more frames will come."""
+
+    def end(self) -> None:
+        """Ends the session: what is open has GRACE_S to be answered."""
+        if self._ending or self.over:
+            return
+        self._ending = True
+        self.pause(False)
+        if self._open or self._held:
+            self._stop_timer()
+            self._timer = self.loop.call_later(GRACE_S, self._leave)
+        else:
+            self.loop.call_soon(self._leave)
+
+    # what a transport tells
+
+    def _opened(self) -> None:
+        """The stream is there: sends what waited."""
+        if not self._ending:
+            self._stop_timer()
+        self._ready = True
+        while self._held and not self.over:
+            text, number = self._held.popleft()
+            self._weigh(-len(text))
+            self._put(text, number)
+
+    def _came(self, lines: list[bytes]) -> None:
+        """Frames of the server, on one line each."""
+        for line in lines if self._open else ():
+            number = answered(line)
+            if number is not None:
+                self._open.discard(number)
+        outbox = self._outbox
+        outbox.begin()
+        try:
+            self._on_lines(lines, None)
+        finally:
+            outbox.flush()
+        if self._ending and not self._open and not self._held:
+            self._leave()
+
+    def _lost(self, number: int, fault: Fault) -> None:
+        """A request will get no answer."""
+        self._open.discard(number)
+        if self.over or not number:
+            return
+        outbox = self._outbox
+        outbox.begin()
+        try:
+            self._on_lost(number, fault)
+        finally:
+            outbox.flush()
+
+    def _weigh(self, more: int) -> None:
+        """So many bytes more, or less, wait to be sent."""
+        self._waiting += more
+        full = self._waiting > HELD
+        if full is not self._full:
+            self._full = full
+            self._on_full(full)
+
+    def _leave(self) -> None:
+        if self.over:
+            return
+        self._stop_timer()
+        self._timer = self.loop.call_later(FAREWELL_S, self._ended, 0)
+        self._disconnect()
+
+    def _ended(self, code: int) -> None:
+        """The stream is gone: 0 for one that was closed, 1 for one that broke. Before it was there nothing started."""
+        if self.over:
+            return
+        if not self._ready and not self._ending:
+            self._fail("the server closed the connection before the session began")
+            return
+        self.over = True
+        self._stop_timer()
+        self._outbox.begin()
+        try:
+            self._on_exit(code)
+        finally:
+            self._outbox.flush()
+
+    def _fail(self, text: str) -> None:
+        """The stream cannot be opened."""
+        if self.over:
+            return
+        if self._ending or self._ready:
+            self._ended(1)
+            return
+        self.over = True
+        self._stop_timer()
+        self._disconnect()
+        self._outbox.begin()
+        try:
+            self._on_failed(text)
+        finally:
+            self._outbox.flush()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

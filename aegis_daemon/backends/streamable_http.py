@@ -15,6 +15,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from aegis_daemon.backends.remote import (
     OnLost,
     answered,
     bad_answer,
+    busy,
     configured,
     is_session_id,
     nameless_error,
@@ -36,7 +38,9 @@ from aegis_daemon.backends.remote import (
     read,
     refused,
     too_large,
+    withdrawn,
 )
+from aegis_daemon.backends.sse import SseServer
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.wire.errors import METHOD_NOT_FOUND
@@ -401,12 +405,16 @@ class _Farewell:
         pass
 
 
+_DOORS: Final = ("send", "cancel", "pause", "close_stdin", "end")
+
+
 class HttpServer:
     """A server at an http or https URL, for one session; a `Backend` (`relay.ports`).
 
-    `headers` are the backend's own, `tools` what is known of its annotated parameters (shared by its sessions).
-    `refused_first` takes the frames of a session whose very first was answered 400, 404 or 405 without JSON-RPC: a
-    server of the older transport does so. Raises `ValueError` for a URL or header that cannot be.
+    `headers` are the backend's own, `tools` what is known of its annotated parameters (shared by its sessions). With
+    `fall_back` a server that answers the very first frame with 400, 404 or 405 and no JSON-RPC is taken for one of
+    the older transport (MCP 2025-11-25, backwards compatibility). Raises `ValueError` for a URL or header that cannot
+    be sent to.
     """
 
     pid: int | None = None
@@ -425,7 +433,7 @@ class HttpServer:
         on_exit: Callable[[int], None],
         on_failed: Callable[[str], None],
         tools: Annotations | None = None,
-        refused_first: Callable[[bytes, Frame | None, int], None] | None = None,
+        fall_back: bool = False,
     ) -> None:
         self.loop = loop
         self._outbox = outbox
@@ -434,10 +442,13 @@ class HttpServer:
         self._on_lost = on_lost
         self._on_full = on_full
         self._on_exit = on_exit
-        self._refused_first = refused_first
+        self._fall_back = fall_back
+        self._older: SseServer | None = None
+        self._older_status = 0
+        self._make_older = partial(SseServer, loop, outbox, pool, url, headers)
         self._tools: Annotations = {} if tools is None else tools
         self._target = target = locate(url)
-        common = b"".join(line + b"\r\n" for line in (b"Host: " + target.authority, *configured(headers)))
+        common = b"Host: " + target.authority + b"\r\n" + configured(headers)
         self._post_block = b"POST " + target.path + b" HTTP/1.1\r\n" + common + _ACCEPT_BOTH
         self._get_block = b"GET " + target.path + b" HTTP/1.1\r\n" + common + b"Accept: text/event-stream\r\n"
         self._delete_block = b"DELETE " + target.path + b" HTTP/1.1\r\n" + common
@@ -489,7 +500,7 @@ class HttpServer:
                 self._held_bytes -= len(self._held[at][0])
                 del self._held[at]
                 self._weigh()
-                self.loop.call_soon(self._report, number, _withdrawn(True))
+                self.loop.call_soon(self._report, number, withdrawn(True))
                 return
         post = self._open.get(number)
         if post is None or post.cancelled:
@@ -499,15 +510,15 @@ class HttpServer:
             self._unheard.remove(post)
             del self._open[number]
             post.abort()
-            self.loop.call_soon(self._report, number, _withdrawn(True))
+            self.loop.call_soon(self._report, number, withdrawn(True))
         elif post.modern:
             del self._open[number]
             post.abort()
-            self.loop.call_soon(self._report, number, _withdrawn(False))
+            self.loop.call_soon(self._report, number, withdrawn(False))
         else:
             if post.timer is not None:
                 post.timer.cancel()
-            post.timer = self.loop.call_later(_CANCELLED_S, post.server.lost, post, _withdrawn(False))
+            post.timer = self.loop.call_later(_CANCELLED_S, post.server.lost, post, withdrawn(False))
             self.send(text)
 
     def pause(self, paused: bool) -> None:
@@ -580,8 +591,7 @@ class HttpServer:
     def _hold(self, text: bytes, frame: Frame | None, number: int) -> None:
         if len(self._held) >= MOST_HELD:
             if number:
-                fault = Fault("busy", "too many frames wait for the session; not executed", not_executed=True)
-                self.loop.call_soon(self._report, number, fault)
+                self.loop.call_soon(self._report, number, busy())
             return
         self._held.append((text, frame, number))
         self._held_bytes += len(text)
@@ -817,17 +827,44 @@ class HttpServer:
         if error is not None:
             self.answer(post, [error])
             return
-        if self._refused_first is not None and not self._proven and status in (400, 404, 405):
-            moved = self._refused_first
-            self._open.pop(post.number, None)
-            post.settle()
-            self._gate = None
-            moved(post.text, post.frame, post.number)
-            while self._held:
-                moved(*self._held.popleft())
-            self._held_bytes = 0
+        if self._fall_back and not self._proven and not self._ending and status in (400, 404, 405):
+            self._move(post)
             return
         self.lost(post, refused(status))
+
+    def _move(self, post: _Post) -> None:
+        """Asks the server again as one of the older transport; from here on that is this server."""
+        self._open.pop(post.number, None)
+        post.settle()
+        self._gate = None
+        older = self._older
+        if older is None:
+            older = self._older = self._make_older(
+                on_lines=self._on_lines,
+                on_lost=self._on_lost,
+                on_full=self._on_full,
+                on_exit=self._on_exit,
+                on_failed=self._not_older,
+            )
+            self._older_status = post.status
+            older.pause(self._paused)
+            for name in _DOORS:
+                setattr(self, name, getattr(older, name))
+        older.send(post.text, post.frame, post.number)
+        while self._held:
+            older.send(*self._held.popleft())
+        self._held_bytes = 0
+
+    def _not_older(self, text: str) -> None:
+        """It is none of those either: what it said first holds, and it is not tried again."""
+        older, self._older = self._older, None
+        assert older is not None
+        self._fall_back = False
+        for name in _DOORS:
+            delattr(self, name)
+        _log.info("a server took no POST (status %d), and no GET: %s", self._older_status, text)
+        for number in sorted(older.unanswered):
+            self._report(number, refused(self._older_status))
 
     def _report(self, number: int, fault: Fault) -> None:
         if self._told:
@@ -968,8 +1005,3 @@ def _code_of(line: bytes) -> int:
 
 def _unfinished() -> Fault:
     return Fault("connection_lost", "the server's stream ended before the answer; outcome unknown")
-
-
-def _withdrawn(not_executed: bool) -> Fault:
-    text = "cancelled before it was sent" if not_executed else "cancelled; outcome unknown"
-    return Fault("cancelled", text, not_executed=not_executed)

@@ -34,6 +34,13 @@ MASK: Final = "********"
 NO_PLACEHOLDER: Final = "`${env:…}` and `${file:…}` are not replaced here"
 PLACEHOLDERS: Final = "they work in tokens, secrets, urls, `args`, `env` and `headers`; write the value itself"
 
+_PROTOCOL_HEADERS: Final = frozenset(
+    {
+        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect",
+        "host", "keep-alive", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id",
+        "origin", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
 _HIDDEN = re.compile(HIDDEN_NAME, re.IGNORECASE)
 _LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")
 
@@ -168,6 +175,8 @@ def _as_header(value: object) -> str:
     text = _as_plain(value, "a header's name")
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text):  # RFC 9110 §5.6.2
         raise fault(f"`{text[:60]}` cannot be a header's name", "write it like `X-Api-Key`")
+    if text.lower() in _PROTOCOL_HEADERS or text.lower().startswith(("mcp-param-", "sec-websocket-")):
+        raise fault(f"the header `{text}` is the protocol's own", "remove it; it is set where it belongs")
     return text
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from aegis_daemon.backends.children import Command, Nursery
 from aegis_daemon.backends.http_client import HttpPool
 from aegis_daemon.backends.sse import SseServer
 from aegis_daemon.backends.stdio import StdioServer
-from aegis_daemon.backends.streamable_http import HttpServer
+from aegis_daemon.backends.streamable_http import Annotations, HttpServer
 from aegis_daemon.backends.websocket import WebSocketServer
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.clock import monotonic
@@ -24,6 +27,13 @@ from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
 STDERR = 2
 
 
+class Memory(msgspec.Struct):
+    """What is known of a backend for its next session: the eras it speaks, and its tools' annotated parameters."""
+
+    eras: EraMemory
+    tools: Annotations
+
+
 class Servers:
     """Makes them. What a backend was found to speak is remembered for its next session."""
 
@@ -32,7 +42,7 @@ class Servers:
         self._outbox = outbox
         self._nursery = nursery
         self._pool = pool
-        self._memories: dict[tuple[str, str], EraMemory] = {}
+        self._memories: dict[tuple[str, str], Memory] = {}
 
     def start(
         self, conversation: Conversation, planned: Plan, stderr: int = STDERR, *, bridged: bool = True
@@ -67,7 +77,7 @@ class Servers:
         if bridged or planned.argv is None:
             server = Bridge(
                 make,
-                self._memory(planned),
+                self._memory(planned).eras,
                 call_later=self._loop.call_later,
                 now=monotonic,
                 on_lines=lines,
@@ -80,11 +90,10 @@ class Servers:
             server = make(on_lines=lines, on_lost=lost, on_full=full, on_exit=exited, on_failed=failed)
         return server
 
-    def _memory(self, planned: Plan) -> EraMemory:
+    def _memory(self, planned: Plan) -> Memory:
         rule = planned.rule
         assert rule is not None
-        key = (planned.backend, rule.url or repr(planned.argv))
-        return self._memories.setdefault(key, EraMemory())
+        return self._memories.setdefault((planned.backend, rule.url or repr(planned.argv)), Memory(EraMemory(), {}))
 
     def _process(self, planned: Plan, stderr: int, long: Callable[[bytes, bytes], None]) -> Callable[..., Backend]:
         argv = planned.argv
@@ -119,17 +128,12 @@ class Servers:
         assert rule is not None
         url = rule.url
         assert url is not None
-        transport = rule.transport
-        if url.startswith(("ws:", "wss:")) or transport == "websocket":
-            kind: Any = WebSocketServer
-        elif transport == "sse":
-            kind = SseServer
+        make: Any
+        if url.startswith(("ws:", "wss:")) or rule.transport == "websocket":
+            make = WebSocketServer
+        elif rule.transport == "sse":
+            make = SseServer
         else:
-            kind = HttpServer
-
-        def make(**on: Any) -> Backend:
-            more = {"fall_back": transport == "auto"} if kind is HttpServer else {}
-            made: Backend = kind(self._loop, self._outbox, self._pool, url, rule.headers, **more, **on)
-            return made
-
-        return make
+            make = partial(HttpServer, fall_back=rule.transport == "auto", tools=self._memory(planned).tools)
+        made: Callable[..., Backend] = partial(make, self._loop, self._outbox, self._pool, url, rule.headers)
+        return made

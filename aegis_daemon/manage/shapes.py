@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 ID_MAX = 64
 """Characters in the longest ticket id or call id that is looked at."""
@@ -70,21 +69,15 @@ class StopRequest(Request):
 
 
 class Note(Request):
-    """Why it was decided so; one of the two names, or none."""
+    """Why it was decided so, under either name."""
 
     note: str = Field(default="", max_length=NOTE_MAX)
     reason: str = Field(default="", max_length=NOTE_MAX)
 
-    @model_validator(mode="after")
-    def _one(self) -> Note:
-        if self.note and self.reason:
-            raise PydanticCustomError("one_text", "give `note` or `reason`, not both")
-        return self
-
     @property
     def text(self) -> str:
-        """Whichever was given."""
-        return self.note or self.reason
+        """What was given."""
+        return "; ".join(text for text in (self.note, self.reason) if text)
 
 
 class Page(Request):
@@ -293,7 +286,10 @@ class Health(Shape):
 
 
 class ConfigFault(Shape):
-    """One thing that is wrong in the file, and where; line and column count from 1, 0 where there is none."""
+    """One thing that is wrong in the file, and where; line and column count from 1, 0 where there is none.
+
+    `source` is the line itself, without anything that may be a secret.
+    """
 
     file: str
     line: int
@@ -301,6 +297,7 @@ class ConfigFault(Shape):
     path: str
     message: str
     hint: str = ""
+    source: str = ""
 
 
 class Problem(Shape):

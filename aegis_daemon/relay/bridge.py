@@ -94,8 +94,8 @@ RELISTEN_S: Final = (1.0, 60.0)
 _OWN: Final = 1 << 40
 """From here on count the bridge's own requests; a conversation never gets so far."""
 
-_FOREIGN: Final = frozenset({METHOD_NOT_FOUND, INVALID_PARAMS, UNSUPPORTED_VERSION})
-"""Error codes of an `initialize` that say: not in this era."""
+_FOREIGN: Final = frozenset({METHOD_NOT_FOUND, INVALID_PARAMS, INVALID_REQUEST, UNSUPPORTED_VERSION, -32020})
+"""Error codes of an `initialize` that say: not in this era (-32020: its mirror headers are missed)."""
 _NO_VERDICT: Final = frozenset({"http_401", "http_403", "http_407", "http_408", "http_429"})
 _RESUMABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Requests whose answer may be `input_required`."""
@@ -453,7 +453,7 @@ class Bridge:
         """A server that was remembered as modern says the first: it may have changed since."""
         self.take = self.out.on_lines
         answer = _answer(lines[0])
-        if answer is not None and not answer.ok and said(answer.body)[0] in (*_FOREIGN, INVALID_REQUEST):
+        if answer is not None and not answer.ok and said(answer.body)[0] in _FOREIGN:
             self.memory.forget()
         self.out.on_lines(lines, about)
 
@@ -857,6 +857,8 @@ class _Call(msgspec.Struct, eq=False):
     late: bytes = b""
     """the answer that came while the client had questions to answer, without its number"""
     late_ok: bool = True
+    again: bool = False
+    """the server is done with it and wants it once more when its questions are answered"""
     timer: Any = None
 
 
@@ -935,7 +937,10 @@ class _LegacyServer:
         if level is not None and level != self._level and "logging" in self._capabilities:
             self._level = level
             bridge.server.send(*request(bridge.fresh(), "logging/setLevel", {"level": level}))
-        bridge.server.send(*with_params(frame, number, cleared(params)))
+        plain = cleared(params)
+        for key in ("inputResponses", "requestState"):
+            plain.pop(key, None)
+        bridge.server.send(*with_params(frame, number, plain))
 
     def _level_of(self, meta: dict[str, Any]) -> str | None:
         level = meta.get(META_LEVEL)
@@ -960,11 +965,16 @@ class _LegacyServer:
         del self._suspended[state]
         call.timer.cancel()
         call.number = number
-        if call.late:
+        if call.again:
+            self._call(frame, number)
+        elif call.late:
             self._over(call)
             make = result_frame if call.late_ok else _error_frame
             self._bridge.say(make(id_text(number), call.late), number)
-            return
+        else:
+            self._give_answers(call, responses)
+
+    def _give_answers(self, call: _Call, responses: dict[str, Any]) -> None:
         for key, question in list(call.questions.items()):
             if question.put and key in responses:
                 self._drop(key, question)
@@ -1028,6 +1038,8 @@ class _LegacyServer:
             return
         if call.number:
             self._over(call)
+            if not ok and self._wants_visits(call, answer.body):
+                return
             make = result_frame if ok else _error_frame
             self._bridge.say(make(id_text(call.number), body), call.number)
             return
@@ -1104,30 +1116,38 @@ class _LegacyServer:
 
     def _suspend(self, call: _Call) -> None:
         """Ends the client's request with the server's questions; the server's call waits for the retry."""
-        bridge, number = self._bridge, call.number
+        bridge = self._bridge
         self._asking.pop(call.real, None)
         if len(self._suspended) >= SUSPENDED:
             for key, question in list(call.questions.items()):
                 self._drop(key, question)
                 _decline(bridge.server, question.id, INTERNAL_ERROR, "too many calls wait for their clients' answers")
             return
-        state = token_urlsafe(24)
-        self._suspended[state] = call
-        call.number = 0
-        call.timer = bridge.call_later(SUSPENDED_S, partial(self._lapse, state))
         for question in call.questions.values():
             question.put = True
-        result = {
-            "resultType": "input_required",
-            "inputRequests": {key: question.ask for key, question in call.questions.items()},
-            "requestState": state,
-        }
-        bridge.say(result_frame(id_text(number), encode(result)), number)
+        self._wait_for_retry(call, {key: question.ask for key, question in call.questions.items()})
+
+    def _wait_for_retry(self, call: _Call, asks: dict[str, dict[str, Any]]) -> None:
+        number, call.number = call.number, 0
+        state = token_urlsafe(24)
+        self._suspended[state] = call
+        call.timer = self._bridge.call_later(SUSPENDED_S, partial(self._lapse, state))
+        result = {"resultType": "input_required", "inputRequests": asks, "requestState": state}
+        self._bridge.say(result_frame(id_text(number), encode(result)), number)
+
+    def _wants_visits(self, call: _Call, body: bytes) -> bool:
+        """An error that names pages to visit first is a question in the modern era, and the retry a new call."""
+        visits = visits_of(body) if call.digest and len(self._suspended) < SUSPENDED else []
+        if not visits or not all(declares(call.capabilities, ask["method"], ask["params"]) for ask in visits):
+            return False
+        call.again = True
+        self._wait_for_retry(call, {f"v{at}": ask for at, ask in enumerate(visits, 1)})
+        return True
 
     def _lapse(self, state: str) -> None:
         """Nobody came back with the answers."""
         call = self._suspended.pop(state)
-        answered = bool(call.late)
+        answered = bool(call.late) or call.again
         self._over(call)
         if not answered:
             self._bridge.server.cancel(call.real, cancelled(call.real, "the client did not come back with its answers"))
@@ -1275,6 +1295,23 @@ def modern_error(body: bytes) -> bytes:
     parts = parts_of(body)
     code = {b"-32002": b"-32602", b"-32042": b"-32603"}.get(bytes(parts["code"]))
     return body if code is None else joined({**parts, "code": code})
+
+
+def visits_of(body: bytes) -> list[dict[str, Any]]:
+    """The questions in a legacy error -32042 (pages to visit); none where it is another, or cannot be read."""
+    try:
+        error = msgspec.json.decode(body)
+    except _UNREADABLE:
+        return []
+    found = part(error, "data").get("elicitations")
+    if error.get("code") != -32042 or type(found) is not list or len(found) > ASKS:
+        return []
+    if not all(type(one) is dict and type(one.get("url")) is str and type(one.get("message")) is str for one in found):
+        return []
+    return [
+        {"method": "elicitation/create", "params": {"mode": "url", "message": one["message"], "url": one["url"]}}
+        for one in found
+    ]
 
 
 # --- a legacy client, a modern server ---------------------------------------------------------------------------------
@@ -1522,7 +1559,7 @@ class _ModernServer:
         asked: list[tuple[int, str, dict[str, Any]]] = []
         for key, ask in questions.items():
             method, params = (ask.get("method"), ask.get("params", {})) if type(ask) is dict else (None, None)
-            if method not in _ASKABLE or type(params) is not dict:
+            if type(method) is not str or method not in _ASKABLE or type(params) is not dict:
                 raise _No(INTERNAL_ERROR, "the server asked the client for something that no version knows; given up")
             if not declares(self._envelope[META_CAPABILITIES], method, params):
                 raise _No(INTERNAL_ERROR, f"the server asked for `{method}`, which the client does not take; given up")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aegis_daemon.wire.jsonrpc import Answer, WireFault, encode, read
+from aegis_daemon.wire.jsonrpc import Answer, WireFault, encode, parse_from_server, read, result_frame
 from aegis_daemon.wire.methods import LEGACY_VERSIONS, MODERN_VERSION
 
 SEPARATOR: Final = "__"
@@ -26,6 +26,11 @@ LONGEST_CURSOR: Final = 8192
 """Characters of a server's cursor that are kept; a list whose cursor is longer ends there."""
 LONGEST_INSTRUCTIONS: Final = 1 << 16
 """Characters of all servers' instructions together; those that do not fit are left out whole."""
+URIS: Final = 8192
+"""URIs that a session remembers the backend of."""
+LONGEST_URI: Final = 1024
+TEMPLATES: Final = 256
+"""Templates of one backend that are remembered."""
 _DEEP = 8
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -53,8 +58,12 @@ class Names:
 
     def of(self, backend: str, own: str) -> str | None:
         """The name of what a backend calls `own`; None where that would be found at another."""
-        name = f"{backend}{SEPARATOR}{own}"
+        name = self.known(backend, own)
         return name if self.find(name) == (backend, own) else None
+
+    def known(self, backend: str, own: str) -> str:
+        """The same, whether it leads back or not."""
+        return f"{backend}{SEPARATOR}{own}"
 
 
 # --- cursors ----------------------------------------------------------------------------------------------------------
@@ -178,13 +187,17 @@ def united(one: Any, other: Any, depth: int = 0) -> Any:
     return one
 
 
+def offers(result: Mapping[str, Any]) -> dict[str, Any]:
+    """One server's capabilities."""
+    said = result.get("capabilities")
+    return said if type(said) is dict else {}
+
+
 def capabilities(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What the servers can do together. Lists do change: a server may come late, or go."""
     found: dict[str, Any] = {}
     for result in results:
-        said = result.get("capabilities")
-        if type(said) is dict:
-            found = united(found, {name: value for name, value in said.items() if type(value) is dict})
+        found = united(found, {name: value for name, value in offers(result).items() if type(value) is dict})
     return {name: {**value, "listChanged": True} if name in KINDS else value for name, value in found.items()}
 
 
@@ -254,6 +267,16 @@ def with_tasks(value: dict[str, Any], rename: Callable[[str], str], *, about: bo
     return {**value, **changed} if changed else value
 
 
+def renamed_answer(frame: bytes, id_json: bytes, rename: Callable[[str], str]) -> bytes:
+    """An answer with its tasks renamed; the same bytes where it names none."""
+    answer = parse_from_server(frame)
+    result = result_of(answer) if isinstance(answer, Answer) else None
+    if result is None:
+        return frame
+    changed = with_tasks(result, rename)
+    return frame if changed is result else result_frame(id_json, encode(changed))
+
+
 def _has_task(value: Any) -> bool:
     return type(value) is dict and type(value.get("taskId")) is str
 
@@ -321,3 +344,48 @@ def fits(parts: tuple[str, ...], uri: str) -> bool:
             return False
         at += len(part)
     return True
+
+
+class Uris:
+    """Which backend a URI leads to: the one that listed it, the first in their order where several did.
+
+    Bounded: what is beyond the bounds is looked for each time it is asked for.
+    """
+
+    __slots__ = ("_owners", "_ranks", "_templates")
+
+    def __init__(self, backends: Iterable[str]) -> None:
+        self._ranks = {backend: rank for rank, backend in enumerate(backends)}
+        self._owners: dict[str, str] = {}
+        self._templates: dict[str, dict[str, tuple[str, ...]]] = {}
+
+    def listed(self, backend: str, uri: str, *, template: bool = False) -> bool:
+        """Takes note of a URI or template; False where it leads to a backend before this one."""
+        owner = self._owners.get(uri)
+        if owner is not None and self._ranks[owner] < self._ranks[backend]:
+            return False
+        if len(uri) <= LONGEST_URI and (owner is not None or len(self._owners) < URIS):
+            self._owners[uri] = backend
+            own = self._templates.setdefault(backend, {})
+            if template and len(own) < TEMPLATES:
+                own[uri] = literals(uri)
+        return True
+
+    def found(self, backend: str, uri: str) -> None:
+        """A backend had what nobody had listed."""
+        if uri not in self._owners:
+            self.listed(backend, uri)
+
+    def holders(self, uri: str, able: Iterable[str]) -> list[str]:
+        """Where it may lead, the likeliest first: its owner alone, else those whose templates fit, then the rest."""
+        owner = self._owners.get(uri)
+        if owner is not None:
+            return [owner]
+        return sorted(
+            able, key=lambda one: not any(fits(parts, uri) for parts in self._templates.get(one, {}).values())
+        )
+
+    def forget(self, backend: str) -> None:
+        """What it listed holds no more."""
+        self._templates.pop(backend, None)
+        self._owners = {uri: owner for uri, owner in self._owners.items() if owner != backend}

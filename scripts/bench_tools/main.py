@@ -157,8 +157,8 @@ def measure_http(
             tell("starting a daemon for HTTP")
             try:
                 daemon.start()
-                own["http"] = daemon.front("http", "aegis", "web", (there.upstream.pid,))
-                own["child"] = daemon.front("child", "aegis", "child")
+                own["http"] = daemon.front("http", "aegis → HTTP", "web", (there.upstream.pid,))
+                own["child"] = daemon.front("child", "aegis → stdio", "child")
             except BenchError as why:
                 results.broken["aegis, HTTP"] = str(why)
         both = guests | own

@@ -15,11 +15,11 @@ from .measure import SHAPES, MissingError, Results, Settings, Shape, middle
 
 METHOD = (
     "Method: newline JSON-RPC over pipes, or POSTs on kept connections, to a lean C echo server, 300 B frames unless "
-    "said, driven by a C client that checks every answer; each figure is the median of {rounds} rounds, and each window "
-    "of {seconds} s was paired with a direct one taken just before it, so read ratios, not absolutes. One-call "
-    "latencies: client pinned to one core, everything else to another. added = more than direct; cat = `cat | server | "
-    "cat`, the floor of any proxy that is a process; D = audit durability (`process` survives any crash of ours, `full` "
-    "a power cut)."
+    "said, driven by a C client that checks every answer; each figure is the median of {rounds} rounds, and each "
+    "window of {seconds} s was paired with a direct one taken just before it, so read ratios, not absolutes. One-call "
+    "latencies: client pinned to one core, everything else to another. added = more than direct; cat = `cat | server "
+    "| cat`, the floor of any proxy that is a process; D = audit durability (`process` survives any crash of ours, "
+    "`full` a power cut)."
 )
 
 

@@ -11,6 +11,7 @@ other front. 1 where a check that passes directly does not pass through the targ
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -38,6 +39,8 @@ ON_STDIO = f"from {SERVER}.server import mcp; mcp.run('stdio')"
 EXPECTED = HERE / "conformance_differences.toml"
 TARGETS = ("direct", "http", "stdio")
 PASS, FAIL = "SUCCESS", "FAILURE"
+SHOWN = 240
+"""Characters of what the suite says of a check; `--keep` has the rest."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Difference:
 
     @property
     def name(self) -> tuple[str, str, str, str]:
-        """As an entry of the expected differences names it."""
+        """As the expected differences name it."""
         return self.target, self.suite, self.key[0], self.key[1]
 
 
@@ -229,7 +232,8 @@ def expected() -> set[tuple[str, str, str, str]]:
     for entry in tomllib.loads(EXPECTED.read_text()).get("difference", []):
         if not entry.get("why", "").strip():
             raise Broken(f"{EXPECTED.name}: {entry} has no `why`")
-        found.add((entry["target"], entry["suite"], entry["scenario"], entry["check"]))
+        places = itertools.product(entry["targets"], entry["suites"])
+        found.update((target, suite, entry["scenario"], entry["check"]) for target, suite in places)
     return found
 
 
@@ -238,7 +242,7 @@ def unexpected(name: str, suite: str, found: Iterable[Difference]) -> list[str]:
     awaited = {entry for entry in expected() if entry[:2] == (name, suite)}
     lines = [
         f"{suite} {each.key[0]}: {each.key[1]} ({each.key[2]}) {each.direct.status} directly, "
-        f"{each.through.status} through {name}{': ' if each.through.said else ''}{each.through.said}"
+        f"{each.through.status} through {name}{': ' if each.through.said else ''}{each.through.said[:SHOWN]}"
         for each in found
         if each.name not in awaited
     ]
@@ -265,6 +269,7 @@ def main(argv: list[str]) -> int:
     args = arguments(argv)
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("suite", "target", "scenarios", "passed", "failed", "other", "differences")
+    rows: list[tuple[str, ...]] = []
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="ae-conformance-") as scratch:
         place: Path = args.keep or Path(scratch)
@@ -273,7 +278,7 @@ def main(argv: list[str]) -> int:
             passed, failed = count(checks, PASS), count(checks, FAIL)
             scenarios = len({key[0] for key in checks})
             numbers = (scenarios, passed, failed, len(checks) - passed - failed)
-            table.add_row(suite, name, *map(str, numbers), found)
+            rows.append((suite, name, *map(str, numbers), found))
 
         def folder(name: str, suite: str) -> Path:
             made = place / re.sub(r"[^\w.-]+", "_", name) / suite
@@ -297,6 +302,8 @@ def main(argv: list[str]) -> int:
                         faults += unexpected(name, suite, found)
         except (Broken, AssertionError) as why:
             faults.append(f"broken: {why}")
+    for each in sorted(rows, key=lambda each: args.suite.index(each[0])):
+        table.add_row(*each)
     console.print(table)
     for fault in faults:
         console.print(fault, markup=False, highlight=False, soft_wrap=True)

@@ -82,7 +82,8 @@ def test_an_expected_difference_that_is_none_is_a_fault(monkeypatch: pytest.Monk
     file = tmp_path / "differences.toml"
     monkeypatch.setattr(conformance, "EXPECTED", file)
     file.write_text(
-        '[[difference]]\ntarget = "http"\nsuite = "2025-11-25"\nscenario = "scenario"\ncheck = "check 0"\nwhy = "so"\n'
+        '[[difference]]\ntargets = ["http"]\nsuites = ["2025-11-25"]\n'
+        'scenario = "scenario"\ncheck = "check 0"\nwhy = "so"\n'
     )
     found = conformance.differences("http", "2025-11-25", checks(PASS, PASS), checks(FAIL, FAIL))
     (left,) = conformance.unexpected("http", "2025-11-25", found)
@@ -95,6 +96,6 @@ def test_every_expected_difference_says_why(monkeypatch: pytest.MonkeyPatch, tmp
     conformance.expected()
     file = tmp_path / "differences.toml"
     monkeypatch.setattr(conformance, "EXPECTED", file)
-    file.write_text('[[difference]]\ntarget = "http"\nsuite = "a"\nscenario = "b"\ncheck = "c"\n')
+    file.write_text('[[difference]]\ntargets = ["http"]\nsuites = ["a"]\nscenario = "b"\ncheck = "c"\n')
     with pytest.raises(conformance.Broken, match="no `why`"):
         conformance.expected()

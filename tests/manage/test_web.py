@@ -36,6 +36,12 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         yield made
 
 
+@pytest.fixture
+async def logged(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path, logging=True) as made:
+        yield made
+
+
 async def get(house: House, target: str, token: str | None = API_TOKEN, **more: Any) -> Answer:
     return await ask(house.web.app, "GET", target, token=token, **more)
 
@@ -149,10 +155,10 @@ async def test_what_is_not_there_cannot_be_decided(house: House) -> None:
     problem(await post(house, f"/api/v1/approvals/{house.asks().id}/maybe"), 400, "bad_request")
 
 
-async def test_the_log_is_paged_newest_first_with_seed_as_fields(house: House) -> None:
-    house.records(3, method="tools/list", name="")
-    house.records(7)
-    rows = (await get(house, "/api/v1/audit/logs")).json
+async def test_the_log_is_paged_newest_first_with_seed_as_fields(logged: House) -> None:
+    logged.records(3, method="tools/list", name="")
+    logged.records(7)
+    rows = (await get(logged, "/api/v1/audit/logs")).json
     assert len(rows) == 7, "tool calls alone"
     assert rows[0] == {
         **rows[0], "request_id": "7", "agent_id": "amy", "backend_id": "files", "tool_name": "read",
@@ -161,23 +167,24 @@ async def test_the_log_is_paged_newest_first_with_seed_as_fields(house: House) -
     }  # fmt: skip
     assert "rate_limit_result" in rows[0]
     assert [row["created_at"] for row in rows] == sorted((row["created_at"] for row in rows), reverse=True)
-    assert (await get(house, "/api/v1/audit/logs?limit=3&offset=2")).json == rows[2:5]
-    assert (await get(house, "/api/v1/audit/logs?limit=500&offset=6")).json == rows[6:]
-    assert (await get(house, "/api/v1/audit/logs?offset=7")).json == []
+    assert (await get(logged, "/api/v1/audit/logs?limit=3&offset=2")).json == rows[2:5]
+    assert (await get(logged, "/api/v1/audit/logs?limit=500&offset=6")).json == rows[6:]
+    assert (await get(logged, "/api/v1/audit/logs?offset=7")).json == []
 
 
-async def test_a_page_far_back_is_reached_in_steps(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_far_back_is_reached_in_steps(logged: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aegis_daemon.daemon.governor.AUDIT_STEP", 2)
-    house.records(9)
-    rows = (await get(house, "/api/v1/audit/logs?limit=500")).json
+    logged.records(9)
+    rows = (await get(logged, "/api/v1/audit/logs?limit=500")).json
     for offset in range(11):
-        assert (await get(house, f"/api/v1/audit/logs?limit=2&offset={offset}")).json == rows[offset : offset + 2]
+        assert (await get(logged, f"/api/v1/audit/logs?limit=2&offset={offset}")).json == rows[offset : offset + 2]
 
 
-async def test_a_log_that_cannot_be_read_is_no_fault_of_the_api(house: House) -> None:
-    await house.writer.flush()
-    (house.at / "audit.db").rename(house.at / "gone.db")
-    problem(await get(house, "/api/v1/audit/logs"), 503, "unavailable")
+async def test_a_log_that_cannot_be_read_is_no_fault_of_the_api(logged: House) -> None:
+    logged.records(1)
+    await logged.writer.flush()
+    (logged.at / "audit.db").rename(logged.at / "gone.db")
+    problem(await get(logged, "/api/v1/audit/logs"), 503, "unavailable")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +308,9 @@ async def test_a_read_token_alone_closes_reading_to_those_without_it(house: Hous
     assert (await post(house, "/api/v1/config/reload", APPROVER_KEY)).status == 200
 
 
-async def test_an_api_opened_on_purpose_obeys_whoever_reaches_it_unless_a_token_is_set(house: House) -> None:
+async def test_an_api_opened_on_purpose_obeys_whoever_reaches_it_unless_a_token_is_set(logged: House) -> None:
+    house = logged
+    house.records(1)
     house.access = Access(insecure_open_api=True)
     assert await everything(house, peer="203.0.113.9", token=None) == {200, 404}
     assert await everything(house, peer="203.0.113.9", token="anything") == {200, 404}
@@ -381,7 +390,7 @@ async def test_what_a_form_could_send_decides_nothing(house: House, headers: Any
 
 @pytest.mark.parametrize(
     "body",
-    [b"[]", b"null", b"{", b'{"note":1}', b'{"note":null}', b'{"other":""}', b'{"note":"a","reason":"b"}', b'{"note":"\\ud800"}', b"\xff", b"[" * 9000, json.dumps({"note": "x" * 501}).encode()],
+    [b"[]", b"null", b"{", b'{"note":1}', b'{"note":null}', b'{"other":""}', b'{"note":"\\ud800"}', b"\xff", b"[" * 9000, json.dumps({"note": "x" * 501}).encode()],
 )  # fmt: skip
 async def test_a_body_that_cannot_be_decides_nothing(house: House, body: bytes) -> None:
     ticket = house.asks()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ agents:
 class House:
     """Everything that a person can reach over HTTP, and what happened to it."""
 
-    def __init__(self, at: Path, config: str = CONFIG) -> None:
+    def __init__(self, at: Path, config: str = CONFIG, *, logging: bool = False) -> None:
         loop = asyncio.get_running_loop()
         self.at = at
         self.file = at / "aegis.yaml"
@@ -81,11 +81,11 @@ class House:
         self.lanes.configure(dict(self.force.runtime.lanes))
         self.journal = Journal(at / "journal", durability="process", loop=loop, db_path=at / "audit.db")
         self.journal.open()
-        self.writer = WriterHandle(self.journal, at / "audit.db", loop)
+        self.writer = WriterHandle(self.journal, at / "audit.db", loop) if logging else None
         self.governor = Governor(
             socket="", in_force=lambda: self.force, reload=self._reload, stop=lambda restart: None, sessions=[],
             desk=self.desk, limits=self.limits, lanes=self.lanes, journal=self.journal, writer=self.writer,
-            nursery=Nursery(), key=APPROVER_KEY, audit_db=at / "audit.db", links_key=LINKS_KEY,
+            nursery=Nursery(), key=APPROVER_KEY, audit_db=at / "audit.db" if logging else None, links_key=LINKS_KEY,
         )  # fmt: skip
         self.web = Web(
             self.governor,
@@ -96,7 +96,8 @@ class House:
         )
 
     async def close(self) -> None:
-        await self.writer.close()
+        if self.writer is not None:
+            await self.writer.close()
         self.journal.close()
         for timer in self.desk._timers.values():
             timer.cancel()
@@ -146,8 +147,9 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(at: Path, config: str = CONFIG) -> AsyncIterator[House]:
-    house = House(at, config)
+async def open_house(at: Path, *, logging: bool = False) -> AsyncIterator[House]:
+    """`logging`: whether the log can be read, for which a process has to run."""
+    house = House(at, logging=logging)
     try:
         yield house
     finally:
@@ -176,7 +178,7 @@ async def ask(
     target: str,
     *,
     token: str | None = None,
-    headers: Mapping[str, str] | list[tuple[str, str]] = {},
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     body: bytes | None = None,
     peer: str = "127.0.0.1",
     parts: Any = None,
@@ -217,7 +219,7 @@ def served(at: Path) -> Iterator[tuple[str, House, Any]]:
     held: dict[str, Any] = {}
 
     async def run() -> None:
-        async with open_house(at) as house:
+        async with open_house(at, logging=True) as house:
             config = uvicorn.Config(
                 house.web.app, port=0, log_level="error", lifespan="off", proxy_headers=False, ws="none"
             )
