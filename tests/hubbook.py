@@ -38,7 +38,8 @@ class Front(Client):
 
     def dies(self) -> None:
         self.left = True
-        self.hub.shim_gone()
+        self.abandon()
+        self.hub.client_left()
 
     def _heard_request(self, frame: dict[str, Any], requests: OpenRequests) -> None:
         """Its id is the hub's; that it finds its way back is seen from the server."""

@@ -16,6 +16,7 @@ import msgspec
 from aegis_daemon.approvals import links
 from aegis_daemon.approvals.channels.notice import Channel, Notice
 from aegis_daemon.approvals.ticket import PENDING, Ticket
+from aegis_daemon.core.ports import Fault
 
 _log = logging.getLogger("aegis.approvals")
 TRIES: Final = 3
@@ -125,6 +126,8 @@ class Notifier:
             fault = channel.fault(status, body)
         except TimeoutError:
             return f"no answer within {TIMEOUT_S:.0f} s", True
+        except Fault as trouble:
+            return f"it cannot be reached ({trouble.reason})", True
         except Exception as error:  # a channel's fault is its own; the text may hold the address, the kind does not
             return f"it cannot be reached ({type(error).__name__})", True
         return fault or "", not 400 <= status < 500 or status in _AGAIN

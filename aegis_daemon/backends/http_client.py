@@ -208,7 +208,7 @@ class _Connection(asyncio.Protocol):
         self.kept = False
         self._choked = False
         self._paused = False
-        self._given_up = False
+        self._retired = False
         self._parser = httptools.HttpResponseParser(self)
         # The response that is being read:
         self._headers: dict[bytes, bytes] = {}
@@ -265,18 +265,15 @@ class _Connection(asyncio.Protocol):
 
     def give_up(self) -> None:
         """It did not come about, or too late."""
-        if self._transport is None:
-            self._given_up = True
-            self.origin.open -= 1
-        else:
+        self._retire()
+        if self._transport is not None:
             self.drop()
 
     # what the loop tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        if self._given_up:
-            self.origin.open += 1  # until it is lost
+        if self._retired:
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=_HIGH)
@@ -323,10 +320,7 @@ class _Connection(asyncio.Protocol):
             self._forget()
 
     def connection_lost(self, error: Exception | None) -> None:
-        pool = self.pool
-        pool.connections.discard(self)
-        self.origin.open -= 1
-        self._forget()
+        self._retire()
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
@@ -341,7 +335,7 @@ class _Connection(asyncio.Protocol):
         if request is not None and self.kept and not self._begun and exchange._handler is not None:
             # Safe to repeat, and the server closed an idle connection just then: a new one, and no third try.
             exchange._request = None
-            pool.connect(self.origin, exchange, request)
+            self.pool.connect(self.origin, exchange, request)
             return
         exchange._fail(
             Fault("connection_lost", "the connection to the server broke before it answered; outcome unknown")
@@ -421,6 +415,14 @@ class _Connection(asyncio.Protocol):
         if exchange is not None:
             exchange._fail(Fault(reason, text))
 
+    def _retire(self) -> None:
+        """It counts no more. Not every loop tells the end of a connection that was cancelled while it was made."""
+        if not self._retired:
+            self._retired = True
+            self.pool.connections.discard(self)
+            self.origin.open -= 1
+            self._forget()
+
     def _forget(self) -> None:
         try:
             self.origin.idle.remove(self)
@@ -490,22 +492,25 @@ class HttpPool:
             self._loop.call_soon(exchange._fail, fault)
             return
         origin.open += 1
-        task = self._loop.create_task(self._connect(origin, exchange, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, origin: _Origin, exchange: Exchange, request: bytes) -> None:
         exchange._wait(True)
         connection = _Connection(self, origin)
+        task = self._loop.create_task(self._connect(connection, exchange, request))
+        self._tasks.add(task)
+
+        def connected(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # perhaps before it began
+                connection.give_up()
+                exchange._fail(Fault("busy", "the daemon stops; not executed", not_executed=True))
+
+        task.add_done_callback(connected)
+
+    async def _connect(self, connection: _Connection, exchange: Exchange, request: bytes) -> None:
         try:
-            await self.open(origin.target, connection)
+            await self.open(connection.origin.target, connection)
         except Fault as fault:
             connection.give_up()
             exchange._fail(fault)
-        except asyncio.CancelledError:
-            connection.give_up()
-            exchange._fail(Fault("busy", "the daemon stops; not executed", not_executed=True))
-            raise
         else:
             if connection.closing:
                 exchange._fail(Fault("connect", "the server closes every connection; not executed", not_executed=True))

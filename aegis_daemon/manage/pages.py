@@ -89,7 +89,6 @@ def _page(title: str, body: str, nonce: str, left: int | None = None) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex, nofollow">
-<meta name="referrer" content="no-referrer">
 {again}<title>{_text(title)} - Aegis</title>
 <style nonce="{nonce}">{_STYLE.replace("LEFT", str(left or 0))}</style>
 </head>

@@ -33,6 +33,7 @@ from aegis_daemon.loop.clock import wall
 from aegis_daemon.manage import api, openapi, pages, shapes
 from aegis_daemon.manage.api import Permit
 from aegis_daemon.manage.openapi import PageRow, Row
+from aegis_daemon.transports.guard import bearer
 
 _log = logging.getLogger("aegis.web")
 BODY_MAX: Final = 16 * 1024
@@ -275,7 +276,8 @@ class Web:
 
     :param access: what the configuration in force says; asked for each request, as `paging` is.
     :param probe: each backend's health, by name: `healthy`, `no_health_url` or `unhealthy: …`.
-    :param allows_origin: whether pages of an origin (RFC 6454, as a browser sends it) may use the API.
+    :param refuses: why a request with these `Host` and `Origin` headers is not answered, None where it is; the front
+        asks the same before, so that neither depends on the other.
     """
 
     def __init__(
@@ -285,13 +287,13 @@ class Web:
         access: Callable[[], Access],
         paging: Callable[[], Paging],
         probe: Callable[[], Awaitable[Mapping[str, str]]],
-        allows_origin: Callable[[str], bool],
+        refuses: Callable[[bytes | None, bytes | None], str | None],
     ) -> None:
         self.governor = governor
         self.access = access
         self._paging = paging
         self._probe = probe
-        self._allows_origin = allows_origin
+        self._refuses = refuses
         self._wrong_logins = Throttle(WRONG_LOGINS)
         self._wrong_codes = Throttle(WRONG_CODES)
         self._probing: asyncio.Task[Mapping[str, str]] | None = None
@@ -331,10 +333,10 @@ class Web:
         return serve
 
     async def _answer(self, row: Row, request: Request) -> Any:
+        self._check_site(request)
         if row.permit is None:
             visitor = _NOBODY
         else:
-            self._check_origin(request)
             visitor = self._visitor(request)
             if row.permit not in visitor.permits:
                 raise _lacking(visitor)
@@ -345,10 +347,13 @@ class Web:
         body = await _json(row.body, request) if row.body is not None else None
         return await row.handler(self, Ask(visitor, request.path_params, query, body, _address(request)))
 
-    def _check_origin(self, request: Request) -> None:
-        origins = request.headers.getlist("origin")
-        if not all(map(self._allows_origin, origins)):
-            raise api.Forbidden("a page of another site sent this request", "use the API from a program, not a page")
+    def _check_site(self, request: Request) -> None:
+        """Raises `Forbidden` for what a page of another site sent, or one that calls us by a name that is not ours."""
+        hosts: list[bytes | None] = [value.encode("latin-1") for value in request.headers.getlist("host")]
+        origins: list[bytes | None] = [value.encode("latin-1") for value in request.headers.getlist("origin")]
+        for why in (self._refuses(host, origin) for host in hosts or [None] for origin in origins or [None]):
+            if why is not None:
+                raise api.Forbidden(why, "use the API from a program, or its pages from their own address")
 
     def _visitor(self, request: Request) -> Visitor:
         """Who asks. Raises `Unauthorized`."""
@@ -359,7 +364,9 @@ class Web:
             text = "too many wrong credentials came from this address, so none of its is looked at"
             raise Unauthorized(text, f"wait {blocked} s and send the right one", wrong=True, retry_after_s=blocked)
         # Two credentials are as good as none: nobody could say which of them is meant.
-        credential = None if not headers else _bearer(headers[0]) if len(headers) == 1 else ""
+        credential = None
+        if headers:
+            credential = (bearer(headers[0].encode("latin-1")) if len(headers) == 1 else None) or ""
         visitor = access.visitor(credential, _local(request), self.governor.knows_key)
         if visitor is not None:
             return visitor
@@ -374,11 +381,7 @@ class Web:
     # --- the approval page ----------------------------------------------------------------------------------------
 
     async def _callback(self, request: Request) -> Response:
-        """GET and HEAD show, POST decides.
-
-        No origin is asked for here: the page sends none (`no-referrer` makes it `null`), and what another site would
-        need to have a person's browser decide is the token, which is all that anybody needs.
-        """
+        """GET and HEAD show, POST decides."""
         nonce = secrets.token_urlsafe(16)
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -390,6 +393,7 @@ class Web:
         return _html(status, text, nonce)
 
     async def _page(self, request: Request, nonce: str) -> tuple[int, str]:
+        self._check_site(request)
         fields = await _fields(request)
         action = fields["action"]
         linked = self.governor.follow(fields["id"], action, fields["token"])
@@ -478,7 +482,9 @@ def _html(status: int, text: str, nonce: str) -> Response:
     headers = {
         **_PLAIN,
         "content-security-policy": pages.policy(nonce),
-        "referrer-policy": "no-referrer",
+        # As silent as `no-referrer` towards others; but under that, browsers send the page's own form with
+        # `Origin: null` (Fetch §3.2), which nobody could tell from a foreign page's.
+        "referrer-policy": "same-origin",
         "x-frame-options": "DENY",
         "x-robots-tag": "noindex, nofollow",
     }
@@ -513,12 +519,6 @@ def _local(request: Request) -> bool:
         return False
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return (mapped or found).is_loopback
-
-
-def _bearer(header: str) -> str:
-    """The token of an `Authorization` header (RFC 6750 §2.1); empty, which is nobody's, for any other scheme."""
-    scheme, _, token = header.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _query(model: type[shapes.Request], request: Request) -> shapes.Request:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from aegis_daemon.relay import merge
 from aegis_daemon.relay.branch import Branch, Seat
-from aegis_daemon.wire.errors import INVALID_PARAMS
+from aegis_daemon.wire.errors import METHOD_NOT_FOUND
 from aegis_daemon.wire.jsonrpc import Frame, Id, Kind, encode
-
-LENT: Final = 1024
-"""How many tasks of the client are remembered as some server's."""
-LONGEST: Final = 256
 
 
 class _Ask(msgspec.Struct, frozen=True):
@@ -22,27 +19,24 @@ class _Ask(msgspec.Struct, frozen=True):
 
     branch: Branch
     number: int
-    method: str
     token: Id | None
 
 
 class Asks:
-    """The open requests of all servers of one session, and which of them the client's tasks belong to."""
+    """The open requests of all servers of one session."""
 
     def __init__(self, names: merge.Names) -> None:
         self._names = names
         self._open: dict[int, _Ask] = {}
         self._ids = count(1)
         self._room = 64
-        self._lent: dict[str, Seat] = {}
 
     def asked(self, branch: Branch, value: dict[str, Any]) -> bytes | None:
         """The request as the client gets it; None where it is refused, which its server was told."""
         number, method, params = value["id"], value["method"], value.get("params", {})
-        about_a_task = method in ("tasks/get", "tasks/cancel", "tasks/result")
-        if about_a_task and self._lent.get(word(params.get("taskId"))) is not branch.seat:
+        if method.startswith("tasks/"):  # of the client, which nobody could tell apart by server
             assert branch.talk is not None
-            error = {"code": INVALID_PARAMS, "message": "the client works on no such task for this server"}
+            error = {"code": METHOD_NOT_FOUND, "message": "a client of several servers lets none of them at its tasks"}
             refused = {"jsonrpc": "2.0", "id": number, "error": error}
             branch.talk.hear(Frame(Kind.ANSWER, number, "", {}, refused))
             return None
@@ -52,10 +46,10 @@ class Asks:
         id = next(self._ids)
         meta = params.get("_meta")
         token = meta.get("progressToken") if type(meta) is dict else None
-        self._open[id] = _Ask(branch, number, method, token if type(token) in (int, str) else None)
+        self._open[id] = _Ask(branch, number, token if type(token) in (int, str) else None)
         if token is not None:  # two servers may have the same
             params = {**params, "_meta": {**meta, "progressToken": id}}
-        params = merge.with_tasks(params, lambda own: self._names.known(branch.seat.name, own), about=True)
+        params = merge.with_tasks(params, partial(self._names.known, branch.seat.name), about=True)
         return encode({**value, "id": id, **({"params": params} if params else {})})
 
     def answered(self, frame: Frame) -> bool:
@@ -65,7 +59,7 @@ class Asks:
             return False
         value = {**frame.value, "id": ask.number}
         if type(value.get("result")) is dict:
-            value["result"] = self._for(ask.branch.seat, ask.method, value["result"])
+            value["result"] = merge.with_tasks(value["result"], partial(self._own, ask.branch.seat), about=True)
         ask.branch.talk.hear(msgspec.structs.replace(frame, id=ask.number, value=value, text=b""))
         return True
 
@@ -86,30 +80,14 @@ class Asks:
                 return encode({**value, "params": {**value["params"], "requestId": id}})
         return None
 
-    def owner(self, task: Any) -> Seat | None:
-        """The backend that a task of the client works for."""
-        return self._lent.get(word(task))
-
     def forget(self, branch: Branch) -> None:
         """Its conversation is over."""
         self._open = {id: ask for id, ask in self._open.items() if ask.branch is not branch}
 
-    def _for(self, seat: Seat, method: str, result: dict[str, Any]) -> dict[str, Any]:
-        """What one server may hear: no other's tasks, and its own under its own names."""
-        if method == "tasks/list":
-            tasks = result.get("tasks")
-            listed = [one for one in tasks if type(one) is dict] if type(tasks) is list else []
-            return {**result, "tasks": [one for one in listed if self.owner(one.get("taskId")) is seat]}
-        task = result.get("task")
-        id = word(task.get("taskId")) if type(task) is dict else ""
-        if 0 < len(id) <= LONGEST and len(self._lent) < LENT:
-            self._lent.setdefault(id, seat)
-
-        def own(task: str) -> str:
-            backend, name = self._names.find(task) or ("", task)
-            return name if backend == seat.name else task
-
-        return merge.with_tasks(result, own, about=True)
+    def _own(self, seat: Seat, task: str) -> str:
+        """A task of this server as it knows it."""
+        backend, own = self._names.find(task) or ("", task)
+        return own if backend == seat.name else task
 
 
 def with_param(frame: Frame, key: str, item: Any) -> Frame:
@@ -119,11 +97,6 @@ def with_param(frame: Frame, key: str, item: Any) -> Frame:
         del params[key]
     value = {**frame.value, "params": params} if params or "params" in frame.value else frame.value
     return msgspec.structs.replace(frame, params=params, value=value, text=b"")
-
-
-def word(value: Any) -> str:
-    """The string, or the empty one for anything else."""
-    return value if type(value) is str else ""
 
 
 def _still_open(ask: _Ask) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_daemon.core.verdict import Reason
-from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.conversation import Conversation, _ending_of
 from aegis_daemon.wire.jsonrpc import Frame
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Branch:
         elif frame.method == "initialize":
             self.ready = False
             self._hear(frame, leg)
-        elif self.ready and not self._paused and not self._waiting:
+        elif self.ready and (_is_ours(leg) or not (self._paused or self._waiting)):
             self._hear(frame, leg)
         else:
             self._keep(frame, leg)
@@ -117,20 +117,16 @@ class Branch:
             self._bytes -= size
             self._hear(frame, leg)
 
-    def withdraw(self, leg: Leg, frame: Frame | None) -> None:
-        """The client does not want the request any more; `frame` says so, where it did say so."""
+    def withdraw(self, leg: Leg, tell: Callable[[Conversation, Leg], None]) -> None:
+        """The client does not want the request any more; `tell` says so to a conversation that has it."""
         for at, (_, waiting, size) in enumerate(self._waiting):
             if waiting is leg:
                 del self._waiting[at]
                 self._bytes -= size
                 self._land(leg.slot, b"")
                 return
-        if self.talk is None:
-            return
-        if frame is None:
-            self.talk.withdraw(leg.slot)
-        else:
-            self.talk.hear(frame)
+        if self.talk is not None:
+            tell(self.talk, leg)
 
     def refuse_waiting(self, why: str) -> None:
         """What waits is answered, and not executed."""
@@ -227,4 +223,11 @@ class Branch:
     def close(self, code: int) -> None:
         """The conversation is over."""
         self.closed = True
+        if self.seat.branch is self and not self.seat.why:
+            self.seat.why = f"it ended, {_ending_of(code)}"
         self.hub.closed(self)
+
+
+def _is_ours(leg: Leg | None) -> bool:
+    """What the hub shows a backend that begins goes before what the client said to it meanwhile."""
+    return leg is not None and leg.request.asked.slot < 0

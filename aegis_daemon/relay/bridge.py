@@ -85,6 +85,10 @@ ROUNDS: Final = 32
 """How often a modern server may ask again for one call."""
 KEPT: Final = 16 << 20
 """Bytes of questions and late answers that one session may keep."""
+UNREAD: Final = 512
+"""How many requests of a server are answered while it does not read."""
+EARLY: Final = 8
+"""How many questions may wait for the first request that can carry them."""
 TRACKED: Final = 4096
 """How many requests a translator keeps: more than may be open, so that the oldest are some nobody waits for."""
 URIS: Final = 256
@@ -96,6 +100,8 @@ _OWN: Final = 1 << 40
 
 _FOREIGN: Final = frozenset({METHOD_NOT_FOUND, INVALID_PARAMS, INVALID_REQUEST, UNSUPPORTED_VERSION, -32020})
 """Error codes of an `initialize` that say: not in this era (-32020: its mirror headers are missed)."""
+_PLAIN: Final = frozenset({METHOD_NOT_FOUND, UNSUPPORTED_VERSION, -32020})
+"""Those that no client can bring about by what it says of itself, so that all sessions may go by them."""
 _NO_VERDICT: Final = frozenset({"http_401", "http_403", "http_407", "http_408", "http_429"})
 _RESUMABLE: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Requests whose answer may be `input_required`."""
@@ -107,6 +113,7 @@ _CACHEABLE: Final = frozenset(
 _LISTS: Final = {"toolsListChanged": "tools", "promptsListChanged": "prompts", "resourcesListChanged": "resources"}
 """What `subscriptions/listen` can ask for → the capability it belongs to."""
 _LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+_AEGIS: Final = {"name": "aegis", "version": __version__}
 _UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 
 
@@ -372,7 +379,7 @@ class Bridge:
         self.touched = False
         self._make = make
         self._number = _OWN
-        self._opened = 0
+        self._opened = self._unread = 0
         self._alive: set[_Link] = set()
         self._paused = self._full = self._closing = self._ending = self._ended = self._over = False
         self._code: int | None = None
@@ -401,6 +408,16 @@ class Bridge:
     def say(self, line: bytes, about: int | None) -> None:
         """One frame for the conversation."""
         self.out.on_lines([line], about)
+
+    def reply(self, text: bytes) -> None:
+        """An answer of ours to something the server asked. One that does not read is answered only so often."""
+        self._unread = self._unread + 1 if self._full else 0
+        if self._unread <= UNREAD:
+            self.server.send(text)
+
+    def decline(self, id: Id, code: int, text: str) -> None:
+        """The server's request is answered here, with an error."""
+        self.reply(error_frame(id_text(id), code, text, {"by": "aegis"}))
 
     def use(self, side: _Side) -> None:
         """Frames go this way from now on."""
@@ -450,8 +467,8 @@ class Bridge:
     # --- what the real server's end says ------------------------------------------------------------------------
 
     def _first_lines(self, lines: list[bytes], about: int | None) -> None:
-        """A server that was remembered as modern says the first: it may have changed since."""
-        self.take = self.out.on_lines
+        """A server that was remembered as modern says the first: it may have changed since, and its doors with it."""
+        self.through()
         answer = _answer(lines[0])
         if answer is not None and not answer.ok and said(answer.body)[0] in _FOREIGN:
             self.memory.forget()
@@ -479,6 +496,7 @@ class Bridge:
                 return
             self._code = code
             self._stop_timers()
+            self.use(_Gone(self))
         if self._code is not None and not self._alive and not self._over:
             self._over = True
             self.out.on_exit(self._code)
@@ -489,6 +507,7 @@ class Bridge:
         if link is self.link and not self._over:
             self._over = True
             self._stop_timers()
+            self.use(_Gone(self))
             self.out.on_failed(text)
         elif self._code is not None:
             self.took_exit(link, self._code)
@@ -537,6 +556,33 @@ class Bridge:
             self._side.end()
 
 
+class _Gone:
+    """The session's server has ended, while one that was opened before it is still on its way out."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+
+    def send(self, text: bytes, frame: Frame | None = None, number: int = 0) -> None:
+        if number:
+            fault = Fault("server_exited", "the server ended before the call was sent; not executed", not_executed=True)
+            self._bridge.out.on_lost(number, fault)
+
+    def cancel(self, number: int, text: bytes) -> None:
+        pass
+
+    def lines(self, lines: list[bytes], about: int | None) -> None:
+        pass
+
+    def lost(self, number: int, fault: Fault) -> None:
+        pass
+
+    def exited(self) -> bool:
+        return False
+
+    def end(self) -> None:
+        pass
+
+
 def _answer(line: bytes) -> Answer | None:
     try:
         frame = parse_from_server(line)
@@ -551,11 +597,6 @@ def _read(text: bytes) -> Frame | None:
         return parse(text)
     except WireFault:
         return None
-
-
-def _decline(server: Backend, id: Id, code: int, text: str) -> None:
-    """A server's request is answered here, with an error."""
-    server.send(error_frame(id_text(id), code, text, {"by": "aegis"}))
 
 
 class _Negotiation:
@@ -644,7 +685,8 @@ class _Negotiation:
         era = self._trying = self._left.popleft()
         frame = self._opener[1]
         if era is Era.MODERN:
-            asking = request(bridge.fresh(), "server/discover", {"_meta": self._envelope()})
+            # Nothing of the client's is in it, so that no client can spoil what all sessions go by.
+            asking = request(bridge.fresh(), "server/discover", {"_meta": envelope_of({"clientInfo": _AEGIS})})
             if self._left:
                 self._timer = bridge.call_later(PROBE_S, self._silent)
         elif self._client is Era.LEGACY:
@@ -655,26 +697,21 @@ class _Negotiation:
             params = {
                 "protocolVersion": LEGACY_VERSIONS[-1],
                 "capabilities": offered(meta.get(META_CAPABILITIES)),
-                "clientInfo": info if type(info) is dict else {"name": "aegis", "version": __version__},
+                "clientInfo": info if type(info) is dict else _AEGIS,
             }
             asking = request(bridge.fresh(), "initialize", params)
         self._expected = asking[2]
         bridge.server.send(*asking)
 
-    def _envelope(self) -> dict[str, Any]:
-        params = self._opener[1].params
-        if self._client is Era.LEGACY:
-            return envelope_of(params)
-        return {key: value for key, value in meta_of(params).items() if key in _ENVELOPE and key != META_LEVEL}
-
     def _silent(self) -> None:
         self._refused(SILENT_S)
 
     def _refused(self, trust: float = REFUSED_S) -> None:
-        """The server does not speak what was tried: the next."""
+        """The server does not speak what was tried, which is remembered so long: the next."""
         bridge = self._bridge
         self._stop_timer()
-        bridge.memory.note(self._trying, False, bridge.now() + trust)
+        if trust:
+            bridge.memory.note(self._trying, False, bridge.now() + trust)
         self._next()
 
     # --- the server's frames ------------------------------------------------------------------------------------
@@ -713,8 +750,9 @@ class _Negotiation:
                     bridge.say(answer.with_id(id_text(self._opener[2])), self._opener[2])
         elif not answer.ok:
             self._refusal = answer
-            if said(answer.body)[0] in _FOREIGN and self._left:
-                self._refused()
+            code = said(answer.body)[0]
+            if code in _FOREIGN and self._left:
+                self._refused(REFUSED_S if code in _PLAIN else 0.0)
             else:
                 self._give_up()
             return
@@ -748,9 +786,9 @@ class _Negotiation:
             return
         if type(frame) is Frame and frame.kind is Kind.REQUEST and frame.id is not None:
             if frame.method == "ping":
-                bridge.server.send(result_frame(id_text(frame.id), b"{}"))
+                bridge.reply(result_frame(id_text(frame.id), b"{}"))
             else:
-                _decline(bridge.server, frame.id, METHOD_NOT_FOUND, "nothing can be asked before the handshake")
+                bridge.decline(frame.id, METHOD_NOT_FOUND, "nothing can be asked before the handshake")
 
     def lost(self, number: int, fault: Fault) -> None:
         if not self.busy or number != self._expected:
@@ -759,7 +797,8 @@ class _Negotiation:
         if self._trying is Era.LEGACY:
             self._refusal = fault
         if foreign_loss(fault) and self._left:
-            self._refused()
+            plain = self._trying is Era.MODERN or fault.reason != "http_400"
+            self._refused(REFUSED_S if plain else 0.0)
         else:
             # A server that is not there says nothing of its era.
             self._refusal = self._refusal or fault
@@ -770,7 +809,8 @@ class _Negotiation:
             link = self._bridge.link
             self._refused()  # some servers die of a first message they do not know
             return self._bridge.link is not link
-        self._bridge.memory.forget()
+        if self.busy:
+            self._bridge.memory.forget()
         self.end()
         return False
 
@@ -889,6 +929,8 @@ class _LegacyServer:
         self._questions: dict[Id, _Question] = {}
         self._asking: dict[int, _Call] = {}
         """calls with questions that the client was not given yet"""
+        self._early: dict[Id, dict[str, Any]] = {}
+        """questions for roots that came before any request that could carry them"""
         self._listens: dict[int, _Listen] = {}
         self._level: str | None = None
         self._names = 0
@@ -900,7 +942,10 @@ class _LegacyServer:
         if frame is None:
             frame = _read(text)
         if frame is None or frame.kind is not Kind.REQUEST:
-            bridge.server.send(text, frame, number)
+            if frame is not None and META_VERSION in meta_of(frame.params):
+                bridge.server.send(*note(frame.method, cleared(frame.params)))
+            else:
+                bridge.server.send(text, frame, number)
             return
         try:
             self._request(frame, number)
@@ -931,9 +976,17 @@ class _LegacyServer:
         token = meta.get("progressToken")
         digest = same_call(frame.method, params) if frame.method in _RESUMABLE else b""
         capabilities = meta.get(META_CAPABILITIES)
+        call = _Call(number, number, frame.method, digest, token, token, capabilities, level)
+        if self._early and digest and declares(capabilities, "roots/list", {}) and len(self._suspended) < SUSPENDED:
+            early, self._early = self._early, {}
+            for id, ask in early.items():
+                self._question(call, id, ask, 0)
+            call.again = True
+            self._suspend(call)
+            return
         if len(self._calls) >= TRACKED:
-            self._over(next(iter(self._calls.values())))
-        self._calls[number] = _Call(number, number, frame.method, digest, token, token, capabilities, level)
+            self._over(next(one for one in self._calls.values() if one.number))
+        self._calls[number] = call
         if level is not None and level != self._level and "logging" in self._capabilities:
             self._level = level
             bridge.server.send(*request(bridge.fresh(), "logging/setLevel", {"level": level}))
@@ -965,14 +1018,14 @@ class _LegacyServer:
         del self._suspended[state]
         call.timer.cancel()
         call.number = number
-        if call.again:
-            self._call(frame, number)
-        elif call.late:
+        if call.late:
             self._over(call)
             make = result_frame if call.late_ok else _error_frame
             self._bridge.say(make(id_text(number), call.late), number)
         else:
             self._give_answers(call, responses)
+            if call.again and not call.questions:
+                self._call(frame, number)
 
     def _give_answers(self, call: _Call, responses: dict[str, Any]) -> None:
         for key, question in list(call.questions.items()):
@@ -1066,7 +1119,7 @@ class _LegacyServer:
         self._asking.pop(call.real, None)
         for key, question in list(call.questions.items()):
             self._drop(key, question)
-            _decline(self._bridge.server, question.id, INTERNAL_ERROR, "the request that this belongs to is over")
+            self._bridge.decline(question.id, INTERNAL_ERROR, "the request that this belongs to is over")
 
     def _drop(self, key: str, question: _Question) -> None:
         del question.call.questions[key]
@@ -1078,33 +1131,38 @@ class _LegacyServer:
     # --- the server's questions ---------------------------------------------------------------------------------
 
     def _asked(self, frame: Frame, about: int | None) -> None:
-        server, method, params, id = self._bridge.server, frame.method, frame.params, frame.id
+        bridge, method, params, id = self._bridge, frame.method, frame.params, frame.id
         assert id is not None
         if method == "ping":
-            server.send(result_frame(id_text(id), b"{}"))
+            bridge.reply(result_frame(id_text(id), b"{}"))
             return
-        if id in self._questions:
-            _decline(server, id, INVALID_REQUEST, "a request with this id is still open; use each id once")
+        if id in self._questions or id in self._early:
+            bridge.decline(id, INVALID_REQUEST, "a request with this id is still open; use each id once")
             return
         call = self._caller(about)
         if method not in _ASKABLE or "task" in params:
             what = "a task" if method in _ASKABLE else f"`{method[:60]}`"
-            _decline(server, id, METHOD_NOT_FOUND, f"the client speaks MCP {MODERN_VERSION} and cannot be asked {what}")
+            bridge.decline(id, METHOD_NOT_FOUND, f"the client speaks MCP {MODERN_VERSION} and cannot be asked {what}")
+        elif call is None and method == "roots/list" and not about and len(self._early) < EARLY:
+            self._early[id] = {"method": method}  # many servers ask for them as soon as the handshake is over
         elif call is None:
             text = f"no request is open that this belongs to, and a client of {MODERN_VERSION} is asked in no other way"
-            _decline(server, id, INTERNAL_ERROR, text)
+            bridge.decline(id, INTERNAL_ERROR, text)
         elif not declares(call.capabilities, method, params):
-            _decline(server, id, METHOD_NOT_FOUND, f"the client does not take `{method}` of this kind")
+            bridge.decline(id, METHOD_NOT_FOUND, f"the client does not take `{method}` of this kind")
         else:
             ask: dict[str, Any] = {"method": method, "params": params} if params else {"method": method}
             size = len(encode(ask))
             if len(call.questions) >= ASKS or self._kept() + size > KEPT:
-                _decline(server, id, INTERNAL_ERROR, "too many questions are open; wait for answers first")
+                bridge.decline(id, INTERNAL_ERROR, "too many questions are open; wait for answers first")
                 return
-            self._names += 1
-            call.questions[f"q{self._names}"] = self._questions[id] = _Question(id, call, ask, size)
+            self._question(call, id, ask, size)
             if call.number:
                 self._asking[call.real] = call
+
+    def _question(self, call: _Call, id: Id, ask: dict[str, Any], size: int) -> None:
+        self._names += 1
+        call.questions[f"q{self._names}"] = self._questions[id] = _Question(id, call, ask, size)
 
     def _caller(self, about: int | None) -> _Call | None:
         """The call on whose behalf the server asks."""
@@ -1121,7 +1179,7 @@ class _LegacyServer:
         if len(self._suspended) >= SUSPENDED:
             for key, question in list(call.questions.items()):
                 self._drop(key, question)
-                _decline(bridge.server, question.id, INTERNAL_ERROR, "too many calls wait for their clients' answers")
+                bridge.decline(question.id, INTERNAL_ERROR, "too many calls wait for their clients' answers")
             return
         for question in call.questions.values():
             question.put = True
@@ -1165,6 +1223,8 @@ class _LegacyServer:
         elif method == "notifications/cancelled":
             id = params.get("requestId")
             question = self._questions.get(id) if type(id) is int or type(id) is str else None
+            if question is None and type(id) in (int, str):
+                self._early.pop(id, None)  # type: ignore[arg-type]
             if question is not None:
                 key = next(key for key, one in question.call.questions.items() if one is question)
                 self._drop(key, question)
@@ -1375,20 +1435,22 @@ class _ModernServer:
                 return
             frame = frame if frame is not None else _read(text)
         if frame is None or frame.kind is not Kind.REQUEST:
-            self._client_noticed(text, frame)
+            self._client_noticed(frame)
             return
         try:
             self._request(frame, number)
         except _No as no:
             bridge.say(error_frame(id_text(number), no.code, no.text, {"by": "aegis"}), number)
 
-    def _client_noticed(self, text: bytes, frame: Frame | None) -> None:
+    def _client_noticed(self, frame: Frame | None) -> None:
         method = frame.method if frame is not None else ""
         if method == "notifications/initialized":
             self._listening = True
             self._relisten()
-        elif method not in ("notifications/roots/list_changed", "notifications/progress"):
-            self._bridge.server.send(text, frame, 0)
+        elif frame is not None and method not in ("notifications/roots/list_changed", "notifications/progress"):
+            params = cleared(frame.params)
+            params = {**params, "_meta": {**meta_of(params), **self._envelope}}
+            self._bridge.server.send(*note(method, params))
 
     def _request(self, frame: Frame, number: int) -> None:
         method, params = frame.method, frame.params
@@ -1501,7 +1563,7 @@ class _ModernServer:
                 self._answered(frame, line, about)
             elif frame.kind is Kind.REQUEST:  # type: ignore[union-attr]
                 text = f"a server of MCP {MODERN_VERSION} asks in its answers and sends no requests"
-                _decline(self._bridge.server, frame.id or 0, METHOD_NOT_FOUND, text)
+                self._bridge.decline(frame.id or 0, METHOD_NOT_FOUND, text)
             else:
                 self._noticed(frame, line, about)  # type: ignore[arg-type]
 
@@ -1529,9 +1591,7 @@ class _ModernServer:
             parts = parts_of(answer.body)
             kind = msgspec.json.decode(parts.pop("resultType", b'"complete"'), type=str)
             if kind == "complete":
-                for key in ("ttlMs", "cacheScope"):
-                    parts.pop(key, None)
-                self._done(number, joined(parts))
+                self._done(number, legacy_result(leg.frame.method, parts))
             elif kind == "input_required" and leg.frame.method in _RESUMABLE:
                 self._ask(leg, parts)
             else:
@@ -1709,6 +1769,27 @@ class _ModernServer:
         self._stop_timer()
         for leg in self._pausing.values():
             leg.timer.cancel()
+
+
+def legacy_result(method: str, parts: dict[str, bytes]) -> bytes:
+    """A modern server's result as the legacy era has it, where what is structured must be an object."""
+    for key in ("ttlMs", "cacheScope"):
+        parts.pop(key, None)
+    if method == "tools/call" and not bytes(parts.get("structuredContent", b"{")).startswith(b"{"):
+        del parts["structuredContent"]
+    elif method == "tools/list" and "tools" in parts:
+        tools = msgspec.json.decode(parts["tools"], type=list[dict[str, msgspec.Raw]])
+        odd = [tool for tool in tools if "outputSchema" in tool and not _is_of_objects(tool["outputSchema"])]
+        for tool in odd:
+            del tool["outputSchema"]
+        if odd:
+            parts["tools"] = b"[" + b",".join(map(joined, tools)) + b"]"  # type: ignore[arg-type]
+    return joined(parts)
+
+
+def _is_of_objects(schema: bytes) -> bool:
+    found = msgspec.json.decode(schema)
+    return type(found) is dict and found.get("type") == "object"
 
 
 def _welcome(params: dict[str, Any], found: dict[str, Any], capabilities: dict[str, Any]) -> bytes:

@@ -75,11 +75,12 @@ _LISTS: Final = {
     "tasks/list": ("tasks", "tasks", "taskId"),
 }
 """List → the capability of those who have one, the key of its items, and the key of an item's name."""
+_ANSWERS: Final = frozenset({"requestState", "inputResponses"})
 _TASK: Final = b"askId"
 """What a frame that names a task holds."""
 
 OpenBackend = Callable[[str, Branch], Conversation]
-"""Begins the conversation with a backend, whose client is the branch. Raises `OSError` and `Refused`."""
+"""Begins the conversation with a backend, whose client is the branch. Raises `OSError`, `Refused` and `ValueError`."""
 
 
 class Hub:
@@ -260,6 +261,9 @@ class Hub:
         _, uri = subject_of(asked.row, asked.frame.params)
         assert uri is not None
         seats = self._holders(uri)
+        if len(seats) > 1 and not asked.frame.params.keys().isdisjoint(_ANSWERS):
+            # They are for the server that asked for them, and nobody knows any more which that was.
+            raise BadParams("`requestState` and `inputResponses` come too late; begin anew without them")
         if seats:
             Probe(self, asked, seats, lambda seat: self._uris.found(seat.name, uri)).go_on()
         else:
@@ -377,7 +381,7 @@ class Hub:
         result = None if answer is None else merge.result_of(answer)
         if result is None:
             said = "" if answer is None else merge.error_of(answer)[1]
-            branch.leave(said[:300] or "it did not take up the handshake")
+            branch.leave(said.partition(";")[0][:300] or "it did not take up the handshake")
             return
         seat.offers = merge.offers(result)
         branch.begin(self._initialized)
@@ -463,38 +467,34 @@ class Hub:
             id = frame.params.get("requestId")
             request = self._by_id.get(id) if type(id) is int or type(id) is str else None
             if request is not None and request.asked.row.name != "initialize":
-                self._cancel(request, frame)
+                self._cancel(request, lambda talk, leg: talk.hear(frame))
         elif method == "notifications/progress":
             if not self._asks.progress(frame):
                 self.drop("to_server", "progress for no open request")
         elif method == "notifications/tasks/status":
-            seat = self._asks.owner(frame.params.get("taskId"))
-            self._notify([] if seat is None else [seat], frame)
+            self.drop("to_server", "the status of a task that no server may know")
         elif method.startswith("notifications/"):
             if method == "notifications/initialized":
                 self._initialized = frame
                 self.client.keep_initialized()
-            self._notify(self._seats.values(), frame)
+            for seat in self._seats.values():
+                if seat.branch is not None and seat.branch.ready:
+                    seat.branch.take(frame, None)
         else:
             self.drop("to_server", "a request without an id")
 
-    def _notify(self, seats: Iterable[Seat], frame: Frame) -> None:
-        for seat in seats:
-            if seat.branch is not None and seat.branch.ready:
-                seat.branch.take(frame, None)
-
-    def withdraw(self, slot: int) -> None:
-        """The client closed the stream on which the request with this slot would be answered: it is cancelled."""
+    def withdraw(self, slot: int, *, forwarded: bool = True) -> None:
+        """Nobody waits for the request with this slot any more; the servers are only told if `forwarded`."""
         request = self._open.get(slot)
         if request is not None:
-            self._cancel(request, None)
+            self._cancel(request, lambda talk, leg: talk.withdraw(leg.slot, forwarded=forwarded))
 
-    def _cancel(self, request: Request, frame: Frame | None) -> None:
+    def _cancel(self, request: Request, tell: Callable[[Conversation, Leg], None]) -> None:
         if not request.cancelled:
             request.cancelled = True
             for leg in list(request.legs):
                 if leg.branch is not None:
-                    leg.branch.withdraw(leg, frame)
+                    leg.branch.withdraw(leg, tell)
 
     def _client_full(self, full: bool) -> None:
         """A client that does not read stops all its servers' output, and is read no further."""
@@ -568,7 +568,7 @@ class Hub:
         self._branches.add(branch)
         try:
             talk = self._open_backend(seat.name, branch)
-        except (OSError, Refused) as error:
+        except (OSError, Refused, ValueError) as error:
             seat.why = str(error)
             branch.closed = True
         if branch.closed:
@@ -633,17 +633,6 @@ class Hub:
             if branch.talk is not None:
                 branch.talk.client_left()
         self._end_if_over()
-
-    def shim_gone(self) -> None:
-        """Nobody is left to read: as `client_left`, and nothing more is written."""
-        self.client.abandon()
-        self.client_left()
-
-    def stop(self) -> None:
-        """The daemon ends: what waits here is answered; the rest is each conversation's own."""
-        for branch in list(self._branches):
-            branch.refuse_waiting("the daemon stops")
-        self.client.stop()
 
     def _end_if_over(self) -> None:
         if self._leaving and not self._branches and not self._over:

@@ -7,7 +7,7 @@ foreign `Origin` is how every other page shows (hard rule 10; MCP 2025-11-25 and
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Final
@@ -32,11 +32,33 @@ class Guard:
         if host is None:
             return "the request names no host"
         pair = (host, origin)
-        if pair not in self._known:
-            if len(self._known) > 1024:
+        if pair in self._known:
+            return self._known[pair]
+        why = self._judge(host, origin)
+        if len(host) + len(origin or b"") <= 512:
+            if len(self._known) >= 1024:
                 self._known.clear()
-            self._known[pair] = self._judge(host, origin)
-        return self._known[pair]
+            self._known[pair] = why
+        return why
+
+    def allows(self, origin: bytes) -> bytes:
+        """The header lines by which a browser lets a page of `server.allowed_origins` read an answer (Fetch §3.3)."""
+        if origin.decode("latin-1").lower() not in self._origins:
+            return b""
+        return (
+            b"access-control-allow-origin: %b\r\naccess-control-expose-headers: mcp-session-id, www-authenticate\r\n"
+            b"vary: origin\r\n" % origin
+        )
+
+    @staticmethod
+    def preflight(headers: Mapping[bytes, bytes], reply: Callable[..., None]) -> None:
+        """Answers the question that a browser asks for such a page before it sends anything (Fetch §4.8)."""
+        wanted = headers.get(b"access-control-request-headers", b"content-type")
+        more = (
+            b"access-control-allow-methods: GET, POST, DELETE\r\naccess-control-allow-headers: %b\r\n"
+            b"access-control-max-age: 600\r\n" % wanted
+        )
+        reply(200, more=more)
 
     def _judge(self, host: bytes, origin: bytes | None) -> str | None:
         named = host.decode("latin-1").lower()

@@ -35,10 +35,18 @@ FIRST_S: Final = 30.0
 """How long a new connection may take to ask for something."""
 HEADERS: Final = 1 << 16
 """Bytes of one request's headers."""
+FRAMING: Final = 1 << 19
+"""Bytes that may come of one request without being its body: what the parser has of a header or of trailers so far."""
 HIGH: Final = 1 << 20
 """Bytes that may wait for one reader before it counts as one that does not read."""
 WORST: Final = 1 << 24
 """Bytes that may wait for one reader before its connection is cut: the largest answer, and then some."""
+ROOM: Final = 1 << 29
+"""Bytes that all connections together may hold, of requests half read and of answers not taken."""
+_ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"content-type", b"mcp-session-id", b"last-event-id"})
+"""Headers of which a second one would leave open which of the two counts."""
+_IDLE, _HEAD, _OURS, _APPS, _PAST = range(5)
+"""What is being read: nothing, a request's headers, a body of ours or of the application, what nobody looks at."""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -65,21 +73,41 @@ def route_of(url: bytes) -> Route | None:
 
 
 class Exchange:
-    """One request under `/agents/` and what becomes of it: one answer, or a stream of events."""
+    """One request under `/agents/` and what becomes of it: one answer, or a stream of events.
 
-    __slots__ = ("body", "close", "done", "front", "headers", "method", "on_full", "on_gone", "route", "streaming")
+    `headers` are by name in lower case, `lines` all of them as they came. `on_gone` is told once if the connection ends
+    before the answer has, `on_full` that the reader of a stream is slow, or is so no more.
+    """
+
+    __slots__ = (
+        "allows", "body", "close", "done", "front", "headers", "lines", "method", "old", "on_full", "on_gone", "route",
+        "slow", "streaming",
+    )  # fmt: skip
 
     def __init__(
-        self, front: Front, route: Route, method: bytes, headers: list[tuple[bytes, bytes]], close: bool
+        self,
+        front: Front,
+        route: Route,
+        method: bytes,
+        headers: dict[bytes, bytes],
+        lines: list[tuple[bytes, bytes]],
+        close: bool,
+        old: bool,
     ) -> None:
         self.front: Front | None = front
         self.route = route
         self.method = method
         self.headers = headers
+        self.lines = lines
         self.close = close
+        self.old = old
+        """it came by a version that knows no chunks"""
+        self.allows = b""
+        """what a page of another origin needs, as header lines"""
         self.body = b""
         self.streaming = False
         self.done = False
+        self.slow = False
         self.on_gone: Callable[[], None] | None = None
         self.on_full: Callable[[bool], None] | None = None
 
@@ -91,63 +119,77 @@ class Exchange:
 
     @property
     def target(self) -> bytes:
-        """The request's target as it came."""
+        """The request's target as it came; only while it is being served."""
         return self.front.url if self.front is not None else b""
 
     def header(self, name: bytes) -> bytes | None:
-        """The first header with this name (lower case)."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        """The header with this name (lower case)."""
+        return self.headers.get(name)
 
     def reply(self, status: int, body: bytes = b"", kind: bytes = b"application/json", more: bytes = b"") -> None:
         """The whole answer. `more` are further header lines, each with its end of line."""
         front = self.front
         if front is None or self.done:
             return
+        if self.streaming:
+            self.cut()
+            return
         self.done = True
-        head = front.port.head(status)
         if body:
-            more = b"content-type: " + kind + b"\r\n" + more
+            more = b"content-type: %b\r\n%b" % (kind, more)
         if self.close:
             more += b"connection: close\r\n"
-        front.put(b"%bcontent-length: %d\r\n%b\r\n%b" % (head, len(body), more, body))
+        front.put(
+            b"%bcontent-length: %d\r\n%b%b\r\n%b"
+            % (front.port.head(status), len(body), more, self.allows, b"" if self.method == b"HEAD" else body)
+        )
         front.over(self)
 
     def begin(self, more: bytes = b"") -> None:
         """Begins a stream of events (WHATWG HTML §9.2)."""
         front = self.front
-        if front is None or self.streaming:
+        if front is None or self.streaming or self.done:
             return
         self.streaming = True
+        more += b"connection: close\r\n" if self.old else b"transfer-encoding: chunked\r\n"
         front.put(
             b"%bcontent-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
-            b"transfer-encoding: chunked\r\n%b\r\n" % (front.port.head(200), more)
+            b"%b%b\r\n" % (front.port.head(200), more, self.allows)
         )
 
     def event(self, data: bytes) -> None:
         """One event as it is written, its blank line included."""
         if self.front is not None and not self.done:
-            self.front.put(b"%x\r\n%b\r\n" % (len(data), data))
+            self.front.put(data if self.old else b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
         """Ends the stream."""
         front = self.front
         if front is None or self.done:
             return
+        if not self.streaming:
+            self.cut()
+            return
         self.done = True
-        front.put(b"0\r\n\r\n")
+        if not self.old:
+            front.put(b"0\r\n\r\n")
         front.over(self)
 
     def cut(self) -> None:
-        """Ends the stream so that nobody takes it for whole."""
+        """Ends the connection, so that nobody takes what came for whole."""
         if self.front is not None:
             self.front.transport.abort()
 
+    def paces(self, slow: bool) -> None:
+        """The reader is slow, or is so no more."""
+        if self.on_full is not None and slow is not self.slow:
+            self.slow = slow
+            self.on_full(slow)
+
 
 Serve = Callable[[Exchange], None]
-Upgraded = Callable[["Front", Route, list[tuple[bytes, bytes]], bytes], bool]
+Upgraded = Callable[[Exchange, bytes], None]
+"""Takes the connection of a request for an upgrade over, with what came behind the request; or answers it."""
 
 
 class Front(HttpToolsProtocol):
@@ -158,11 +200,16 @@ class Front(HttpToolsProtocol):
         self.port = port
         self._exchange: Exchange | None = None
         """the request under way on the short way: being read, or being answered"""
-        self._reading = False
-        self._foreign = False
-        """the request being read is the application's"""
-        self._ignored = False
-        self._size = 0
+        self._stage = _IDLE
+        self._deaf = False
+        """nothing further is read: the connection ends with the answer that is under way"""
+        self._piece = 0
+        """bytes of the piece that is being parsed"""
+        self._framing = 0
+        """at most so many bytes came of this request that are none of its body"""
+        self._body: bytearray | None = None
+        """a body that comes in several pieces"""
+        self._room = 0
         self.url = b""
         self.since = 0.0
         """when what the connection does now began"""
@@ -174,6 +221,7 @@ class Front(HttpToolsProtocol):
         """See `asyncio.Protocol`."""
         self.since = monotonic()
         if len(self.connections) >= CONNECTIONS:
+            self.parser = None  # type: ignore[assignment]
             transport.abort()
             return
         super().connection_made(transport)
@@ -188,53 +236,59 @@ class Front(HttpToolsProtocol):
             return
         super().connection_lost(exc)
         exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.front = None
-            if exchange.on_gone is not None and not self._reading:
-                outbox = self.port.outbox
-                outbox.begin()
-                try:
-                    exchange.on_gone()
-                finally:
-                    outbox.flush()
+        self._body = None
+        if exchange is None:
+            return
+        exchange.front = None
+        outbox = self.port.outbox
+        outbox.begin()
+        try:
+            exchange.paces(False)
+            if exchange.on_gone is not None:
+                exchange.on_gone()
+        finally:
+            exchange.on_gone = exchange.on_full = None
+            outbox.flush()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`. What one piece of input causes leaves together."""
-        if self.transport.is_closing():
+        if self._deaf or self.transport.is_closing():
             return
         outbox = self.port.outbox
         outbox.begin()
         try:
             self._feed(data)
+        except Exception:  # the other connections must not feel it
+            _log.exception("a request ended in a fault")
+            self.transport.abort()
         finally:
             outbox.flush()
 
     def _feed(self, data: bytes) -> None:
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade(data[int(upgrade.args[0]) :])
-        except httptools.HttpParserError:
-            self._refuse(400, "the request cannot be read as HTTP/1.1")
-        except Exception:  # the other connections must not feel it
-            _log.exception("a request ended in a fault")
-            self.transport.abort()
-
-    def _upgrade(self, rest: bytes) -> None:
-        exchange = self._exchange
-        if exchange is not None and not exchange.done and exchange.route.door == "ws" and not self._reading:
-            self._exchange = None
-            if self.port.upgraded(self, exchange.route, exchange.headers, self.url):
+        self._piece = len(data)
+        self._framing += self._piece
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[int(upgrade.args[0]) :]
+                exchange = self._exchange
+                if exchange is not None and exchange.route.door == "ws":
+                    self._exchange = None
+                    self.port.upgraded(exchange, data)
+                    return
+                # Nobody has to upgrade (h2c, say): the request was served as it is, and the next one follows.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except httptools.HttpParserError as error:
+                cause = error.__context__
+                if cause is not None and not isinstance(cause, httptools.HttpParserError):
+                    raise  # a fault of ours, on the way through the parser
+                self._misread(400, "the request cannot be read as HTTP/1.1")
                 return
-        elif exchange is None or exchange.done or not self._reading:
-            # Nobody has to upgrade (h2c, say): the request was served as it is, and the next one follows.
-            self.parser = httptools.HttpRequestParser(self)
-            if rest:
-                self._feed(rest)
-            return
-        self.transport.close()
+        if self._framing > FRAMING:
+            self._misread(431, "the headers are too long")
 
     # --- one request: see `httptools.HttpRequestParser`
 
@@ -242,100 +296,121 @@ class Front(HttpToolsProtocol):
         """A request begins."""
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
-        self._foreign = False
-        self._size = 0
+        self._stage = _HEAD
+        self._framing = self._piece
         self.since = monotonic()
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
-        self._weigh(len(url))
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        self._weigh(len(name) + len(value))
-        super().on_header(name, value)
-
-    def _weigh(self, more: int) -> None:
-        self._size += more
-        if self._size > HEADERS:
-            raise httptools.HttpParserError("the headers are too long")
+        """One header. Of those behind a body nothing is taken: the request was judged by those before it."""
+        if self._stage == _HEAD:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The headers are read: this decides which way the request goes."""
-        if self._exchange is not None or (self.cycle is not None and not self.cycle.response_complete):
-            # Sent before the answer to the one before it: it is not looked at, and the connection ends behind that
-            # answer, which tells the client to send it again (RFC 9112 §9.3.2).
-            self._ignored = True
-            if self._exchange is not None:
-                self._exchange.close = True
-            elif self.cycle is not None:
-                self.cycle.keep_alive = False
+        self._stage = _PAST
+        cycle = self.cycle
+        if self._exchange is not None or (cycle is not None and not cycle.response_complete):
+            self._last()
             return
-        host = origin = None
-        hosts = 0
-        length = 0
-        for name, value in self.headers:
-            if name == b"host":
-                host = value
-                hosts += 1
-            elif name == b"origin":
-                origin = value
-            elif name == b"content-length":
-                length = int(value)
-        why = "the request names more than one host" if hosts > 1 else self.port.guard.refuses(host, origin)
+        if self.transport.is_closing():
+            return  # it came behind one that ended the connection (RFC 9112 §9.6)
+        url, lines = self.url, self.headers
+        headers = dict(lines)
+        if len(headers) != len(lines):
+            twice = _joined(headers, lines)
+            if twice is not None:
+                self._refuse(400, f"the request has more than one `{twice.decode('latin-1')}` header; send it once")
+                return
+        if self._framing > HEADERS and len(url) + sum(len(one) + len(two) for one, two in lines) > HEADERS:
+            self._refuse(431, "the headers are too long")
+            return
+        host, origin = headers.get(b"host"), headers.get(b"origin")
+        why = self.port.guard.refuses(host, origin)
         if why is not None:
-            self._refuse(403, why)
+            self._refuse(400 if host is None else 403, why)
             return
-        if length > MAX_FRAME_IN:
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > MAX_FRAME_IN:
             self._refuse(413, "the message is longer than 1 MB; send less at once")
             return
-        if self.url.startswith(b"/agents/"):
-            route = self.port.route(self.url)
-            if route is None:
-                self._refuse(404, "no such address; agents are at `/agents/AGENT/mcp`")
-                return
-            parser = self.parser
-            close = not parser.should_keep_alive() or self.port.closing
-            self._exchange = Exchange(self, route, parser.get_method(), self.headers, close)
-            self._reading = True
-            if self.expect_100_continue:
-                self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if url.startswith(b"/agents/"):
+            self._take(url, headers, lines)
             return
-        self._foreign = True
-        url, headers, expected = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expected
-        self.headers.extend(headers)
+        self.url = url
+        self.headers.extend(lines)
+        self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         super().on_headers_complete()
+        self._room = MAX_FRAME_IN
+        self._stage = _APPS
+
+    def _take(self, url: bytes, headers: dict[bytes, bytes], lines: list[tuple[bytes, bytes]]) -> None:
+        """A request of an agent's."""
+        port, parser = self.port, self.parser
+        route = port.route(url)
+        if route is None:
+            self._refuse(404, "no such address; agents are at `/agents/AGENT/mcp`")
+            return
+        origin = headers.get(b"origin")
+        site = headers.get(b"sec-fetch-site")
+        if origin is None and site is not None and site not in (b"none", b"same-origin"):
+            # A picture or a link on some page: no `Origin`, and yet it would begin a session (Fetch Metadata §2.2).
+            self._refuse(403, "another page may not send its visitors here")
+            return
+        close = port.closing or not parser.should_keep_alive()
+        old = (close or b"connection" in headers) and parser.get_http_version() != "1.1"
+        exchange = Exchange(self, route, parser.get_method(), headers, lines, close or old, old)
+        if origin is not None:
+            exchange.allows = port.guard.allows(origin)
+        self._exchange = exchange
+        self._body = None
+        self._stage = _OURS
+        if b"expect" in headers and not old and headers[b"expect"].lower() == b"100-continue":
+            self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        if self._foreign:
-            if len(self.cycle.body) + len(body) > MAX_FRAME_IN:
-                raise httptools.HttpParserError("the body is too long")
-            super().on_body(body)
-        elif self._reading and self._exchange is not None:
+        self._framing -= len(body)
+        if self._stage == _OURS:
             exchange = self._exchange
-            if not exchange.body:
-                exchange.body = body
-            elif len(exchange.body) + len(body) <= MAX_FRAME_IN:
-                exchange.body += body
+            assert exchange is not None
+            if self._body is not None:
+                self._body += body
+                if len(self._body) > MAX_FRAME_IN:
+                    self._refuse(413, "the message is longer than 1 MB; send less at once")
+            elif exchange.body:
+                self._body = bytearray(exchange.body + body)
             else:
-                self._exchange = None
-                self._refuse(413, "the message is longer than 1 MB; send less at once")
+                exchange.body = body
+        elif self._stage == _APPS:
+            self._room -= len(body)
+            if self._room < 0:
+                self._refuse(413, "the body is longer than 1 MB; send less at once")
+            else:
+                super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is read."""
-        if self._foreign:
-            super().on_message_complete()
-        elif self._reading and self._exchange is not None:
-            self._reading = False
-            self.since = monotonic()
+        stage, self._stage = self._stage, _IDLE
+        if stage == _OURS:
             exchange = self._exchange
-            if exchange.route.door != "ws":
+            assert exchange is not None
+            self.since = monotonic()
+            if self._body is not None:
+                exchange.body, self._body = bytes(self._body), None
+            if exchange.allows and exchange.method == b"OPTIONS":
+                self.port.guard.preflight(exchange.headers, exchange.reply)
+            elif exchange.route.door != "ws":
                 self.port.serve(exchange)
+            elif exchange.method != b"GET" or not self.parser.should_upgrade():
+                more = b"connection: upgrade\r\nupgrade: websocket\r\n"
+                exchange.reply(426, b'{"error":"this address speaks WebSocket alone"}', more=more)
+        elif stage == _APPS:
+            super().on_message_complete()
 
     # --- answers
 
@@ -351,30 +426,73 @@ class Front(HttpToolsProtocol):
         if self._exchange is exchange:
             self._exchange = None
             self.since = monotonic()
+        if exchange.slow:
+            exchange.paces(False)  # what is left of it is bounded, and nothing more comes
+        exchange.on_gone = exchange.on_full = None
         if exchange.close:
             self.transport.close()
 
+    def on_response_complete(self) -> None:
+        """The application's answer is whole. The sweep sees to connections that lie idle then, not a timer for each."""
+        self.since = monotonic()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
     def pause_writing(self) -> None:
-        """The reader is slow."""
+        """The reader is slow: it is asked nothing more until it has caught up."""
         self._full = True
+        self.since = monotonic()
         super().pause_writing()
-        if self._exchange is not None and self._exchange.on_full is not None:
-            self._exchange.on_full(True)
+        self.flow.pause_reading()
+        if self._exchange is not None and not self._exchange.done:
+            self._exchange.paces(True)
 
     def resume_writing(self) -> None:
         """The reader has caught up."""
         self._full = False
         self.since = monotonic()
         super().resume_writing()
-        if self._exchange is not None and self._exchange.on_full is not None:
-            self._exchange.on_full(False)
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+        if self._exchange is not None:
+            self._exchange.paces(False)
+
+    def _last(self) -> None:
+        """What came before the answer to the request before it is not looked at.
+
+        The connection ends behind that answer, which tells the client to send it again (RFC 9112 §9.3.2).
+        """
+        self._deaf = True
+        self._stage = _PAST
+        if self._exchange is not None:
+            self._exchange.close = True
+        elif self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def _misread(self, status: int, text: str) -> None:
+        """What came cannot be read: an error, unless an answer is under way that it would be taken for."""
+        cycle = self.cycle
+        if self._stage not in (_OURS, _APPS) and (
+            self._exchange is not None or (cycle is not None and not cycle.response_complete)
+        ):
+            self._last()
+        else:
+            self._refuse(status, text)
 
     def _refuse(self, status: int, text: str) -> None:
         """Answers with an error and ends the connection, since what follows cannot be told apart any more."""
         self._exchange = None
-        self._reading = False
+        self._body = None
+        stage, self._stage = self._stage, _PAST
         if self.transport.is_closing():
             return
+        if stage == _APPS:
+            cycle = self.cycle
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
         body = msgspec.json.encode({"error": text})
         self.put(
             b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
@@ -382,27 +500,31 @@ class Front(HttpToolsProtocol):
         )
         self.transport.close()
 
+    @property
+    def holds(self) -> int:
+        """Bytes of memory that it takes: of a body that is not whole yet, and of answers not taken."""
+        return self.transport.get_write_buffer_size() + (0 if self._body is None else len(self._body))
+
     def sweep(self, now: float, read_s: float, write_s: float) -> None:
         """Ends what takes too long: reading a request, taking an answer, doing nothing."""
         if self.transport.is_closing():
             return
         waits = now - self.since
-        exchange = self._exchange
+        first = min(FIRST_S, read_s)
         if self._full:
             if waits > write_s:
                 self.transport.abort()
-        elif exchange is not None:
-            if self._reading and waits > read_s:
-                self._refuse(408, "the request did not come in time")
-        elif self.cycle is not None and not self.cycle.response_complete:
-            if self.cycle.more_body and waits > read_s:
-                self.transport.abort()
-        elif waits > (KEEP_ALIVE_S if self.url else min(FIRST_S, read_s)):
-            self.transport.close()
+        elif self._stage != _IDLE:
+            if waits > (first if self._stage == _HEAD else read_s):
+                self._misread(408, "the request did not come in time")
+        elif self._exchange is None and (self.cycle is None or self.cycle.response_complete):
+            if waits > (KEEP_ALIVE_S if self.url else first):
+                self.transport.close()
 
     def let_go(self) -> None:
         """Another protocol takes the connection over."""
         self._exchange = None
+        self.parser = None  # type: ignore[assignment]
         self.connections.discard(self)
 
     def shutdown(self) -> None:
@@ -411,6 +533,19 @@ class Front(HttpToolsProtocol):
             super().shutdown()
         else:
             self._exchange.close = True
+
+
+def _joined(headers: dict[bytes, bytes], lines: list[tuple[bytes, bytes]]) -> bytes | None:
+    """Makes one of headers that came several times (RFC 9110 §5.3); gives the name of one that may not."""
+    headers.clear()
+    for name, value in lines:
+        if name not in headers:
+            headers[name] = value
+        elif name in _ONCE:
+            return name
+        else:
+            headers[name] += b", " + value
+    return None
 
 
 class Port:
@@ -466,7 +601,9 @@ class Port:
         found = self._routes.get(url)
         if found is None and url not in self._routes:
             found = route_of(url)
-            if len(self._routes) < 4096 and len(url) <= 512:
+            if len(self._routes) >= 1024:
+                self._routes.clear()
+            if len(url) <= 512:
                 self._routes[url] = found
         return found
 
@@ -481,9 +618,17 @@ class Port:
         """Once a second: the time of day in the answers, and the end of connections that take too long."""
         self._heads.clear()
         now = monotonic()
-        for front in list(self.state.connections):
-            if isinstance(front, Front):
-                front.sweep(now, self.read_s, self.write_s)
+        fronts = [front for front in self.state.connections if isinstance(front, Front)]
+        for front in fronts:
+            front.sweep(now, self.read_s, self.write_s)
+        held = {front: size for front in fronts if (size := front.holds)}
+        too_much = sum(held.values()) - ROOM
+        for front in sorted(held, key=lambda front: front.since):
+            if too_much <= 0:
+                break
+            _log.warning("a slow connection was cut, since all of them together hold too much memory")
+            front.transport.abort()
+            too_much -= held[front]
 
     async def close(self, grace: float) -> None:
         """Listens no more, and gives what is under way `grace` seconds."""

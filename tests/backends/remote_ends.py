@@ -140,6 +140,8 @@ class End:
     async def closes(self) -> None:
         self.pool.close()
         await until(lambda: not self.pool.connections and not self.pool._tasks)
+        for _ in range(5):
+            await asyncio.sleep(0)  # the loop has its own to do behind a transport
 
 
 class Request:

@@ -71,6 +71,8 @@ def new_pool(**more: Any) -> HttpPool:
 async def close(pool: HttpPool) -> None:
     pool.close()
     await until(lambda: not pool.connections and not pool._tasks)
+    for _ in range(5):
+        await asyncio.sleep(0)  # the loop has its own to do behind a transport
     assert all(origin.open == 0 for origin in pool._origins.values())
 
 
@@ -371,7 +373,7 @@ def test_the_rest_of_a_response_is_read_for_its_connection_or_given_up(
 def test_a_paused_response_waits_in_the_network(run: Run) -> None:
     async def much(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(EVENTS)
-        for _ in range(300):
+        for _ in range(120):
             writer.write(chunk(b"x" * 100_000))
             await writer.drain()
             sent.append(1)
@@ -387,10 +389,10 @@ def test_a_paused_response_waits_in_the_network(run: Run) -> None:
             for _ in range(100):
                 await asyncio.sleep(0.001)
             assert len(taker.body) <= 1 << 20
-            assert len(sent) < 300
+            assert len(sent) < 120
             taker.exchange.pause(False)
             await taker.over()
-            assert len(taker.body) == 30_000_000
+            assert len(taker.body) == 12_000_000
             assert (await ask(pool, server.url).over()).ended  # the connection reads again
             assert server.connections == 1
             await close(pool)

@@ -71,6 +71,8 @@ class Check:
 
 
 Checks = dict[Key, Check]
+Name = tuple[str, str, str, str, str]
+"""Target, suite, scenario, check, and the status through the target."""
 MISSING = Check("MISSING", "the scenario did not come to this check")
 
 
@@ -83,9 +85,9 @@ class Difference:
     through: Check
 
     @property
-    def name(self) -> tuple[str, str, str, str]:
+    def name(self) -> Name:
         """As the expected differences name it."""
-        return self.target, self.suite, self.key[0], self.key[1]
+        return self.target, self.suite, self.key[0], self.key[1], self.through.status
 
 
 class Broken(Exception):
@@ -226,14 +228,15 @@ def differences(name: str, suite: str, direct: Checks, through: Checks) -> list[
     return found
 
 
-def expected() -> set[tuple[str, str, str, str]]:
+def expected() -> set[Name]:
     """The differences that the specification asks for. Raises Broken for one without a reason."""
-    found = set()
+    found: set[Name] = set()
     for entry in tomllib.loads(EXPECTED.read_text()).get("difference", []):
         if not entry.get("why", "").strip():
             raise Broken(f"{EXPECTED.name}: {entry} has no `why`")
         places = itertools.product(entry["targets"], entry["suites"])
-        found.update((target, suite, entry["scenario"], entry["check"]) for target, suite in places)
+        rest = entry["scenario"], entry["check"], entry["status"]
+        found.update((target, suite, *rest) for target, suite in places)
     return found
 
 

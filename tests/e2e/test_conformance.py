@@ -78,16 +78,20 @@ def test_a_failure_where_there_was_none_is_a_difference() -> None:
     assert told(checks("INFO"), checks(FAIL, FAIL)) == [("INFO", FAIL), (MISSING.status, FAIL)]
 
 
-def test_an_expected_difference_that_is_none_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_expected_difference_that_is_none_or_worse_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "differences.toml"
     monkeypatch.setattr(conformance, "EXPECTED", file)
     file.write_text(
         '[[difference]]\ntargets = ["http"]\nsuites = ["2025-11-25"]\n'
-        'scenario = "scenario"\ncheck = "check 0"\nwhy = "so"\n'
+        'scenario = "scenario"\ncheck = "check 0"\nstatus = "INFO"\nwhy = "so"\n'
     )
-    found = conformance.differences("http", "2025-11-25", checks(PASS, PASS), checks(FAIL, FAIL))
+    found = conformance.differences("http", "2025-11-25", checks(PASS, PASS), checks("INFO", "INFO"))
     (left,) = conformance.unexpected("http", "2025-11-25", found)
     assert "check 1" in left
+    worse = conformance.differences("http", "2025-11-25", checks(PASS), checks(FAIL))
+    assert len(conformance.unexpected("http", "2025-11-25", worse)) == 2
     (stale,) = conformance.unexpected("http", "2025-11-25", [])
     assert "is none" in stale
 
@@ -96,6 +100,8 @@ def test_every_expected_difference_says_why(monkeypatch: pytest.MonkeyPatch, tmp
     conformance.expected()
     file = tmp_path / "differences.toml"
     monkeypatch.setattr(conformance, "EXPECTED", file)
-    file.write_text('[[difference]]\ntargets = ["http"]\nsuites = ["a"]\nscenario = "b"\ncheck = "c"\n')
+    file.write_text(
+        '[[difference]]\ntargets = ["http"]\nsuites = ["a"]\nscenario = "b"\ncheck = "c"\nstatus = "INFO"\n'
+    )
     with pytest.raises(conformance.Broken, match="no `why`"):
         conformance.expected()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from mcp import Client, MCPError
 from mcp.shared.message import SessionMessage
 
 from aegis_daemon.backends.children import Command, Nursery
+from aegis_daemon.backends.http_client import HttpPool
 from aegis_daemon.backends.stdio import StdioServer
+from aegis_daemon.backends.streamable_http import HttpServer
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.loop.descriptor import Outbox
@@ -37,7 +41,7 @@ SDK = [sys.executable, str(HERE / "sdk_server.py"), os.devnull]
 class ModernOnly:
     """A real backend that refuses every handshake, as a server of 2026-07-28 alone does."""
 
-    def __init__(self, server: StdioServer, on_lines: Callable[[list[bytes], int | None], None]) -> None:
+    def __init__(self, server: Any, on_lines: Callable[[list[bytes], int | None], None]) -> None:
         self._server = server
         self._on_lines = on_lines
 
@@ -55,7 +59,7 @@ class ModernOnly:
 class Between:
     """A client's streams on the one side, a bridge on the other; ids are given as a conversation gives them."""
 
-    def __init__(self, argv: list[str], nursery: Nursery, modern_only: bool) -> None:
+    def __init__(self, where: list[str] | str, nursery: Nursery, modern_only: bool) -> None:
         self.loop = asyncio.get_running_loop()
         self.outbox = Outbox(self.loop)
         self.to_client, self.client_reads = anyio.create_memory_object_stream[SessionMessage | Exception](1000)
@@ -67,23 +71,35 @@ class Between:
 
         def make(on_lines: Any, on_lost: Any, on_full: Any, on_exit: Any, on_failed: Any) -> Any:
             self.opened += 1
-            command = Command(tuple(argv), None, dict(os.environ), 0o077)
-            server = StdioServer(
-                self.loop, self.outbox, nursery, command, devnull, limit=MAX_FRAME_OUT,
-                on_lines=lambda lines: on_lines(lines, None), on_long=lambda head, tail: None,
-                on_full=on_full, on_exit=on_exit, on_failed=on_failed,
-            )  # fmt: skip
+            on = {"on_full": on_full, "on_exit": on_exit, "on_failed": on_failed}
+            server: Any
+            if isinstance(where, str):
+                server = HttpServer(
+                    self.loop,
+                    self.outbox,
+                    self.pool,
+                    where,
+                    {},
+                    on_lines=on_lines,
+                    on_lost=on_lost,
+                    fall_back=True,
+                    **on,
+                )
+            else:
+                server = StdioServer(
+                    self.loop, self.outbox, nursery, Command(tuple(where), None, dict(os.environ), 0o077),
+                    self.errors.fileno(), limit=MAX_FRAME_OUT, on_lines=lambda lines: on_lines(lines, None),
+                    on_long=lambda head, tail: None, **on,
+                )  # fmt: skip
             return ModernOnly(server, on_lines) if modern_only else server
 
-        with open(os.devnull, "w") as errors:
-            devnull = errors.fileno()
-            self.bridge = Bridge(
-                make, EraMemory(), call_later=self.loop.call_later, now=monotonic, on_lines=self._lines,
-                on_lost=self._lost, on_full=lambda full: None, on_exit=lambda code: self.gone.set(),
-                on_failed=lambda text: self.gone.set(),
-            )  # fmt: skip
-            self._errors = os.dup(devnull)
-        devnull = self._errors
+        self.errors = open(os.devnull, "w")  # noqa: SIM115
+        self.pool = HttpPool(self.loop)
+        self.bridge = Bridge(
+            make, EraMemory(), call_later=self.loop.call_later, now=monotonic, on_lines=self._lines,
+            on_lost=self._lost, on_full=lambda full: None, on_exit=lambda code: self.gone.set(),
+            on_failed=lambda text: self.gone.set(),
+        )  # fmt: skip
 
     async def pump(self) -> None:
         async with self.from_client:
@@ -124,17 +140,20 @@ class Between:
         self.bridge.close_stdin()
         self.bridge.end()
         await self.gone.wait()
-        os.close(self._errors)
+        self.errors.close()
+        self.pool.close()
         await self.to_client.aclose()
 
 
-def bridged(argv: list[str], use: Use, mode: str, modern_only: bool = False, opened: int = 2, **offers: Any) -> Any:
+def bridged(
+    where: list[str] | str, use: Use, mode: str, modern_only: bool = False, opened: int = 2, **offers: Any
+) -> Any:
     """What `use` makes of a client of this era on a server of the other."""
 
     async def all() -> Any:
         nursery = Nursery()
         nursery.start()
-        between = Between(argv, nursery, modern_only)
+        between = Between(where, nursery, modern_only)
 
         @asynccontextmanager
         async def transport() -> AsyncIterator[Any]:
@@ -178,6 +197,30 @@ OFFERS: dict[str, Any] = {
 
 def words(result: Any) -> str:
     return " ".join(part.text for part in result.content if part.type == "text")
+
+
+@pytest.fixture(scope="module")
+def sdk_url() -> Iterator[str]:
+    """The official SDK's server of both eras over HTTP."""
+    script = HERE.parent / "backends" / "web_servers.py"
+    with subprocess.Popen([sys.executable, str(script), "both"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        yield f"http://127.0.0.1:{int(run.stdout.readline())}/mcp"
+        run.kill()
+
+
+@pytest.fixture(scope="module")
+def everything_url() -> Iterator[str]:
+    """The reference server of the legacy era over HTTP."""
+    servers.needed()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    argv = [*servers.command("everything", Path()), "streamableHttp"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(argv, env={**os.environ, "PORT": str(port)}, **quiet) as run:  # type: ignore[call-overload]
+        assert b"listening" in run.stderr.readline()
+        yield f"http://127.0.0.1:{port}/mcp"
+        run.kill()
 
 
 # --- a modern client, the reference server of the legacy era ----------------------------------------------------------
@@ -294,6 +337,56 @@ def test_a_legacy_client_hears_what_changes_at_a_modern_server() -> None:
         await both.wait()
 
     bridged(SDK, use, "legacy", modern_only=True, message_handler=take)
+
+
+# --- over http ------------------------------------------------------------------------------------------------------
+
+
+def test_a_modern_client_and_a_legacy_server_over_http(everything_url: str) -> None:
+    async def use(client: Client) -> None:
+        assert client.server_info.name == "mcp-servers/everything"
+        assert "ä" in words(await client.call_tool("echo", {"message": "ä"}))
+        assert "Ann" in words(await client.call_tool("trigger-elicitation-request", {}))
+        assert "deep" in words(await client.call_tool("trigger-sampling-request", {"prompt": "p", "maxTokens": 10}))
+        assert "file:///b" in words(await client.call_tool("get-roots-list", {}))
+        seen: list[float] = []
+
+        async def progress(done: float, total: float | None, message: str | None) -> None:
+            seen.append(done)
+
+        slow = {"duration": 0.2, "steps": 4}
+        await client.call_tool("trigger-long-running-operation", slow, progress_callback=progress)
+        assert seen == [1, 2, 3, 4]
+
+    bridged(everything_url, use, "auto", **OFFERS)
+
+
+def test_a_legacy_client_and_a_modern_server_over_http(sdk_url: str) -> None:
+    heard: list[str] = []
+    changed = asyncio.Event()
+
+    async def take(message: Any) -> None:
+        heard.append(getattr(message, "method", ""))
+        if heard[-1] == "notifications/tools/list_changed":
+            changed.set()
+
+    async def use(client: Client) -> None:
+        assert words(await client.call_tool("greet", {})) == "hello Ann"
+        await client.list_tools()
+        assert words(await client.call_tool("where", {"region": "eu"})) == "in eu"
+        await client.call_tool("change", {})
+        await changed.wait()
+
+    bridged(sdk_url, use, "legacy", modern_only=True, message_handler=take, **OFFERS)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+def test_a_server_of_both_eras_over_http_is_not_translated(sdk_url: str, mode: str) -> None:
+    async def use(client: Client) -> str:
+        assert words(await client.call_tool("greet", {})) == "hello Ann"
+        return str(client.protocol_version)
+
+    assert bridged(sdk_url, use, mode, opened=1, **OFFERS) == {"legacy": "2025-11-25"}.get(mode, mode)
 
 
 # --- the same era on both sides ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from .webhouse import API_TOKEN, READ_TOKEN, served
 
 REFUSALS = {401, 403, 404, 405, 422}
 QUICK = settings(
-    max_examples=400, database=None, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck),
+    max_examples=25, database=None, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )  # fmt: skip
 

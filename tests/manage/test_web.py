@@ -362,9 +362,24 @@ async def test_a_page_of_another_site_does_nothing_even_with_the_token(house: Ho
     house.access = Access(insecure_open_api=True)
     before = house.state()
     assert await everything(house, headers={"origin": origin}, token=API_TOKEN) == {403}
+    link = house.link(house.asks(), "approve")
+    before = house.state()
+    assert (await ask(house.web.app, "POST", link, headers={"origin": origin})).status == 403
     assert await everything(house, headers=[("origin", OUR_ORIGIN), ("origin", origin)], token=API_TOKEN) == {403}
     assert house.state() == before
     assert (await get(house, "/api/v1/agents", headers={"origin": OUR_ORIGIN})).status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:18070", ""])
+async def test_a_name_that_is_not_ours_is_not_answered(house: House, host: str) -> None:
+    house.access = Access(insecure_open_api=True)
+    for pairs in (
+        [("host", host)],
+        [("host", "127.0.0.1:18070"), ("host", host)],
+        [("host", host), ("origin", f"http://{host}")],
+    ):
+        assert await everything(house, headers=pairs, token=API_TOKEN) == {403}
+        assert (await ask(house.web.app, "GET", house.link(house.asks(), "approve"), headers=pairs)).status == 403
 
 
 @pytest.mark.parametrize(

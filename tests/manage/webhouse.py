@@ -33,6 +33,7 @@ from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.web import Access, Paging, Web
+from aegis_daemon.transports.guard import Guard
 
 API_TOKEN, READ_TOKEN, APPROVER_KEY = "api-token-0123456789", "read-token-0123456789", "a" * 64
 LINKS_KEY = b"l" * 32
@@ -75,6 +76,7 @@ class House:
             wall=wall,
             call_later=loop.call_later,
             on_event=lambda event, ticket: self.events.append((event, ticket.id)),
+            max_pending=10_000,
         )
         self.limits = Limits()
         self.lanes = Lanes(monotonic, loop.call_later)
@@ -92,7 +94,7 @@ class House:
             access=lambda: self.access,
             paging=lambda: self.paging,
             probe=self._probe,
-            allows_origin=lambda origin: origin == OUR_ORIGIN,
+            refuses=Guard(["aegis.example"]).refuses,
         )
 
     async def close(self) -> None:
@@ -186,6 +188,8 @@ async def ask(
     """One request, as a server hands it on (ASGI 3). `parts` are messages that stand for the body."""
     split = urlsplit(target)
     pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+    if not any(name == "host" for name, _ in pairs):
+        pairs.append(("host", urlsplit(OUR_ORIGIN).netloc))
     if token is not None:
         pairs.append(("authorization", f"Bearer {token}"))
     scope = {

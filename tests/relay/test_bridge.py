@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playbook import Client, Clock, Play, Session, call, cancel, error, like, modern, note, raw, request, result, text
 
+from aegis_daemon import __version__
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.relay import bridge as bridges
 from aegis_daemon.relay.bridge import META_CLIENT, META_LEVEL, META_SERVER, Bridge, EraMemory
@@ -44,6 +45,9 @@ WELCOME = {
 }  # fmt: skip
 FORM = {"message": "sure?", "requestedSchema": {"type": "object", "properties": {}}}
 ASK = {"method": "elicitation/create", "params": FORM}
+PROBED = {
+    META_VERSION: MODERN_VERSION, META_CAPABILITIES: {}, META_CLIENT: {"name": "aegis", "version": __version__},
+}  # fmt: skip
 INIT = {"protocolVersion": "2025-06-18", "capabilities": ALL, "clientInfo": {"name": "c", "version": "3"}}
 
 
@@ -276,13 +280,7 @@ def test_a_modern_client_and_a_modern_server_are_left_alone_after_one_question()
     first["params"]["_meta"] |= {META_CLIENT: {"name": "c", "version": "1"}, "progressToken": 5, META_LEVEL: "info"}
     ends.says(first, tool(2))
     heard = ends.server.hears("server/discover")
-    assert heard["params"] == {
-        "_meta": {
-            META_VERSION: MODERN_VERSION,
-            META_CAPABILITIES: {"elicitation": {}},
-            META_CLIENT: {"name": "c", "version": "1"},
-        }
-    }
+    assert heard["params"] == {"_meta": PROBED}, "nothing of what the client says of itself"
     ends.server.answers(heard, FOUND)
     assert [ends.server.inbox.popleft()[0] for _ in range(2)] == [first, tool(2)]
     assert ends.bridge.send == ends.server.send
@@ -343,9 +341,7 @@ def test_a_server_that_refuses_initialize_is_asked_whether_it_is_modern(code: in
     ends.says(request(1, "initialize", **INIT))
     ends.server.refuses(ends.server.hears("initialize"), code)
     heard = ends.server.hears("server/discover")
-    assert heard["params"]["_meta"] == {
-        META_VERSION: MODERN_VERSION, META_CAPABILITIES: ALL, META_CLIENT: INIT["clientInfo"],
-    }  # fmt: skip
+    assert heard["params"] == {"_meta": PROBED}
     ends.server.answers(heard, FOUND)
     assert ends.hears_result(1) == {
         "protocolVersion": "2025-06-18",
@@ -356,7 +352,8 @@ def test_a_server_that_refuses_initialize_is_asked_whether_it_is_modern(code: in
     ends.is_quiet()
     again = Ends(ends.memory)
     again.says(request(1, "initialize", **INIT))
-    again.server.hears("server/discover")
+    plain = code in (-32601, -32022, -32020)  # a client can bring about the others, and must not spoil it for all
+    again.server.hears("server/discover" if plain else "initialize")
     again.is_quiet()
 
 
@@ -508,6 +505,9 @@ def test_the_session_ends_with_the_last_server_it_opened() -> None:
     assert ends.server.ended
     ends.server.exits(3)
     assert not ends.exit
+    ends.says(tool(7), note("x"))
+    ends.loses(7, "server_exited", not_executed=True)
+    ends.cancels(7)
     first.exits(9)
     assert ends.exit == [3]
     assert not ends.clock.waiting
@@ -552,6 +552,15 @@ def test_a_server_that_cannot_be_opened_again_ends_the_session() -> None:
     ends.loses(1, not_executed=True)
     ends.server.exits(1)
     assert ends.exit == [1]
+
+
+def test_a_session_in_which_nobody_spoke_teaches_nothing() -> None:
+    memory = EraMemory()
+    memory.note(Era.MODERN, True)
+    ends = Ends(memory)
+    ends.bridge.end()
+    ends.server.exits()
+    assert memory.speaks(Era.MODERN, 0) is True
 
 
 def test_a_server_that_cannot_be_started_is_told_once() -> None:
@@ -857,15 +866,50 @@ def test_what_a_client_does_not_take_is_not_asked() -> None:
 
 def test_a_question_that_belongs_to_no_request_is_answered_here() -> None:
     ends = Ends().modern_on_legacy()
-    ends.server.says(request("p", "ping"), {"jsonrpc": "2.0", "id": "s", **ASK}, request("r", "roots/list"))
+    ends.server.says(request("p", "ping"), {"jsonrpc": "2.0", "id": "s", **ASK})
     ends.server.hears_answer("p", result={})
     ends.server.hears_answer("s", error={"code": -32603})
-    ends.server.hears_answer("r", error={"code": -32603})
     ends.says(ask(2, "tools/list"))
     ends.server.hears("tools/list")
     ends.server.says({"jsonrpc": "2.0", "id": "s", **ASK})
     ends.server.hears_answer("s", error={"code": -32603})
     ends.is_quiet()
+
+
+def test_a_server_that_wants_the_roots_at_once_gets_them_before_the_first_call() -> None:
+    ends = Ends().modern_on_legacy()
+    ends.server.says(request("a", "roots/list"), request("b", "roots/list"), request("b", "roots/list"))
+    ends.server.hears_answer("b", error={"code": -32600})
+    ends.server.says(note("cancelled", requestId="b"))
+    ends.says(ask(2, "tools/list"))
+    ends.server.answers(ends.server.hears("tools/list"), {"tools": []})
+    ends.hears_result(2)
+    ends.says(tool(3, capabilities={}))
+    ends.server.hears("tools/call")
+    ends.says(tool(4))
+    found = ends.hears_result(4, {"resultType": "input_required"})
+    ((key, question),) = found["inputRequests"].items()
+    assert question == {"method": "roots/list"}
+    ends.says(tool(5, inputResponses={}, requestState=found["requestState"]))
+    found = ends.hears_result(5, {"inputRequests": {key: question}})
+    ends.says(tool(6, inputResponses={key: {"roots": []}}, requestState=found["requestState"]))
+    ends.server.hears_answer("a", result={"roots": []})
+    ends.server.answers(ends.server.hears("tools/call"), text("x"))
+    ends.hears_result(6)
+    ends.is_quiet()
+    assert not ends.clock.waiting
+
+
+def test_a_server_that_reads_nothing_is_answered_only_so_often() -> None:
+    ends = Ends().modern_on_legacy()
+    ends.server.on["on_full"](True)
+    for id in range(2 * bridges.UNREAD):
+        ends.server.says({"jsonrpc": "2.0", "id": id, **ASK})
+    assert len(ends.server.inbox) == bridges.UNREAD
+    ends.server.inbox.clear()
+    ends.server.on["on_full"](False)
+    ends.server.says(request("p", "ping"))
+    ends.server.hears_answer("p", result={})
 
 
 def test_the_stream_tells_which_call_asks_and_else_it_is_the_newest() -> None:
@@ -1200,6 +1244,18 @@ def test_a_url_question_gets_the_id_that_legacy_clients_need() -> None:
     assert question["params"]["elicitationId"]
 
 
+def test_notifications_change_their_era_too() -> None:
+    ends = Ends().legacy_on_modern()
+    ends.says(note("custom", a=1), note("progress", progressToken=1, progress=1))
+    ends.server.hears("notifications/custom", a=1, _meta={META_VERSION: MODERN_VERSION})
+    ends.is_quiet()
+    ends = Ends().modern_on_legacy()
+    ends.says(modern(note("custom", a=1)), note("other"))
+    assert ends.server.hears("notifications/custom")["params"] == {"a": 1}
+    ends.server.hears("notifications/other")
+    ends.is_quiet()
+
+
 def test_a_modern_server_may_not_send_requests() -> None:
     ends = Ends().legacy_on_modern()
     ends.server.says({"jsonrpc": "2.0", "id": 5, **ASK})
@@ -1288,6 +1344,25 @@ def test_a_server_without_subscriptions_refuses_them() -> None:
     ends.hears_error(2, -32601)
     ends.says(request(3, "logging/setLevel", level="info"))
     ends.hears_error(3, -32601)
+    ends.is_quiet()
+
+
+def test_what_is_structured_is_an_object_for_a_legacy_client() -> None:
+    ends = Ends().legacy_on_modern()
+    ends.says(request(2, "tools/list"))
+    kept = {"name": "a", "outputSchema": {"type": "object", "n": 1.5}}
+    ends.server.answers(
+        ends.server.hears("tools/list"),
+        {"tools": [kept, {"name": "b", "outputSchema": {"type": "array"}}, {"name": "c", "outputSchema": True}]},
+    )
+    assert ends.hears_result(2) == {"tools": [kept, {"name": "b"}, {"name": "c"}]}
+    for id, value in enumerate(([1], "x", 7, None), 3):
+        ends.says(call(id, "b"))
+        ends.server.answers(ends.server.hears("tools/call"), {**text("x"), "structuredContent": value})
+        assert ends.hears_result(id) == text("x")
+    ends.says(call(9, "a"))
+    ends.server.answers(ends.server.hears("tools/call"), {**text("x"), "structuredContent": {"n": 1}})
+    assert ends.hears_result(9)["structuredContent"] == {"n": 1}
     ends.is_quiet()
 
 

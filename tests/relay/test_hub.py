@@ -23,8 +23,8 @@ backends: {git: {}, mail: {}}
 agents:
   bot:
     backends:
-      git: {allowed: true, server_requests: [sampling, elicitation, roots, tasks]}
-      mail: {allowed: true, server_requests: [sampling, elicitation, roots, tasks]}
+      git: {allowed: true, server_requests: [sampling, elicitation, roots]}
+      mail: {allowed: true, server_requests: [sampling, elicitation, roots]}
 """
 READY = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {}}
 
@@ -46,7 +46,7 @@ def lists(s: HubSession, id: Any, method: str, **results: Any) -> dict[str, Any]
     s.client.says(request(id, method))
     for backend, value in results.items():
         s[backend].answers(s[backend].hears(method), value)
-    return s.client.hears_result(id)  # type: ignore[no-any-return]
+    return s.client.hears_result(id)
 
 
 def hello(s: HubSession) -> None:
@@ -139,8 +139,8 @@ def test_a_backend_that_hangs_holds_nobody_up_and_joins_when_it_comes(make_play:
     s["git"].answers(heard, READY)
     s["git"].hears("notifications/initialized")
     s["git"].answers(s["git"].hears("tools/call", name="log"), text("ok"))
-    s.client.hears_result(1)
     s.client.hears("notifications/tools/list_changed")
+    s.client.hears_result(1)
 
 
 def test_a_backend_that_never_takes_up_the_handshake_fails_its_own_calls_only(make_play: MakePlay) -> None:
@@ -172,7 +172,7 @@ def test_what_waits_for_a_backend_can_be_cancelled(make_play: MakePlay) -> None:
 
 
 def test_so_many_frames_wait_for_a_backend(make_play: MakePlay) -> None:
-    play = make_play("server: {max_in_flight_session: 400}\n" + CONFIG)
+    play = make_play("server: {max_in_flight_session: 270}\n" + CONFIG)
     s = HubSession(play)
     hello(s)
     s.joins("mail")
@@ -241,7 +241,7 @@ def test_a_tools_own_name_may_look_like_a_prefix(make_play: MakePlay, tool: str)
     s["mail"].hears_nothing()
 
 
-@pytest.mark.parametrize("name", ["log", "git", "git_", "git__", "GIT__log", "web__log", " git__log", "git_log", ""])
+@pytest.mark.parametrize("name", ["log", "git", "git_", "git__", "GIT__log", "web__log", " git__log", "git_log"])
 def test_an_unknown_name_is_refused_in_the_words_for_a_hidden_one(make_play: MakePlay, name: str) -> None:
     play = make_play(CONFIG.replace("git: {allowed: true}", "git: {allowed: true, tool_denylist: [hidden]}"))
     s = HubSession(play).handshake()
@@ -530,11 +530,25 @@ def test_a_closed_stream_cancels_its_request(make_play: MakePlay) -> None:
     slot = next(slot for slot, (_, id) in s.client.slots.items() if id == b"2")
     del s.client.asked["int", 2]
     s.hub.withdraw(slot)
+    s.hub.withdraw(slot, forwarded=False)
     s.hub.withdraw(999)
     s["git"].hears("notifications/cancelled", requestId=second["id"])
     s["git"].says(result(second["id"]))
     s["git"].answers(first, text("ok"))
     s.client.hears_result(1)
+
+
+def test_a_request_that_nobody_waits_for_may_run_on_at_its_server(make_play: MakePlay) -> None:
+    s = HubSession(make_play(CONFIG)).handshake()
+    s.client.says(call(1, "git__log"))
+    heard = s["git"].hears("tools/call")
+    (slot,) = s.client.slots
+    s.client.asked.clear()
+    s.hub.withdraw(slot, forwarded=False)
+    s["git"].hears_nothing()
+    s["git"].answers(heard, text("ok"))
+    s.is_quiet()
+    assert not s.client.slots
 
 
 def test_an_id_that_is_open_at_one_backend_is_open_at_all(make_play: MakePlay) -> None:
@@ -550,10 +564,18 @@ def test_so_many_requests_may_be_open_in_all(make_play: MakePlay) -> None:
     play = make_play("server: {max_in_flight_session: 2}\n" + CONFIG)
     s = HubSession(play).handshake()
     s.client.says(call(1, "git__x"), call(2, "mail__x"), call(3, "git__x"))
-    s.client.hears_error(3, -32003, "too many" if False else "in flight", retryable=True)
+    s.client.hears_error(3, -32003, "in flight", retryable=True)
     for name, n in (("git", 1), ("mail", 2)):
         s[name].answers(s[name].hears("tools/call"), text("ok"))
         s.client.hears_result(n)
+
+
+def test_an_agents_own_limit_holds_over_all_backends(make_play: MakePlay) -> None:
+    s = HubSession(make_play("server: {max_in_flight_agent: 1}\n" + CONFIG))
+    s.client.says(modern(call(1, "git__x")), modern(call(2, "mail__x")))
+    s.client.hears_result(2, {"isError": True})
+    s["git"].answers(s["git"].hears("tools/call"), text("ok"))
+    s.client.hears_result(1)
 
 
 def test_senders_that_share_a_session_may_use_the_same_ids(make_play: MakePlay) -> None:
@@ -722,25 +744,28 @@ def test_a_result_that_only_speaks_of_a_task_passes_as_it_is(make_play: MakePlay
     assert s.client.inbox.pop() == b'{"jsonrpc":"2.0","id":1,"result":{"content":[ {"taskId":"t"} ]}}'
 
 
-def test_a_task_of_the_client_is_for_the_server_that_asked(make_play: MakePlay) -> None:
-    s = HubSession(make_play(OPEN)).handshake(capabilities={"sampling": {}, "tasks": {}})
-    s["git"].says(request(1, "sampling/createMessage", messages=[], task={"ttl": 1000}))
-    asked = s.client.hears("sampling/createMessage")
-    s.client.says(result(asked["id"], {"task": {"taskId": "c", "status": "working"}}))
-    s["git"].hears_result(1, {"task": {"taskId": "c", "status": "working"}})
-    s["mail"].says(request(7, "tasks/result", taskId="c"))
-    s["mail"].hears_error(7, -32602, "no such task")
-    s.client.hears_nothing()
-    s["git"].says(request(2, "tasks/result", taskId="c"))
-    s.client.says(result(s.client.hears("tasks/result", taskId="c")["id"], {"content": []}))
-    s["git"].hears_result(2)
-    for name, seen in (("git", [{"taskId": "c"}]), ("mail", [])):
-        s[name].says(request(3, "tasks/list"))
-        s.client.says(result(s.client.hears("tasks/list")["id"], {"tasks": [{"taskId": "c"}, {"taskId": "d"}]}))
-        s[name].hears_result(3, {"tasks": seen})
-    s.client.says(note("tasks/status", taskId="c", status="completed"), note("tasks/status", taskId="d"))
-    s["git"].hears("notifications/tasks/status", taskId="c")
+def test_the_clients_own_tasks_are_for_no_server(make_play: MakePlay) -> None:
+    s = HubSession(make_play("mode: observe\n" + CONFIG)).handshake(capabilities={"sampling": {}, "tasks": {}})
+    s["git"].says(request(1, "tasks/list"))
+    s["git"].hears_error(1, -32601, "lets none of them at its tasks")
+    s.client.says(note("tasks/status", taskId="c", status="completed"))
     s.is_quiet()
+
+
+def test_what_belongs_to_a_task_says_so_under_each_sides_name(make_play: MakePlay) -> None:
+    s = HubSession(make_play(OPEN)).handshake()
+    key = "io.modelcontextprotocol/related-task"
+    s["mail"].says(request(1, "elicitation/create", message="?", _meta={key: {"taskId": "t"}}), cancel(9))
+    asked = s.client.hears("elicitation/create", _meta={key: {"taskId": "mail__t"}})
+    s.client.says(result(asked["id"], {"action": "accept", "_meta": {key: {"taskId": "mail__t"}}}))
+    s["mail"].hears_result(1, {"action": "accept", "_meta": {key: {"taskId": "t"}}})
+    s["git"].says(request(1, "elicitation/create", message="?"))
+    asked = s.client.hears("elicitation/create")
+    s.client.says(result(asked["id"], {"action": "accept", "_meta": {key: {"taskId": "mail__t"}}}))
+    s["git"].hears_result(1, {"_meta": {key: {"taskId": "mail__t"}}})
+    s.client.says(call(2, "git__log"))
+    s["git"].fails(s["git"].hears("tools/call"), -1, 'no "taskId"')
+    s.client.hears_error(2, -1, "taskId")
 
 
 # --- backends come and go ---------------------------------------------------------------------------------------------
@@ -764,11 +789,10 @@ def test_a_server_that_dies_is_dropped_told_of_and_opened_again(make_play: MakeP
     s.client.hears_nothing()
     s["git"].answers(heard, READY | {"capabilities": {"tools": {}, "logging": {}}})
     s["git"].hears("notifications/initialized")
-    level = s["git"].hears("logging/setLevel", level="info")
+    s["git"].answers(s["git"].hears("logging/setLevel", level="info"), {})
     s["git"].answers(s["git"].hears("tools/call", name="log"), text("ok"))
     s.client.hears("notifications/tools/list_changed")
     s.client.hears_result(3)
-    s["git"].answers(level, {})
     s["mail"].answers(mail, text("ok"))
     s.client.hears_result(2)
 
@@ -789,7 +813,7 @@ def test_a_backend_is_opened_once_a_second_at_most(make_play: MakePlay) -> None:
             s.client.hears("notifications/tools/list_changed")
     for n in (5, 6):
         s.client.says(call(n, "git__log"))
-        error = s.client.hears_error(n, -32603, "the backend `git` is not there", retryable=True)
+        error = s.client.hears_error(n, -32603, "`git` is not there (the server ended (status 1)", retryable=True)
         assert error["data"]["retry_after_ms"] == 1000
     assert len(s.servers["git"]) == 2
     play.advance(1.1)
@@ -847,6 +871,18 @@ def test_a_client_that_does_not_read_stops_all_its_servers(make_play: MakePlay) 
     s.client.inbox.clear()
 
 
+def test_a_backend_that_begins_while_the_client_does_not_read_waits_too(make_play: MakePlay) -> None:
+    s = HubSession(make_play(CONFIG))
+    s.client.on_full(True)
+    s.hub.hear(_parsed(modern(call(1, "git__log"))))
+    assert s["git"].paused
+    s["git"].hears_nothing()
+    s.client.asked["int", 1] += 1
+    s.client.on_full(False)
+    s["git"].answers(s["git"].hears("tools/call"), text("ok"))
+    s.client.hears_result(1)
+
+
 def test_the_end_of_the_client_is_the_end_of_all(make_play: MakePlay) -> None:
     play = make_play(CONFIG)
     s = HubSession(play).handshake()
@@ -857,7 +893,7 @@ def test_the_end_of_the_client_is_the_end_of_all(make_play: MakePlay) -> None:
     assert s["mail"].stdin_closed
     s["git"].answers(heard, text("ok"))
     s.client.hears_result(1)
-    assert not s.over
+    assert s.client.status is None
     s.all_exit()
     assert s.over
     assert s.client.status == 0
@@ -877,15 +913,6 @@ def test_a_client_that_leaves_at_once_leaves_nothing(make_play: MakePlay) -> Non
     s = HubSession(make_play(CONFIG))
     s.client.leaves()
     assert s.over
-
-
-def test_a_daemon_that_stops_answers_what_waits(make_play: MakePlay) -> None:
-    play = make_play(CONFIG)
-    s = HubSession(play).handshake()
-    s["git"].is_full(True)
-    s.client.says(call(1, "git__log"))
-    s.hub.stop()
-    s.client.hears_error(1, -32603, "the daemon stops")
 
 
 # --- the modern era ---------------------------------------------------------------------------------------------------
@@ -936,6 +963,22 @@ def test_a_retry_with_input_goes_to_the_backend_that_asked(make_play: MakePlay) 
     s.client.says(modern(call(2, "git__pay"), inputResponses={"q": {}}, requestState="S"))
     s["git"].answers(s["git"].hears("tools/call", requestState="S", inputResponses={"q": {}}), text("ok"))
     s.client.hears_result(2)
+
+
+def test_answers_for_one_server_are_shown_to_no_other(make_play: MakePlay) -> None:
+    s = HubSession(make_play(OPEN))
+    s.client.says(modern(request(1, "resources/read", uri="a:1")))
+    s["git"].fails(s["git"].hears("resources/read"), -32602, "not found")
+    asks = {"q": {"method": "elicitation/create", "params": {}}}
+    s["mail"].answers(s["mail"].hears("resources/read"), {"resultType": "input_required", "inputRequests": asks})
+    s.client.hears_result(1)
+    again = {"inputResponses": {"q": {"action": "accept", "content": {"pin": 1234}}}}
+    s.client.says(modern(request(2, "resources/read", uri="a:1"), **again))
+    s["mail"].answers(s["mail"].hears("resources/read", **again), {"contents": []})
+    s.client.hears_result(2)
+    s.client.says(modern(request(3, "resources/read", uri="a:2"), **again))
+    s.client.hears_error(3, -32602, "begin anew")
+    s["git"].hears_nothing()
 
 
 def listen(id: Any, *uris: str, **kinds: bool) -> dict[str, Any]:
@@ -1032,6 +1075,46 @@ def test_a_subscription_ends_with_its_last_server(make_play: MakePlay, how: str)
     else:
         s.client.hears_result(1, {"_meta": {META_SUBSCRIPTION: 1}})
     assert not s.client.slots
+
+
+def test_tasks_are_listened_to_under_each_sides_name(make_play: MakePlay) -> None:
+    s = HubSession(make_play(CONFIG))
+    s.client.says(modern(request(1, "subscriptions/listen", notifications={"taskIds": ["git__t", "mail__u", "v"]})))
+    heard = {name: s[name].hears("subscriptions/listen") for name in ("git", "mail")}
+    assert [one["params"]["notifications"]["taskIds"] for one in heard.values()] == [["t"], ["u"]]
+    acknowledges(s, "git", heard["git"], taskIds=["t"])
+    acknowledges(s, "mail", heard["mail"], taskIds=["u"])
+    s.client.hears("notifications/subscriptions/acknowledged", notifications={"taskIds": ["git__t", "mail__u"]})
+    s["git"].says(note("tasks", taskId="t", status="completed", _meta={META_SUBSCRIPTION: heard["git"]["id"]}))
+    s.client.hears("notifications/tasks", taskId="git__t", _meta={META_SUBSCRIPTION: 1})
+    s.client.leaves()
+
+
+def test_a_late_discovery_is_told_to_those_who_listen(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = HubSession(play)
+    s.client.says(modern(request(1, "server/discover")), listen(2, promptsListChanged=True))
+    git, mail = (s[name].hears("server/discover") for name in ("git", "mail"))
+    for name in ("git", "mail"):
+        acknowledges(s, name, s[name].hears("subscriptions/listen"), promptsListChanged=True)
+    s.client.hears("notifications/subscriptions/acknowledged")
+    s["mail"].answers(mail, found("2026-07-28", capabilities={}))
+    play.advance(11)
+    s.client.hears_result(1)
+    s["git"].answers(git, found("2026-07-28", capabilities={"prompts": {}, "tools": {}}))
+    s.client.hears("notifications/prompts/list_changed", _meta={META_SUBSCRIPTION: 2})
+    s.client.says(modern(request(3, "resources/list")))
+    assert s.client.hears_result(3) == {"resultType": "complete", "resources": [], "ttlMs": 0, "cacheScope": "private"}
+    s.client.says(modern(request(4, "resources/read", uri="a:1")))
+    s.client.hears_error(4, -32602, "the resource `a:1` is not available to this agent")
+    s.client.leaves()
+
+
+def test_a_session_without_backends_listens_to_nothing(make_play: MakePlay) -> None:
+    s = HubSession(make_play(CONFIG), [])
+    s.client.says(listen(1), modern(request(2, "server/discover")))
+    s.client.hears_error(1, -31001, "no backend is available")
+    s.client.hears_error(2, -31001, "no backend is available")
 
 
 def test_where_all_refuse_a_subscription_it_is_refused(make_play: MakePlay) -> None:
