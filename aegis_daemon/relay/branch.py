@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_daemon.core.verdict import Reason
+from aegis_daemon.relay import merge
 from aegis_daemon.relay.conversation import Conversation, _ending_of
 from aegis_daemon.wire.jsonrpc import Frame
 
@@ -60,6 +61,8 @@ class Branch:
         self.seat = seat
         self.talk: Conversation | None = None
         self.closed = self.ready = False
+        self.lived = False
+        """the backend has answered anything at all"""
         self._paused = False
         self._legs: dict[int, Leg] = {}
         self._heard: Leg | None = None
@@ -175,6 +178,9 @@ class Branch:
         """The answer to one leg; -1: to the one that is being heard."""
         if slot < 0 and self._heard is not None:
             slot = self._heard.slot
+        if not self.lived:
+            answer = merge.answer_in(frame)
+            self.lived = answer is not None and answer.ok
         self._land(slot, frame)
 
     def tell(self, frame: bytes, slot: int) -> None:

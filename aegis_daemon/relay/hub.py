@@ -592,10 +592,10 @@ class Hub:
         if branch.talk is None:
             return  # it is being begun, and could not be: see `_use`
         branch.talk = None
-        was = branch.seat.branch is branch
+        missed = branch.lived and branch.seat.branch is branch  # one that never answered would be told of each time
         self._gone(branch)
         branch.fail_all()
-        if was and not self._leaving:
+        if missed and not self._leaving:
             self._changed(branch.seat)
         self._end_if_over()
 

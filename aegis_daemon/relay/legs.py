@@ -12,7 +12,7 @@ import msgspec
 from aegis_daemon.relay import merge
 from aegis_daemon.relay.branch import Branch, Seat
 from aegis_daemon.wire.errors import INVALID_PARAMS, METHOD_NOT_FOUND
-from aegis_daemon.wire.jsonrpc import Answer, Frame, Id, notification_frame, parse_from_server
+from aegis_daemon.wire.jsonrpc import Answer, Frame, Id, notification_frame
 from aegis_daemon.wire.methods import META_SUBSCRIPTION, Era, Method
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Ours(Request):
     def landed(self, leg: Leg, frame: bytes) -> None:
         """Nobody else waits for it."""
         self.over = True
-        self._then(leg, answer_in(frame))
+        self._then(leg, merge.answer_in(frame))
 
 
 class Probe(Request):
@@ -101,7 +101,7 @@ class Probe(Request):
 
     def landed(self, leg: Leg, frame: bytes) -> None:
         """The answer, or the next one's turn."""
-        answer = answer_in(frame)
+        answer = merge.answer_in(frame)
         if answer is not None and answer.ok:
             self._found(leg.seat)
         elif answer is not None:
@@ -151,7 +151,7 @@ class Gather(Request):
 
     def landed(self, leg: Leg, frame: bytes) -> None:
         """One more."""
-        answer, late = answer_in(frame), self.over
+        answer, late = merge.answer_in(frame), self.over
         if answer is not None:
             result = merge.result_of(answer)
             if result is None:
@@ -219,6 +219,8 @@ class Listen(Request):
             self.hub.client.tell(frame, self.asked.slot)
         elif leg in self._quiet:
             self._quiet.remove(leg)
+            if leg.branch is not None:
+                leg.branch.lived = True
             self._grant(leg, value["params"].get("notifications"))
             if not self._quiet:
                 self._acknowledge()
@@ -270,12 +272,6 @@ class Listen(Request):
             self._timer = None
 
 
-def answer_in(frame: bytes) -> Answer | None:
-    """An answer that one of our conversations gave; None where it gave none."""
-    answer = parse_from_server(frame) if frame else None
-    return answer if isinstance(answer, Answer) else None
-
-
 def _lacks_the_method(frame: bytes) -> bool:
-    answer = answer_in(frame)
+    answer = merge.answer_in(frame)
     return answer is not None and merge.error_of(answer)[0] == METHOD_NOT_FOUND

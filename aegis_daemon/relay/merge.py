@@ -111,6 +111,12 @@ _TAG = 16
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
+def answer_in(frame: bytes) -> Answer | None:
+    """An answer that one of our conversations gave; None where it gave none."""
+    answer = parse_from_server(frame) if frame else None
+    return answer if isinstance(answer, Answer) else None
+
+
 def result_of(answer: Answer) -> dict[str, Any] | None:
     """The result that can be merged; None for an error, and for what is no object or can be read in two ways."""
     if not answer.ok:
@@ -269,8 +275,8 @@ def with_tasks(value: dict[str, Any], rename: Callable[[str], str], *, about: bo
 
 def renamed_answer(frame: bytes, id_json: bytes, rename: Callable[[str], str]) -> bytes:
     """An answer with its tasks renamed; the same bytes where it names none."""
-    answer = parse_from_server(frame)
-    result = result_of(answer) if isinstance(answer, Answer) else None
+    answer = answer_in(frame)
+    result = None if answer is None else result_of(answer)
     if result is None:
         return frame
     changed = with_tasks(result, rename)

@@ -12,6 +12,16 @@ from aegis_daemon.wire.jsonrpc import Frame, Kind, error_frame, id_text
 
 EARLY: Final = 256
 """How many frames may wait until the session has begun."""
+BEAT_S: Final = 15.0
+"""Seconds between signs of life on a stream that has nothing to say."""
+BEAT: Final = b": waiting\n\n"
+
+
+def event(frame: bytes, id: bytes = b"") -> bytes:
+    """A frame as an event of a stream, with the line of its id."""
+    if b"\r" in frame:  # which ends a line of a stream, and in JSON is only ever a blank
+        frame = frame.replace(b"\r", b" ")
+    return b"%bevent: message\ndata: %b\n\n" % (id, frame)
 
 
 class Reply(Protocol):
@@ -70,8 +80,10 @@ class RemoteClient:
                 reply.answer(error_frame(id_text(frame.id), INTERNAL_ERROR, text, {"by": "aegis"}))
         elif self._begun:
             self._current = reply
-            self.party.hear(frame)
-            self._current = None
+            try:
+                self.party.hear(frame)
+            finally:
+                self._current = None
         elif len(self._early) < EARLY:
             self._early.append((frame, reply))
         elif reply is not None and frame.id is not None:
@@ -179,6 +191,12 @@ class RemoteClient:
         for one in left.values():
             one.nothing()
         self.on_closed()
+
+
+def turn_out(client: RemoteClient) -> None:
+    """Ends a session whose agent may not come any more."""
+    client.refuse("this agent is not configured any more")
+    client.leave()
 
 
 def _unheard(line: bytes, end: int) -> None:

@@ -9,9 +9,10 @@ whoever asks with `curl`.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -21,13 +22,12 @@ from aegis_daemon.core.ports import Reception, Turned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.transports.guard import bearer
 from aegis_daemon.transports.http import Exchange, Route
-from aegis_daemon.transports.remote import RemoteClient
+from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_out
 from aegis_daemon.wire.errors import CANCELLED, HEADER_MISMATCH, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_VERSION
-from aegis_daemon.wire.headers import mismatch
+from aegis_daemon.wire.headers import ANNOTATION, BadAnnotation, Param, annotated, mismatch
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
     Frame,
-    Id,
     Kind,
     WireFault,
     error_frame,
@@ -46,15 +46,12 @@ RESUME_S: Final = 60.0
 """How long a request whose stream broke waits to be taken up again."""
 PATIENCE_S: Final = 2.0
 """After this long an answer becomes a stream, so that it can be taken up again and no proxy gives it up."""
-BEAT_S: Final = 15.0
-"""Seconds between signs of life on a stream that has nothing to say."""
-KEPT: Final = 256
-KEPT_BYTES: Final = 1 << 20
-"""How many events, and how many bytes of them, are kept of one stream."""
-STREAMS: Final = 256
-"""How many ended or broken streams of one session can be taken up again."""
-_EVENT: Final = b"event: message\ndata: "
-_BEAT: Final = b": waiting\n\n"
+KEPT: Final = 1024
+KEPT_BYTES: Final = 2 << 20
+"""How many events, and how many bytes of them, a session keeps for whoever comes back: the newest, one at least."""
+ANNOTATED: Final = 1024
+"""How many tools with mirrored parameters a session remembers."""
+_EVENT_ID: Final = re.compile(rb"([0-9]{1,12})-([0-9]{1,12})")
 _STATUS: Final = {-32700: 400, -32600: 400, -32602: 400, -32020: 400, -32021: 400, -32022: 400, -32601: 404}
 """HTTP status of an error's code in the modern era (2026-07-28 `basic/transports`, `basic/index`)."""
 Clock = Callable[[], float]
@@ -72,54 +69,68 @@ _HANDSHAKE: Final = request_frame(
 _INITIALIZED: Final = notification_frame("notifications/initialized", {})
 
 
-class Stream:
-    """What goes back of one POST, or the GET stream (`number` 0) of a session: see `transports.remote.Reply`.
+class Kept:
+    """What was said on the streams of a session, the newest of it, for whoever comes back for it."""
 
-    With a `session` its events have ids and are kept, so that a client whose connection broke can take it up again.
+    __slots__ = ("_events", "_size")
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[int, int, float, bytes]] = deque()
+        self._size = 0
+
+    def add(self, stream: int, number: int, text: bytes, now: float) -> None:
+        """One event, as it is written; the oldest make room for it."""
+        events = self._events
+        events.append((stream, number, now, text))
+        self._size += len(text)
+        while len(events) > KEPT or (self._size > KEPT_BYTES and len(events) > 1):
+            self._size -= len(events.popleft()[3])
+
+    def after(self, stream: int, seen: int) -> list[bytes]:
+        """What is kept of a stream behind this event."""
+        return [text for one, number, _, text in self._events if one == stream and number > seen]
+
+    def has(self, stream: int) -> bool:
+        """Whether anything is kept of a stream."""
+        return any(one == stream for one, *_ in self._events)
+
+    def expire(self, before: float) -> None:
+        """Drops what is older."""
+        events = self._events
+        while events and events[0][2] < before:
+            self._size -= len(events.popleft()[3])
+
+
+class Stream:
+    """What goes back of one POST: one JSON answer, or a stream once something comes before the answer or it is late.
+
+    See `transports.remote.Reply`.
     """
 
-    __slots__ = ("beat", "client", "events", "exchange", "id", "number", "over", "session", "since", "size", "told")
+    __slots__ = ("beat", "client", "exchange", "id", "lists", "over", "since")
+    client: Shared | HttpSession
 
-    def __init__(
-        self,
-        exchange: Exchange | None,
-        client: RemoteClient,
-        session: HttpSession | None,
-        now: float,
-        number: int = 0,
-        id: Id | None = None,
-    ) -> None:
+    def __init__(self, exchange: Exchange | None, client: Shared | HttpSession, frame: Frame | None) -> None:
         self.exchange = exchange
         self.client = client
-        self.id = id
-        self.session = session
-        self.since = now
-        self.beat = now
-        self.number = number
-        self.events: deque[tuple[int, bytes]] = deque()
-        self.size = 0
-        self.told = 0
-        """events so far"""
+        self.id = None if frame is None else frame.id
+        self.lists = frame is not None and frame.method == "tools/list"
+        self.since = self.beat = client.used
         self.over = False
 
     # --- from the session
 
     def answer(self, frame: bytes) -> None:
-        """The answer, as JSON where nothing was said before it."""
-        exchange, session = self.exchange, self.session
-        if exchange is not None and not exchange.streaming:
+        """The answer."""
+        exchange = self.exchange
+        head = self.client.answered(self, frame)
+        if exchange is None or exchange.streaming:
+            self._put(frame)
+            self._end()
+        else:
             self.over = True
             self.exchange = None
-            if session is not None:
-                exchange.reply(200, frame, more=session.line)
-                session.answered(self, frame)
-            else:
-                exchange.reply(_status(frame), frame)
-            return
-        self._put(frame)
-        self._end()
-        if session is not None:
-            session.answered(self, frame)
+            exchange.reply(self.client.status(frame), frame, more=head)
 
     def event(self, frame: bytes) -> None:
         """Something before the answer."""
@@ -132,11 +143,10 @@ class Stream:
         self._put(frame)
 
     def nothing(self) -> None:
-        """The request was cancelled: its stream ends, legacy clients are told how (they wait for something)."""
+        """The request was cancelled. A stream ends then; whoever has none yet waits for something."""
         exchange = self.exchange
-        if exchange is None:
-            self.over = True
-        elif exchange.streaming:
+        self.client.dropped(self)
+        if exchange is None or exchange.streaming:
             self._end()
         else:
             self.over = True
@@ -147,29 +157,13 @@ class Stream:
     # --- the stream
 
     def begin(self) -> None:
-        """Becomes a stream of events. The first is empty and only has an id, where the version knows that."""
-        exchange, session = self.exchange, self.session
-        assert exchange is not None
-        exchange.begin(session.line if session is not None else b"")
-        if session is not None and session.primes:
-            self.told += 1
-            exchange.event(b"id: %d-%d\ndata: \n\n" % (self.number, self.told))
+        """Becomes a stream of events."""
+        if self.exchange is not None:
+            self.exchange.begin()
 
     def _put(self, frame: bytes) -> None:
-        exchange = self.exchange
-        self.told += 1
-        if self.session is None:
-            if exchange is not None:
-                exchange.event(b"%b%b\n\n" % (_EVENT, frame))
-            return
-        text = b"id: %d-%d\n%b%b\n\n" % (self.number, self.told, _EVENT, frame)
-        if exchange is not None:
-            exchange.event(text)
-        events = self.events
-        events.append((self.told, text))
-        self.size += len(text)
-        while len(events) > KEPT or (self.size > KEPT_BYTES and len(events) > 1):
-            self.size -= len(events.popleft()[1])
+        if self.exchange is not None:
+            self.exchange.event(event(frame))
 
     def _end(self) -> None:
         self.over = True
@@ -177,52 +171,86 @@ class Stream:
         if exchange is not None:
             exchange.end()
 
-    def resume(self, exchange: Exchange, seen: int, now: float) -> None:
-        """Goes on at another connection, after the event that its client saw last."""
-        old, self.exchange = self.exchange, exchange
-        if old is not None:
-            old.on_gone = None
-            old.end()
-        self.since = self.beat = now
-        exchange.begin(self.session.line if self.session is not None else b"")
-        for number, text in self.events:
-            if number > seen:
-                exchange.event(text)
-        if self.over:
-            self._end()
-
     def sign_of_life(self, now: float) -> None:
         """Once a second: a long wait becomes a stream, and a silent stream says that it lives."""
         exchange = self.exchange
         if exchange is None or exchange.done:
             return
         if not exchange.streaming:
-            if now - self.since > PATIENCE_S and _takes_events(exchange):
-                self.begin()
-                if self.session is None or not self.session.primes:
-                    exchange.event(_BEAT)
-                self.beat = now
-        elif now - self.beat > BEAT_S:
-            self.beat = now
-            exchange.event(_BEAT)
+            if now - self.since <= PATIENCE_S or not _takes_events(exchange):
+                return
+            self.begin()
+        elif now - self.beat <= BEAT_S:
+            return
+        self.beat = now
+        exchange.event(BEAT)
 
     # --- the connection
 
     def broke(self) -> None:
-        """The connection is gone."""
+        """The connection is gone. To close the stream is how a modern client cancels, and no legacy one."""
         self.exchange = None
-        if self.over:
+        self.client.dropped(self)
+        self.client.forget(self, forwarded=self.client.modern)
+
+
+class Lasting(Stream):
+    """A stream of a session, the GET stream if its `number` is 0: its events have ids and outlive its connection."""
+
+    __slots__ = ("number", "sent", "told")
+    client: HttpSession
+
+    def __init__(self, exchange: Exchange | None, client: HttpSession, frame: Frame | None, number: int) -> None:
+        super().__init__(exchange, client, frame)
+        self.number = number
+        self.told = 0
+        """events so far"""
+        self.sent = 0
+        """the last of them that went onto a connection"""
+
+    def begin(self) -> None:
+        """See `Stream.begin`. The first event is empty and only has an id, in those versions that know that."""
+        exchange = self.exchange
+        if exchange is None:
             return
-        if self.session is None:
-            self.client.forget(self, forwarded=True)  # closing the stream is how a modern client cancels
-        elif not self.told:
-            self.client.forget(self, forwarded=False)  # nobody can come back for it
+        exchange.begin(self.client.line)
+        if self.client.primes:
+            self.told = self.sent = self.told + 1
+            exchange.event(b"id: %d-%d\ndata: \n\n" % (self.number, self.told))
+
+    def _put(self, frame: bytes) -> None:
+        self.told += 1
+        text = event(frame, b"id: %d-%d\n" % (self.number, self.told))
+        self.client.keep(self, text)
+        if self.exchange is not None:
+            self.sent = self.told
+            self.exchange.event(text)
+
+    def resume(self, exchange: Exchange, seen: int, now: float) -> None:
+        """Goes on at another connection, with what came after the event that its client saw last."""
+        old, self.exchange = self.exchange, exchange
+        if old is not None:
+            old.on_gone = None
+            old.end()
+        self.since = self.beat = now
+        exchange.begin(self.client.line)
+        for text in self.client.missed(self, seen):
+            exchange.event(text)
+        self.sent = self.told
+
+    def broke(self) -> None:
+        """The connection is gone. Whoever saw an event may come back."""
+        if self.told or not self.number:
+            self.exchange = None
+            self.since = self.client.now()
         else:
-            self.since = self.session.now()
+            super().broke()
 
 
 class HttpSession(RemoteClient):
     """One legacy session: its id, its agent and address, its streams."""
+
+    modern = False
 
     def __init__(self, id: str, principal: Principal, backend: str | None, now: Clock) -> None:
         super().__init__()
@@ -233,77 +261,102 @@ class HttpSession(RemoteClient):
         self.now = now
         self.used = now()
         self.primes = False
-        self.version = ""
+        """whether its version has events without a message"""
         self.established = False
-        self._streams: dict[int, Stream] = {}
+        self._open_streams: dict[int, Lasting] = {}
         self._numbers = 0
-        self._general = Stream(None, self, self, self.used)
+        self._slow = 0
+        self._kept = Kept()
+        self._news = Kept()
+        self._general = Lasting(None, self, None, 0)
+
+    # --- for its streams
+
+    def status(self, frame: bytes) -> int:
+        """The HTTP status of an answer."""
+        return 200
+
+    def answered(self, stream: Stream, frame: bytes) -> bytes:
+        """A POST has its answer: the header lines that go with it."""
+        self.dropped(stream)
+        if self.established:
+            return self.line
+        # The answer to `initialize`: only now is there a session, or none.
+        try:
+            result = msgspec.json.decode(frame).get("result")
+        except (msgspec.DecodeError, AttributeError, RecursionError):
+            result = None
+        if type(result) is not dict:
+            self.leave()
+            return b""
+        self.established = True
+        self.primes = str(result.get("protocolVersion")) >= "2025-11-25"
+        return self.line
+
+    def dropped(self, stream: Stream) -> None:
+        """A stream has nothing more to say."""
+        if isinstance(stream, Lasting):
+            self._open_streams.pop(stream.number, None)
+
+    def keep(self, stream: Lasting, text: bytes) -> None:
+        """An event, for whoever comes back for it."""
+        (self._kept if stream.number else self._news).add(stream.number, stream.told, text, self.now())
+
+    def missed(self, stream: Lasting, seen: int) -> list[bytes]:
+        """What came on a stream after this event."""
+        return (self._kept if stream.number else self._news).after(stream.number, seen)
+
+    # --- requests
 
     @property
-    def streams(self) -> Iterator[Stream]:
-        """All that are not forgotten yet, the GET stream included."""
-        yield self._general
-        yield from list(self._streams.values())
+    def streams(self) -> list[Lasting]:
+        """All that may still say something, the GET stream included."""
+        return [self._general, *self._open_streams.values()]
 
-    def stream(self, exchange: Exchange, id: Id | None) -> Stream:
+    def stream(self, exchange: Exchange, frame: Frame) -> Lasting:
         """A new one, for the answer to a POST."""
         self._numbers += 1
-        made = Stream(exchange, self, self, self.used, self._numbers, id)
-        self._streams[self._numbers] = made
+        made = Lasting(exchange, self, frame, self._numbers)
+        self._open_streams[self._numbers] = made
         exchange.on_gone = made.broke
-        exchange.on_full = self._full
-        while len(self._streams) > STREAMS:
-            oldest = next((number for number, one in self._streams.items() if one.over), None)
-            if oldest is None:
-                break
-            del self._streams[oldest]
+        exchange.on_full = self._paces
         return made
-
-    def answered(self, stream: Stream, frame: bytes) -> None:
-        """A POST has its answer."""
-        if not stream.told:
-            self._streams.pop(stream.number, None)  # nothing of it could be asked for again
-        if not self.established:
-            # The answer to `initialize`: only now is there a session.
-            try:
-                result = msgspec.json.decode(frame).get("result")
-            except (msgspec.DecodeError, AttributeError, RecursionError):
-                result = None
-            if type(result) is not dict:
-                self.leave()
-                return
-            self.established = True
-            self.version = str(result.get("protocolVersion"))
-            self.primes = self.version >= "2025-11-25"
 
     def listen(self, exchange: Exchange, last: bytes | None) -> bool:
         """The GET stream, or one that broke and is taken up again; False where nothing is known of that one."""
-        stream, seen = self._general, 0
-        if last is not None:
-            number, dash, event = last.partition(b"-")
-            if not (dash and number.isdigit() and event.isdigit() and len(last) < 40):
-                return False
-            found = stream if int(number) == 0 else self._streams.get(int(number))
-            if found is None:
-                return False
-            stream, seen = found, int(event)
-        else:
-            seen = stream.told if stream.exchange is not None else 0
-        exchange.on_gone = stream.broke if stream.number else self._unheard
-        exchange.on_full = self._full
-        stream.resume(exchange, seen, self.now())
+        stream = self._general
         if last is None:
+            self._attach(stream, exchange, stream.sent)
             if self.primes:
                 exchange.event(b"id: 0-%d\ndata: \n\n" % stream.told)
-            stream.events.clear()
-            stream.size = 0
+            return True
+        known = _EVENT_ID.fullmatch(last)
+        if known is None:
+            return False
+        number, seen = int(known[1]), int(known[2])
+        if number == 0:
+            self._attach(stream, exchange, seen)
+        elif number in self._open_streams and self._open_streams[number].told:
+            self._attach(self._open_streams[number], exchange, seen)
+        elif self._kept.has(number):
+            exchange.begin(self.line)
+            for text in self._kept.after(number, seen):
+                exchange.event(text)
+            exchange.end()
+        else:
+            return False
         return True
 
-    def _unheard(self) -> None:
-        self._general.exchange = None
+    def _attach(self, stream: Lasting, exchange: Exchange, seen: int) -> None:
+        exchange.on_gone = stream.broke
+        exchange.on_full = self._paces
+        stream.resume(exchange, seen, self.now())
 
-    def _full(self, full: bool) -> None:
-        self.on_full(full)
+    def _paces(self, slow: bool) -> None:
+        """One of its connections is slow, or is so no more: the server waits for the slowest."""
+        self._slow += 1 if slow else -1
+        if self._slow == slow:
+            self.on_full(slow)
 
     def general(self, frame: bytes) -> None:
         """Onto the GET stream, or kept for it."""
@@ -316,19 +369,25 @@ class HttpSession(RemoteClient):
                 self.used = now
                 stream.sign_of_life(now)
             elif stream.number and now - stream.since > RESUME_S:
-                if not stream.over:
-                    stream.over = True
-                    self.forget(stream, forwarded=False)
-                self._streams.pop(stream.number, None)
+                self.dropped(stream)
+                self.forget(stream, forwarded=False)
+        self._kept.expire(now - RESUME_S)
         if now - self.used > IDLE_S and not self.waiting:
             self.leave()
+
+    def hang_up(self) -> None:
+        """Ends the GET stream."""
+        stream = self._general
+        if stream.exchange is not None:
+            stream.exchange.on_gone = None
+            stream._end()
 
     def close(self, code: int) -> None:
         """See `RemoteClient.close`."""
         super().close(code)
         for stream in self.streams:
-            if stream.exchange is not None:
-                stream._end()
+            stream._end()
+        self._open_streams.clear()
 
 
 class Shared(RemoteClient):
@@ -336,19 +395,23 @@ class Shared(RemoteClient):
 
     def __init__(self, now: Clock, *, modern: bool) -> None:
         super().__init__()
-        self._modern = modern
+        self.modern = modern
         self.now = now
         self.used = now()
-        self.streams: set[Stream] = set()
+        self._streams: set[Stream] = set()
+        self._annotated: dict[str, tuple[Param, ...]] = {}
+        """tool → the parameters that its definition wants mirrored, as the agent was last shown it"""
 
     def start(self) -> None:
         """See `RemoteClient.start`."""
-        if self._modern:
+        if self.modern:
             super().start()
-        elif self.party is not None:
+        elif self.party is not None and not self.closed:
             self._current = _Greeting(self)
-            self.party.hear(parse(_HANDSHAKE))
-            self._current = None
+            try:
+                self.party.hear(parse(_HANDSHAKE))
+            finally:
+                self._current = None
 
     def greeted(self, frame: bytes) -> None:
         """The server answered the handshake."""
@@ -365,22 +428,61 @@ class Shared(RemoteClient):
         self.refuse(f"the server did not take up a session: {why or 'its answer cannot be read'}")
         self.leave()
 
-    def stream(self, exchange: Exchange, id: Id | None) -> Stream:
+    # --- for its streams
+
+    def status(self, frame: bytes) -> int:
+        """The HTTP status of an answer."""
+        return _status(frame) if self.modern else 200
+
+    def answered(self, stream: Stream, frame: bytes) -> bytes:
+        """A POST has its answer: the header lines that go with it."""
+        self._streams.discard(stream)
+        if stream.lists and (self._annotated or ANNOTATION.encode() in frame):
+            self._learn(frame)
+        return b""
+
+    def dropped(self, stream: Stream) -> None:
+        """A stream has nothing more to say."""
+        self._streams.discard(stream)
+
+    # --- requests
+
+    def params(self, frame: Frame) -> tuple[Param, ...]:
+        """The parameters of a call that headers must repeat; none for a tool that nobody was shown."""
+        name = frame.params.get("name") if self._annotated and frame.method == "tools/call" else None
+        return self._annotated.get(name, ()) if type(name) is str else ()
+
+    def _learn(self, frame: bytes) -> None:
+        """The answer to a `tools/list`, as it goes to the agent."""
+        try:
+            tools = msgspec.json.decode(frame)["result"]["tools"]
+        except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
+            return
+        for tool in tools if type(tools) is list else ():
+            name = tool.get("name") if type(tool) is dict else None
+            if type(name) is not str:
+                continue
+            self._annotated.pop(name, None)
+            try:
+                params = annotated(tool)
+            except BadAnnotation:
+                continue  # clients leave such a tool out
+            if params and len(self._annotated) < ANNOTATED:
+                self._annotated[name] = params
+
+    def stream(self, exchange: Exchange, frame: Frame) -> Stream:
         """One for the answer to a POST."""
         self.used = self.now()
-        made = Stream(exchange, self, None, self.used, id=id)
+        made = Stream(exchange, self, frame)
         exchange.on_gone = made.broke
-        self.streams.add(made)
+        self._streams.add(made)
         return made
 
     def sweep(self, now: float) -> None:
         """Once a second."""
-        for stream in list(self.streams):
-            if stream.over or stream.exchange is None or stream.exchange.done:
-                self.streams.discard(stream)
-            else:
-                stream.sign_of_life(now)
-        if self.streams or self.waiting:
+        for stream in list(self._streams):
+            stream.sign_of_life(now)
+        if self._streams or self.waiting:
             self.used = now
         elif now - self.used > SHARED_IDLE_S:
             self.leave()
@@ -435,7 +537,7 @@ class StreamableHttp:
             self._post(exchange, principal, route)
             return
         session = self._session(exchange, principal, route)
-        if session is None or session.closed:
+        if session is None:
             self._no_session(exchange)
         elif method == b"DELETE":
             session.leave()
@@ -462,7 +564,7 @@ class StreamableHttp:
         if named is None:
             return None
         session = self._sessions.get(named.decode("latin-1"))
-        if session is None or session.principal != principal or session.backend != route.backend:
+        if session is None or session.principal != principal or session.backend != route.backend or session.gone:
             return None
         return session
 
@@ -501,7 +603,8 @@ class StreamableHttp:
             if version not in (None, MODERN_VERSION):
                 _refuse_version(exchange, frame, version)
             else:
-                exchange.reply(202)  # a modern client has nothing to notify of: closing the stream cancels
+                self._reception.dropped(principal, route.backend, "", "not a request, in a version that has no other")
+                exchange.reply(202)
             return
         if claimed is None:
             if version not in (None, MODERN_VERSION):
@@ -510,9 +613,13 @@ class StreamableHttp:
                 text = f"a request of this version needs `_meta` with `{META_VERSION}`"
                 _refuse(exchange, frame, 400, INVALID_PARAMS, text)
             return
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.headers]
-        why = mismatch(frame, headers)
+        mirrors = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.lines if name[:4] == b"mcp-"
+        ]
+        shared = self._shared.get((principal, route.backend, True))
+        why = mismatch(frame, mirrors, () if shared is None else shared.params(frame))
         if why is not None:
+            self._reception.dropped(principal, route.backend, "", "headers that differ from the message")
             _refuse(exchange, frame, 400, HEADER_MISMATCH, why)
         elif claimed != MODERN_VERSION:
             _refuse_version(exchange, frame, claimed)
@@ -544,7 +651,7 @@ class StreamableHttp:
                 self._shared[key] = shared
             shared.start()
         if frame.kind is Kind.REQUEST:
-            shared.says(frame, shared.stream(exchange, frame.id))
+            shared.says(frame, self._streamed(exchange, shared.stream(exchange, frame)))
         else:
             shared.says(frame)
             exchange.reply(202)
@@ -563,13 +670,13 @@ class StreamableHttp:
             self._among_many(exchange, principal, route, frame, modern=False)
             return
         session = self._session(exchange, principal, route)
-        if session is None or session.closed or session.gone:
+        if session is None:
             text = "there is no such session (any more); begin a new one with `initialize`"
             _refuse(exchange, frame, 404, INVALID_REQUEST, text)
             return
         session.used = self._now()
         if frame.kind is Kind.REQUEST:
-            session.says(frame, session.stream(exchange, frame.id))
+            session.says(frame, self._streamed(exchange, session.stream(exchange, frame)))
         else:
             session.says(frame)
             exchange.reply(202, more=session.line)
@@ -585,7 +692,14 @@ class StreamableHttp:
             _turn(exchange, turned, frame)
             return
         session.start()
-        session.says(frame, session.stream(exchange, frame.id))
+        session.says(frame, self._streamed(exchange, session.stream(exchange, frame)))
+
+    @staticmethod
+    def _streamed(exchange: Exchange, stream: Stream) -> Stream:
+        """The same, which is a stream from the start for a client that takes nothing else."""
+        if not _takes(exchange, b"application/json"):
+            stream.begin()
+        return stream
 
     def _forget(self, session: HttpSession) -> None:
         self._sessions.pop(session.id, None)
@@ -602,24 +716,18 @@ class StreamableHttp:
 
     def turn_out(self, still: Callable[[Principal], bool]) -> None:
         """The rules changed: ends the sessions of those that may not come any more."""
-        for client in [*self.sessions, *self._shared.values()]:
-            principal = client.principal if isinstance(client, HttpSession) else None
-            if principal is not None and not still(principal):
-                client.refuse("this agent is not configured any more")
-                client.leave()
-        for key, shared in list(self._shared.items()):
-            if not still(key[0]):
-                shared.refuse("this agent is not configured any more")
-                shared.leave()
+        for session in self.sessions:
+            if not still(session.principal):
+                turn_out(session)
+        for (principal, *_), shared in list(self._shared.items()):
+            if not still(principal):
+                turn_out(shared)
 
     def stop(self, text: str) -> None:
         """The daemon ends: streams that wait for nothing but news end with it."""
         for session in self.sessions:
             session.refuse(text)
-            for stream in session.streams:
-                if stream.number == 0 and stream.exchange is not None:
-                    stream._end()
-                    stream.over = False
+            session.hang_up()
 
 
 def _takes(exchange: Exchange, kind: bytes) -> bool:
@@ -640,7 +748,7 @@ def _takes_events(exchange: Exchange) -> bool:
 
 def _status(frame: bytes) -> int:
     """The HTTP status of a modern answer."""
-    if b'"error":' not in frame[:64] and b'"error":' not in frame[-512:]:
+    if b'"error":' not in frame[:320] and b'"error":' not in frame[-512:]:
         return 200
     try:
         error = msgspec.json.decode(frame).get("error")

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-import uvicorn
 from making import tool
 
 from aegis_daemon.approvals import links
@@ -31,9 +30,11 @@ from aegis_daemon.daemon.governor import Governor
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import monotonic, wall
+from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.web import Access, Paging, Web
 from aegis_daemon.transports.guard import Guard
+from aegis_daemon.transports.http import Port
 
 API_TOKEN, READ_TOKEN, APPROVER_KEY = "api-token-0123456789", "read-token-0123456789", "a" * 64
 LINKS_KEY = b"l" * 32
@@ -218,24 +219,22 @@ async def ask(
 
 @contextmanager
 def served(at: Path) -> Iterator[tuple[str, House, Any]]:
-    """The same behind uvicorn on a port of its own, in a thread: its address, the house, `do(function)` on its loop."""
+    """The same behind the real front on a port of its own, in a thread: its address, the house, `do(function)` on its loop."""
     ready = threading.Event()
     held: dict[str, Any] = {}
 
     async def run() -> None:
         async with open_house(at, logging=True) as house:
-            config = uvicorn.Config(
-                house.web.app, port=0, log_level="error", lifespan="off", proxy_headers=False, ws="none"
-            )
-            server = uvicorn.Server(config)
-            server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-            held.update(house=house, server=server, loop=asyncio.get_running_loop())
-            task = asyncio.ensure_future(server._serve(None))
-            while not server.started:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            held["port"] = server.servers[0].sockets[0].getsockname()[1]
+            port = Port(
+                asyncio.get_running_loop(), Outbox(asyncio.get_running_loop()), house.web.app, Guard(),
+                serve=lambda exchange: exchange.reply(404), upgraded=lambda *_: False,
+            )  # fmt: skip
+            await port.open("127.0.0.1", 0)
+            end = asyncio.Event()
+            held.update(house=house, end=end, loop=asyncio.get_running_loop(), address=port.address)
             ready.set()
-            await task
+            await end.wait()
+            await port.close(1.0)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
@@ -248,9 +247,9 @@ def served(at: Path) -> Iterator[tuple[str, House, Any]]:
 
             return asyncio.run_coroutine_threadsafe(call(), held["loop"]).result(10)
 
-        yield f"http://127.0.0.1:{held['port']}", held["house"], do
+        yield f"http://{held['address']}", held["house"], do
     finally:
-        if "server" in held:
-            held["loop"].call_soon_threadsafe(setattr, held["server"], "should_exit", True)
+        if "end" in held:
+            held["loop"].call_soon_threadsafe(held["end"].set)
         thread.join(20)
         assert not thread.is_alive()

@@ -573,7 +573,7 @@ def test_so_many_requests_may_be_open_in_all(make_play: MakePlay) -> None:
 def test_an_agents_own_limit_holds_over_all_backends(make_play: MakePlay) -> None:
     s = HubSession(make_play("server: {max_in_flight_agent: 1}\n" + CONFIG))
     s.client.says(modern(call(1, "git__x")), modern(call(2, "mail__x")))
-    s.client.hears_result(2, {"isError": True})
+    s.client.hears_error(2, -32003, "in flight")
     s["git"].answers(s["git"].hears("tools/call"), text("ok"))
     s.client.hears_result(1)
 
@@ -1054,6 +1054,31 @@ def test_a_subscription_outlives_a_server_and_takes_the_next_one_in(make_play: M
     s["git"].says(note("tools/list_changed", _meta={META_SUBSCRIPTION: again["id"]}))
     s.client.hears("notifications/tools/list_changed", _meta={META_SUBSCRIPTION: 1})
     s.client.leaves()
+
+
+def test_a_server_that_never_answers_is_not_told_of_each_time_it_dies(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = HubSession(play)
+    s.client.says(listen(1, toolsListChanged=True))
+    for n in range(3):
+        heard = s["git"].hears("subscriptions/listen")
+        if n == 0:
+            acknowledges(s, "mail", s["mail"].hears("subscriptions/listen"), toolsListChanged=True)
+        else:
+            s["git"].hears("tools/call")
+        s["git"].exits(1)
+        if n == 0:
+            s.client.hears("notifications/subscriptions/acknowledged")
+        else:
+            s.client.hears_error(n + 10, -32603)
+        assert heard
+        play.advance(2)
+        s.client.says(modern(call(n + 11, "git__log")))
+    s["git"].hears("subscriptions/listen")
+    s["git"].hears("tools/call")
+    s.client.leaves()
+    s.all_exit()
+    s.client.inbox.clear()
 
 
 @pytest.mark.parametrize("how", ["answer", "cancel"])
