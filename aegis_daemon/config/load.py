@@ -355,6 +355,35 @@ class _Reading:
             if isinstance(rules, dict):
                 self._globs((section,), rules, ("tools",))
 
+        self._opened(data)
+
+    def _opened(self, data: dict[str, Any]) -> None:
+        """What is open to whom, where that is probably not what is meant."""
+        server, agents = _table(data, "server"), dict(_sections(_table(data, "agents")))
+        listen = server.get("listen")
+        token, reads = server.get("api_token"), server.get("read_token")
+        if isinstance(listen, str) and listen.rpartition(":")[0].strip("[]") not in _LOOPBACK:
+            here = ("server", "listen")
+            bare = [name for name, agent in agents.items() if not (agent.get("auth_token") or agent.get("identities"))]
+            if bare:
+                more = f" (or {len(bare) - 1} more)" if len(bare) > 1 else ""
+                message = f"other machines reach this address, and may pass for the agent `{bare[0]}`{more}"
+                self._warn(here, message, "give each agent an `auth_token`, or listen at `127.0.0.1`")
+            if not token:
+                message = "other machines reach this address, and the API has no token, so only this machine may use it"
+                self._warn(here, message, "set `server.api_token`, or listen at `127.0.0.1`")
+        if server.get("insecure_open_api") is True and not token and not reads:
+            message = "whoever reaches the API may decide approvals"
+            self._warn(("server", "insecure_open_api"), message, "set `server.api_token` instead")
+        approval = _table(data, "approval")
+        if approval.get("get_decides") is True:
+            message = "whatever opens a link decides, the previews of chats and mail programs included"
+            self._warn(("approval", "get_decides"), message, "remove it; the page asks for one more click")
+        webhooks = [_table(approval, name).get("webhook_url") for name in ("feishu", "generic")]
+        if any(webhooks) and not approval.get("callback_base_url") and self.source.complete:
+            message = "links in messages lead to this machine alone, since `callback_base_url` is not set"
+            self._warn(("approval",), message, "set it to the address by which people reach this daemon")
+
     def _known_backend(self, path: Path, name: str, backends: Mapping[str, Any]) -> None:
         if name in backends or not self.source.complete:
             return
@@ -455,6 +484,7 @@ class _NotFoundError(Exception):
         self.hint = hint
 
 
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _NO_EFFECT: Final[tuple[Any, ...]] = (None, "", False, [], {})
 
 

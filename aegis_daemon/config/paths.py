@@ -40,6 +40,8 @@ class Paths(msgspec.Struct, frozen=True):
     audit_db: str
     """`audit.db`, unless `audit.db_path` says otherwise"""
     state_db: str
+    links_key: str
+    """`links.key`, which signs approval links"""
     journal: str
     """`journal/`, a directory"""
 
@@ -71,6 +73,7 @@ class Paths(msgspec.Struct, frozen=True):
             log=os.path.join(state_dir, "daemon.log"),
             audit_db=os.path.join(state_dir, "audit.db"),
             state_db=os.path.join(state_dir, "state.db"),
+            links_key=os.path.join(state_dir, "links.key"),
             journal=os.path.join(state_dir, "journal"),
         )
 

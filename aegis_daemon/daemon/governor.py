@@ -127,7 +127,9 @@ class Governor:
         key: str,
         audit_db: Path | None = None,
         links_key: bytes = b"",
+        http: Callable[[], str | None] = lambda: None,
     ) -> None:
+        self._http = http
         self._socket = socket
         self._in_force = in_force
         self._reload = reload
@@ -160,6 +162,7 @@ class Governor:
             config=str(force.path) if force.path is not None else None,
             config_digest=force.runtime.digest,
             socket=self._socket,
+            http=self._http(),
             durability=force.config.audit.durability,
             sessions=tuple(
                 shapes.Session(

@@ -55,8 +55,8 @@ class Plain(logging.Formatter):
         return "\n    ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
 
 
-def approver_key(path: Path) -> str:
-    """The content of the approver's key file, made (0600) if there is none or a full disk left an empty one.
+def secret_key(path: Path) -> str:
+    """The content of a key file, made (0600) if there is none or a full disk left an empty one.
 
     Raises `PermissionError` for one that others can read or could have put there: it would prove nothing.
     """
@@ -67,7 +67,7 @@ def approver_key(path: Path) -> str:
     except FileNotFoundError:
         return _new_key(path)
     if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o077:
-        text = "the approver key must be its owner's alone; give it back with chown and `chmod 600`, or remove it"
+        text = "a key must be its owner's alone; give it back with chown and `chmod 600`, or remove it"
         raise PermissionError(errno.EACCES, text, str(path))
     return key or _new_key(path)
 

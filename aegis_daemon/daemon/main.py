@@ -7,17 +7,18 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sqlite3
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from aegis_daemon import __version__
+from aegis_daemon.approvals.channels import CHANNELS
 from aegis_daemon.approvals.desk import Desk
+from aegis_daemon.approvals.notifier import Notifier, Settings
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
 from aegis_daemon.audit.journal import Journal
@@ -33,7 +34,8 @@ from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.governor import Governor
-from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, approver_key, socket_mode
+from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, secret_key, socket_mode
+from aegis_daemon.daemon.network import Network
 from aegis_daemon.daemon.reception import Reception
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.servers import Servers
@@ -45,12 +47,7 @@ from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.server import ManageServer
 from aegis_daemon.relay.carry import Shell
-from aegis_daemon.transports.guard import Guard
-from aegis_daemon.transports.http import Exchange, Port
-from aegis_daemon.transports.sse import Sse
-from aegis_daemon.transports.streamable_http import StreamableHttp
 from aegis_daemon.transports.unix_relay import Peer, UnixRelay
-from aegis_daemon.transports.websocket import WebSockets
 
 _log = logging.getLogger("aegis")
 STOP_GRACE_S = 5.0
@@ -96,12 +93,10 @@ class Daemon:
         )
         self._pool = HttpPool(loop)
         self._sessions = Sessions(loop, self._shell, Servers(loop, outbox, self._nursery, self._pool), outbox)
-        self._reception = Reception(self._sessions, self._shell)
-        self._streamable = StreamableHttp(self._reception, monotonic)
-        self._sse = Sse(self._reception, monotonic)
-        self._sockets = WebSockets(self._reception, outbox, monotonic)
-        self._outbox = outbox
-        self._port: Port | None = None
+        self._network = Network(
+            loop, outbox, Reception(self._sessions, self._shell), self._pool, in_force=lambda: self._force
+        )
+        self._notifier: Notifier | None = None
         self._relay = UnixRelay(
             loop,
             Path(paths.socket),
@@ -138,6 +133,8 @@ class Daemon:
         self._restore_limits()
         self._desk.restore(self._reserve)
         self._nursery.start()
+        links_key = secret_key(Path(self._paths.links_key)).encode()
+        self._notifier = Notifier(links_key, self._post, wall=wall)
         self._governor = Governor(
             socket=self._paths.socket,
             in_force=lambda: self._force,
@@ -150,63 +147,35 @@ class Daemon:
             journal=self._journal,
             writer=self._writer,
             nursery=self._nursery,
-            key=approver_key(Path(self._paths.approver_key)),
+            key=secret_key(Path(self._paths.approver_key)),
+            audit_db=self._db_path,
+            links_key=links_key,
+            http=lambda: self._network.address,
         )
         self._manage = ManageServer(self._governor, self._paths.manage_socket)
         await self._manage.start()
-        await self._open_port()
+        await self._network.open(self._governor)
+        self._notifier.settings = self._channels()
         self._relay.open()
         self._tick()
 
-    async def _open_port(self) -> None:
-        """The HTTP address. That of the default may be another daemon's; one that is configured must be had."""
-        server = self._force.config.server
-        host, _, number = server.listen.rpartition(":")
-        port = Port(
-            self._loop,
-            self._outbox,
-            self._app(),
-            Guard(self._hosts(host), server.allowed_origins),
-            serve=self._serve,
-            upgraded=self._sockets.upgraded,
-            read_s=server.read_timeout,
-            write_s=server.write_timeout,
+    async def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
+        response = await self._pool.fetch("POST", url, headers, body, timeout=10.0, limit=1 << 16)
+        return response.status, response.body
+
+    def _channels(self) -> Settings:
+        approval = self._force.config.approval
+        channels = []
+        for name, make in CHANNELS.items():
+            section = getattr(approval, name)
+            if section.webhook_url is not None:
+                secret = section.secret.reveal() if section.secret is not None else None
+                channels.append(make(section.webhook_url.reveal(), secret))
+        base = approval.callback_base_url
+        where = (
+            reveal(base) if base is not None else f"http://{self._network.address or self._force.config.server.listen}"
         )
-        try:
-            await port.open(host.strip("[]"), int(number))
-        except OSError as error:
-            if "listen" in server.model_fields_set:
-                raise OSError(
-                    f"`server.listen`: cannot listen at {server.listen} ({error.strerror or error})"
-                ) from None
-            _log.warning(
-                "nothing is served over http: %s is in use (%s); set `server.listen` to another address",
-                server.listen, error.strerror or error,
-            )  # fmt: skip
-            return
-        self._port = port
-
-    def _hosts(self, host: str) -> list[str]:
-        config = self._force.config
-        hosts = [*config.server.allowed_hosts, socket.gethostname()]
-        if host:
-            hosts.append(host)
-        base = config.approval.callback_base_url
-        if base is not None:
-            hosts.append(urlsplit(reveal(base)).hostname or "")
-        return [name for name in hosts if name]
-
-    def _serve(self, exchange: Exchange) -> None:
-        door = exchange.route.door
-        if door == "mcp":
-            self._streamable.serve(exchange)
-        elif door in ("sse", "messages"):
-            self._sse.serve(exchange)
-        else:
-            exchange.reply(404, b'{"error":"no such address; agents are at `/agents/AGENT/mcp`"}')
-
-    def _app(self) -> Any:
-        return _nothing_here
+        return Settings(tuple(channels), where.rstrip("/"), approval.confirm == "code")
 
     def _restore_limits(self) -> None:
         """Fills the windows with the calls that still count, by the boot clock where that is the same boot's."""
@@ -251,10 +220,11 @@ class Daemon:
         if self._ticker is not None:
             self._ticker.cancel()
         self._relay.close()
-        self._streamable.stop("the daemon stops")
+        self._network.stop()
         await self._sessions.stop(self._restart, STOP_GRACE_S)
-        if self._port is not None:
-            await self._port.close(1.0)
+        await self._network.close(1.0)
+        if self._notifier is not None:
+            await self._notifier.close()
         self._pool.close()
         if self._manage is not None:
             await self._manage.close()
@@ -278,9 +248,7 @@ class Daemon:
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(1.0, self._tick)
         try:
-            for sweep in (self._streamable, self._sse, self._sockets, self._reception, self._port):
-                if sweep is not None:
-                    sweep.sweep()
+            self._network.sweep()
             self._sessions.sweep()
             self._limits.sweep(monotonic())
         except Exception:
@@ -297,6 +265,8 @@ class Daemon:
                 _log.error("a decision could not be recorded: %s", error)
         if self._governor is not None:
             self._governor.happened(event, ticket)
+        if self._notifier is not None:
+            self._notifier.happened(event, ticket)
 
     def reload(self) -> shapes.Reloaded:
         """The file, again, or `ConfigFaults` and nothing has changed."""
@@ -314,7 +284,9 @@ class Daemon:
         self._desk.max_pending = force.runtime.pending_limit
         self._relay.set_mode(socket_mode(force.runtime.agents.values(), os.geteuid()))
         self._sessions.reloaded()
-        self._streamable.turn_out(self._reception.still)
+        self._network.reloaded()
+        if self._notifier is not None:
+            self._notifier.settings = self._channels()
         _log.info("configuration reloaded: %s", ", ".join(changed) or "nothing changed")
         return shapes.Reloaded(
             message="config reloaded", changed=changed, restart_required=restart, warnings=force.warnings
@@ -328,11 +300,6 @@ class Daemon:
             _log.error("the configuration was not reloaded, the old one stays in force:\n%s", faults)
         except Exception:
             _log.exception("the configuration was not reloaded, the old one stays in force")
-
-
-async def _nothing_here(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 404, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def _main(paths: Paths, force: InForce, foreground: bool) -> int:

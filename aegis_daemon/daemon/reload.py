@@ -15,6 +15,9 @@ RESTART_KEYS = (
     ("server", "listen"),
     ("server", "read_timeout"),
     ("server", "write_timeout"),
+    ("server", "allowed_hosts"),
+    ("server", "allowed_origins"),
+    ("approval", "listen"),
     ("audit", "db_path"),
     ("audit", "durability"),
 )

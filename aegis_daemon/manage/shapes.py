@@ -126,6 +126,8 @@ class Status(Shape):
     config: str | None
     config_digest: str | None
     socket: str
+    http: str | None = None
+    """the address of the HTTP server, None where nothing listens"""
     durability: str
     sessions: tuple[Session, ...] = ()
     servers_alive: int = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.relay import merge
-from aegis_daemon.relay.conversation import Conversation, _ending_of
+from aegis_daemon.relay.conversation import Conversation, ending_of
 from aegis_daemon.wire.jsonrpc import Frame
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class Branch:
         """The conversation is over."""
         self.closed = True
         if self.seat.branch is self and not self.seat.why:
-            self.seat.why = f"it ended, {_ending_of(code)}"
+            self.seat.why = f"it ended, {ending_of(code)}"
         self.hub.closed(self)
 
 

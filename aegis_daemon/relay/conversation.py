@@ -51,7 +51,6 @@ from aegis_daemon.wire.jsonrpc import (
     result_frame,
 )
 from aegis_daemon.wire.methods import (
-    LEGACY_VERSIONS,
     META_SUBSCRIPTION,
     MODERN_VERSION,
     STEADY,
@@ -84,7 +83,7 @@ UNREAD: Final = 512
 """How many requests of a server are heard while it does not read what it is sent."""
 RESPAWNS: Final = 16
 """How often one session may have its server replaced."""
-_UNKNOWN_METHOD: Final = {
+UNKNOWN_METHOD: Final = {
     way: Method("(unknown)", way, Rule.GOVERNED, True, True) for way in (Direction.TO_SERVER, Direction.TO_CLIENT)
 }
 
@@ -337,8 +336,8 @@ class Conversation:
             return
         self.server = None
         self._code = code
-        fault = Fault("server_exited", f"the server ended ({_ending_of(code)}) before it answered; outcome unknown")
-        self._cancel_unsent(f"the server ended ({_ending_of(code)})")
+        fault = Fault("server_exited", f"the server ended ({ending_of(code)}) before it answered; outcome unknown")
+        self._cancel_unsent(f"the server ended ({ending_of(code)})")
         self._fail_sent(fault)
         self._finish()
 
@@ -434,17 +433,17 @@ class Conversation:
             return
         except TooMany:
             opened = Open(id, id)
-            fault = _too_many(f"this session has {runtime.session_limit} requests in flight")
+            fault = too_many(f"this session has {runtime.session_limit} requests in flight")
         if fault is None:
             if not self._load.enter(agent, runtime.agent_limit):
                 requests.end(opened)
-                fault = _too_many(f"this agent has {runtime.agent_limit} requests in flight")
+                fault = too_many(f"this agent has {runtime.agent_limit} requests in flight")
             else:
                 opened.slot = client.take_slot(id_text(id), end)
                 if opened.slot < 0:
                     requests.end(opened)
                     self._load.leave(agent)
-                    fault = _too_many("this session has as many requests in flight as can be kept")
+                    fault = too_many("this session has as many requests in flight as can be kept")
         client.consume(end)
         if opened.token is not opened.asked_token:
             frame = handshake.with_token(frame, opened.token)
@@ -453,7 +452,7 @@ class Conversation:
         era: Era | None = self.era
         if fault is None:
             if row is None:
-                fault = _unknown_method(frame.method)
+                fault = unknown_method(frame.method)
             else:
                 try:
                     subject, name = subject_of(row, frame.params)
@@ -461,9 +460,13 @@ class Conversation:
                         frame, era, fault = self._in_era(frame, row, end)
                 except BadParams as error:
                     fault = Reason("params", f"{error} in `{row.name}`")
+                    if not (row.modern if era_of(frame.method, frame.params, self.era) is Era.MODERN else row.legacy):
+                        fault = unknown_method(row.name)
+        if era is Era.NONE:
+            era = era_of(frame.method, frame.params, era)  # it is refused before the session takes on one
         call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_SERVER,
-            row or _UNKNOWN_METHOD[Direction.TO_SERVER], subject, name, self.backend, era or Era.LEGACY, frame,
+            row or UNKNOWN_METHOD[Direction.TO_SERVER], subject, name, self.backend, era or Era.LEGACY, frame,
         )  # fmt: skip
         opened.call = call
         if fault is not None:
@@ -486,7 +489,7 @@ class Conversation:
         )  # fmt: skip
         if reason.stage == "version":
             requested = reason.detail or None
-            data = {"supported": [MODERN_VERSION, *LEGACY_VERSIONS], "requested": requested, "by": "aegis"}
+            data = {"supported": [MODERN_VERSION], "requested": requested, "by": "aegis"}
             data_frame = error_frame(id_text(opened.request_id), UNSUPPORTED_VERSION, reason.text, data)
         if known:
             self._answer(opened, data_frame)
@@ -503,7 +506,7 @@ class Conversation:
                 stage = "version" if bad.version is not None else "params"
                 return frame, era, Reason(stage, str(bad), detail=str(bad.version or "")[:100])
         if not (row.modern if era is Era.MODERN else row.legacy):
-            return frame, era, _unknown_method(row.name)
+            return frame, era, unknown_method(row.name)
         if era is not self.era:
             refusal = self._turn_to(era)
             if refusal is not None:
@@ -782,7 +785,7 @@ class Conversation:
                 line = encode({**frame.value, "params": {**params, "progressToken": opened.asked_token}})
             self.client.tell(line, opened.slot)
             return
-        elif method == "notifications/cancelled":
+        if method == "notifications/cancelled":
             opened = self.to_client.find(params.get("requestId"))
             if opened is None:
                 if self.era is Era.MODERN:
@@ -797,7 +800,7 @@ class Conversation:
                 text = encode({**frame.value, "params": {**params, "requestId": opened.number}})
                 self.client.tell(text, opened.slot)
             return
-        elif method == "notifications/resources/updated":
+        if method == "notifications/resources/updated":
             uri = params.get("uri")
             if type(uri) is not str or not self.shell.runtime.pipeline.visible(
                 self.principal, self.backend, "resource", uri
@@ -1021,16 +1024,19 @@ def _not_begun(error: OSError) -> str:
     return f"no server can be started now: {(error.strerror or 'an error').lower()}; start a new session later"
 
 
-def _ending_of(code: int) -> str:
+def ending_of(code: int) -> str:
+    """How people say it of a process."""
     return f"status {code}" if code >= 0 else f"signal {-code}"
 
 
-def _unknown_method(method: str) -> Reason:
+def unknown_method(method: str) -> Reason:
+    """Why a method without a row in its era is refused."""
     text = f"the method `{method[:100]}` is not known to Aegis in this version of the protocol; it is refused"
     return Reason("method", text)
 
 
-def _too_many(text: str) -> Reason:
+def too_many(text: str) -> Reason:
+    """Why a request beyond a count is refused."""
     return Reason("queue", f"{text} already; not executed; wait for answers first", retryable=True, code="too_many")
 
 

@@ -37,7 +37,7 @@ from aegis_daemon.relay.admission import Refused
 from aegis_daemon.relay.asks import Asks, with_param
 from aegis_daemon.relay.branch import Branch, Seat
 from aegis_daemon.relay.carry import Shell
-from aegis_daemon.relay.conversation import _UNKNOWN_METHOD, CallIds, Conversation, _too_many, _unknown_method
+from aegis_daemon.relay.conversation import UNKNOWN_METHOD, CallIds, Conversation, too_many, unknown_method
 from aegis_daemon.relay.legs import Asked, Gather, Leg, Listen, Ours, Probe, Request
 from aegis_daemon.relay.ports import Client
 from aegis_daemon.wire.errors import refusal_frame
@@ -164,11 +164,11 @@ class Hub:
         row = TO_SERVER.get(frame.method)
         slot = client.take_slot(id_text(id), end) if len(self._open) < self._limit else -1
         if slot < 0:
-            reason = _too_many("this session has as many requests in flight as can be kept")
+            reason = too_many("this session has as many requests in flight as can be kept")
             client.send(self.refusal(frame, era, reason), -1)
             return
         if row is None or not (row.modern if era is Era.MODERN else row.legacy):
-            client.send(self.refusal(frame, era, _unknown_method(frame.method)), slot)
+            client.send(self.refusal(frame, era, unknown_method(frame.method)), slot)
             return
         if era is not self.era:
             self.era = era
@@ -182,7 +182,7 @@ class Hub:
         """What Aegis answers to a request that reaches no conversation, which would have judged and recorded it."""
         id = frame.id
         assert id is not None
-        row = TO_SERVER.get(frame.method) or _UNKNOWN_METHOD[Direction.TO_SERVER]
+        row = TO_SERVER.get(frame.method) or UNKNOWN_METHOD[Direction.TO_SERVER]
         try:
             subject, name = subject_of(row, frame.params)
         except BadParams:

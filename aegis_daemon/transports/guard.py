@@ -13,8 +13,6 @@ from hmac import compare_digest
 from typing import Final
 
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
-FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
-"""Headers that a proxy adds: whoever shows one is not the loopback peer that the connection says."""
 
 
 class Guard:
@@ -76,8 +74,10 @@ class Guard:
 
     def _ours(self, named: str) -> bool:
         if named.startswith("["):
-            name, _, port = named[1:].partition("]")
-            port = port.removeprefix(":")
+            name, end, port = named[1:].partition("]")
+            if not end or (port and port[0] != ":"):
+                return False
+            port = port[1:]
         else:
             name, _, port = named.partition(":")
         if port and not (port.isascii() and port.isdigit()):

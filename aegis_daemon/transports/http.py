@@ -517,9 +517,12 @@ class Front(HttpToolsProtocol):
         elif self._stage != _IDLE:
             if waits > (first if self._stage == _HEAD else read_s):
                 self._misread(408, "the request did not come in time")
-        elif self._exchange is None and (self.cycle is None or self.cycle.response_complete):
-            if waits > (KEEP_ALIVE_S if self.url else first):
-                self.transport.close()
+        elif (
+            self._exchange is None
+            and (self.cycle is None or self.cycle.response_complete)
+            and waits > (KEEP_ALIVE_S if self.url else first)
+        ):
+            self.transport.close()
 
     def let_go(self) -> None:
         """Another protocol takes the connection over."""
@@ -573,6 +576,7 @@ class Port:
         self.write_s = write_s
         self.config = Config(
             app,
+            interface="asgi3",
             ws="none",
             lifespan="off",
             log_config=None,

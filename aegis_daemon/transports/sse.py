@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Final
 
 from aegis_daemon.core.ports import Reception, Turned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.transports.guard import bearer
 from aegis_daemon.transports.http import Exchange
-from aegis_daemon.transports.remote import RemoteClient
+from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_out
 from aegis_daemon.wire.jsonrpc import INVALID_REQUEST, Kind, WireFault, error_frame, id_text, parse
 
-BEAT_S: Final = 15.0
-"""Seconds between signs of life."""
 Clock = Callable[[], float]
 
 
@@ -46,7 +43,7 @@ class SseSession(RemoteClient):
 
     def _put(self, frame: bytes) -> None:
         self._heard = self._now()
-        self._exchange.event(b"event: message\ndata: %b\n\n" % frame)
+        self._exchange.event(event(frame))
 
     def broke(self) -> None:
         """The stream is gone, and the session with it."""
@@ -56,12 +53,13 @@ class SseSession(RemoteClient):
         """Once a second."""
         if now - self._heard > BEAT_S:
             self._heard = now
-            self._exchange.event(b": waiting\n\n")
+            self._exchange.event(BEAT)
 
     def close(self, code: int) -> None:
         """See `RemoteClient.close`."""
         super().close(code)
-        self._exchange.end()
+        if self._exchange.streaming:
+            self._exchange.end()
 
 
 class Sse:
@@ -86,10 +84,8 @@ class Sse:
                 self._open(exchange, principal)
             elif route.door == "messages" and exchange.method == b"POST":
                 self._post(exchange, principal)
-            elif route.door == "sse" and exchange.method == b"POST":
-                # What newer clients try first; this tells them to open the stream (2025-03-26 `basic/transports`).
-                exchange.reply(405, more=b"allow: GET\r\n")
             else:
+                # A POST to the stream is what newer clients try first; this tells them to open it.
                 exchange.reply(405, more=b"allow: GET\r\n" if route.door == "sse" else b"allow: POST\r\n")
         except Turned as turned:
             more = b'www-authenticate: Bearer realm="aegis"\r\n' if turned.status == 401 else b""
@@ -98,15 +94,18 @@ class Sse:
     def _open(self, exchange: Exchange, principal: Principal) -> None:
         route = exchange.route
         session = SseSession(secrets.token_urlsafe(24), principal, route.backend, exchange, self._now)
-        session.party = self._reception.begin(principal, route.backend, session, shared=False)
-        session.start()
-        self._sessions[session.id] = session
         session.on_closed = lambda: self._forget(session)
+        session.party = self._reception.begin(principal, route.backend, session, shared=False)
+        if session.closed:
+            _say(exchange, 503, session.refusal or "the server has ended; try again later")
+            return
+        self._sessions[session.id] = session
         exchange.on_gone = session.broke
-        exchange.on_full = lambda full: session.on_full(full)
+        exchange.on_full = session.on_full
         exchange.begin()
         path = exchange.target.partition(b"?")[0].rpartition(b"/")[0]
         exchange.event(b"event: endpoint\ndata: %b/messages?session=%b\n\n" % (path, session.id.encode()))
+        session.start()
 
     def _forget(self, session: SseSession) -> None:
         self._sessions.pop(session.id, None)
@@ -130,6 +129,12 @@ class Sse:
             return
         exchange.reply(202)
         session.says(frame, _Down(session) if frame.kind is Kind.REQUEST else None)
+
+    def turn_out(self, still: Callable[[Principal], bool]) -> None:
+        """The rules changed: ends the sessions of those that may not come any more."""
+        for session in self.sessions:
+            if not still(session.principal):
+                turn_out(session)
 
     def sweep(self) -> None:
         """Once a second."""

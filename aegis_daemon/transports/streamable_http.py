@@ -13,6 +13,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -107,7 +108,7 @@ class Stream:
     See `transports.remote.Reply`.
     """
 
-    __slots__ = ("beat", "client", "exchange", "id", "lists", "over", "since")
+    __slots__ = ("beat", "client", "exchange", "id", "lists", "since")
     client: Shared | HttpSession
 
     def __init__(self, exchange: Exchange | None, client: Shared | HttpSession, frame: Frame | None) -> None:
@@ -116,7 +117,6 @@ class Stream:
         self.id = None if frame is None else frame.id
         self.lists = frame is not None and frame.method == "tools/list"
         self.since = self.beat = client.used
-        self.over = False
 
     # --- from the session
 
@@ -128,7 +128,6 @@ class Stream:
             self._put(frame)
             self._end()
         else:
-            self.over = True
             self.exchange = None
             exchange.reply(self.client.status(frame), frame, more=head)
 
@@ -149,7 +148,6 @@ class Stream:
         if exchange is None or exchange.streaming:
             self._end()
         else:
-            self.over = True
             self.exchange = None
             id_json = b"null" if self.id is None else id_text(self.id)
             exchange.reply(200, error_frame(id_json, CANCELLED, "the request was cancelled", {"by": "aegis"}))
@@ -166,7 +164,6 @@ class Stream:
             self.exchange.event(event(frame))
 
     def _end(self) -> None:
-        self.over = True
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.end()
@@ -573,7 +570,7 @@ class StreamableHttp:
         if kind is None or kind.partition(b";")[0].strip().lower() != b"application/json":
             _say(exchange, 415, "send JSON, and say so: `Content-Type: application/json`")
             return
-        if not _takes(exchange, b"application/json") and not _takes_events(exchange):
+        if not _takes_json(exchange) and not _takes_events(exchange):
             _say(exchange, 406, "send `Accept: application/json, text/event-stream`")
             return
         try:
@@ -697,7 +694,7 @@ class StreamableHttp:
     @staticmethod
     def _streamed(exchange: Exchange, stream: Stream) -> Stream:
         """The same, which is a stream from the start for a client that takes nothing else."""
-        if not _takes(exchange, b"application/json"):
+        if not _takes_json(exchange):
             stream.begin()
         return stream
 
@@ -730,9 +727,9 @@ class StreamableHttp:
             session.hang_up()
 
 
-def _takes(exchange: Exchange, kind: bytes) -> bool:
-    """Whether the client takes this kind of answer (RFC 9110 §12.5.1, without weights)."""
-    accept = exchange.header(b"accept")
+@lru_cache(maxsize=64)
+def _accepts(accept: bytes | None, kind: bytes) -> bool:
+    """Whether a client with this `Accept` takes this kind of answer (RFC 9110 §12.5.1, without weights)."""
     if accept is None:
         return True
     for part in accept.split(b","):
@@ -742,8 +739,12 @@ def _takes(exchange: Exchange, kind: bytes) -> bool:
     return False
 
 
+def _takes_json(exchange: Exchange) -> bool:
+    return _accepts(exchange.header(b"accept"), b"application/json")
+
+
 def _takes_events(exchange: Exchange) -> bool:
-    return _takes(exchange, b"text/event-stream")
+    return _accepts(exchange.header(b"accept"), b"text/event-stream")
 
 
 def _status(frame: bytes) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from websockets.frames import Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -20,8 +20,8 @@ from aegis_daemon.core.ports import Reception, Turned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.transports.guard import bearer
-from aegis_daemon.transports.http import HIGH, WORST, Front, Route
-from aegis_daemon.transports.remote import RemoteClient
+from aegis_daemon.transports.http import HIGH, WORST, Exchange
+from aegis_daemon.transports.remote import RemoteClient, turn_out
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_IN, Kind, WireFault, error_frame, id_text, parse
 
 BEAT_S: Final = 30.0
@@ -42,26 +42,32 @@ class SocketSession(RemoteClient, asyncio.Protocol):
         self._sockets = sockets
         self._speaks = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=MAX_FRAME_IN)
         self._transport: asyncio.Transport | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._message = bytearray()
         self._text = True
+        self._failed = False
         self._beat = sockets.now()
         self._unanswered = 0
         self._down = _Down(self)
         self._held = False
+        self._slow = False
 
     # --- the connection
 
-    def take_over(self, transport: asyncio.Transport, request: bytes) -> bool:
-        """Answers the request for the upgrade; False where it is no such request, which is then answered too."""
-        self._transport = transport
-        speaks = self._speaks
-        speaks.receive_data(request)
-        for event in speaks.events_received():
+    def answer(self, request: bytes) -> Response | None:
+        """The answer to the request for the upgrade: 101, or why not. None for what is no request."""
+        self._speaks.receive_data(request)
+        for event in self._speaks.events_received():
             assert isinstance(event, Request)
-            speaks.send_response(speaks.accept(event))
+            return self._speaks.accept(event)
+        return None
+
+    def take_over(self, transport: asyncio.Transport, response: Response) -> None:
+        """The connection is its own from now on, beginning with this answer."""
+        self._transport = transport
+        self._speaks.send_response(response)
         self._write()
-        return speaks.state is State.OPEN
+        if self.closed:
+            self._bye(1)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -75,30 +81,27 @@ class SocketSession(RemoteClient, asyncio.Protocol):
             for event in speaks.events_received():
                 self._heard(event)
             self._write()
-            if speaks.close_expected() and self._transport is not None:
-                self._transport.close()
+            if speaks.close_rcvd is not None and self._transport is not None:
+                self._transport.close()  # both have said so; whoever has not is waited for, lest our word be lost
         finally:
             outbox.flush()
 
     def _heard(self, event: Any) -> None:
         opcode = event.opcode
-        if opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._parts, self._size = [bytes(event.data)], len(event.data)
-            self._text = opcode is Opcode.TEXT
-        elif opcode is Opcode.CONT:
-            self._parts.append(bytes(event.data))
-            self._size += len(event.data)
-        else:
+        if self._failed:
             return
-        if self._size > MAX_FRAME_IN:
-            self._parts, self._size = [], 0
-            self._speaks.fail(1009, "message longer than 1 MB")
-        elif event.fin:
-            parts, self._parts = self._parts, []
-            self._message(b"".join(parts))
+        if opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._text = opcode is Opcode.TEXT
+        elif opcode is not Opcode.CONT:
+            return
+        self._message += event.data
+        if event.fin:
+            text, self._message = bytes(self._message), bytearray()
+            self._hears(text)
 
-    def _message(self, text: bytes) -> None:
+    def _hears(self, text: bytes) -> None:
         if not self._text:
+            self._failed = True
             self._speaks.fail(1003, "one JSON text a message")
             return
         try:
@@ -130,10 +133,12 @@ class SocketSession(RemoteClient, asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The reader is slow."""
+        self._slow = True
         self.on_full(True)
 
     def resume_writing(self) -> None:
         """The reader has caught up."""
+        self._slow = False
         self.on_full(False)
 
     def _write(self) -> None:
@@ -171,6 +176,9 @@ class SocketSession(RemoteClient, asyncio.Protocol):
     def close(self, code: int) -> None:
         """See `RemoteClient.close`."""
         super().close(code)
+        self._bye(code)
+
+    def _bye(self, code: int) -> None:
         if self._speaks.state is State.OPEN:
             # 1011: what was asked for cannot be done any more (RFC 6455 §7.4.1).
             why = self.refusal.encode()[:120].decode(errors="ignore")
@@ -179,7 +187,9 @@ class SocketSession(RemoteClient, asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Once a second."""
-        if self._speaks.state is State.OPEN and now - self._beat > BEAT_S:
+        if self._held and not self._slow:
+            self._beat = now  # its answers are not read, since its server is the slow one
+        elif self._speaks.state is State.OPEN and now - self._beat > BEAT_S:
             self._beat = now
             self._unanswered += 1
             if self._unanswered > 2:
@@ -224,32 +234,43 @@ class WebSockets:
         """All of them."""
         return list(self._sessions)
 
-    def upgraded(self, front: Front, route: Route, headers: list[tuple[bytes, bytes]], target: bytes) -> bool:
-        """A request for an upgrade: True where the connection is ours now. Otherwise it was answered."""
-        given = dict(headers)
-        transport = front.transport
+    def upgraded(self, exchange: Exchange, rest: bytes) -> None:
+        """A request for an upgrade: its connection becomes a session, which hears `rest` first; or it is answered."""
+        front, route = exchange.front, exchange.route
+        if front is None:
+            return
+        exchange.close = True
         try:
-            peer = front.client[0] if front.client else ""
-            principal = self.reception.admit(route.agent, bearer(given.get(b"authorization")), peer)
+            principal = self.reception.admit(route.agent, bearer(exchange.header(b"authorization")), exchange.peer)
             session = SocketSession(self, principal, route.backend)
-            lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
-            if not session.take_over(transport, b"GET %b HTTP/1.1\r\n%b\r\n" % (target, lines)):
-                return False
+            lines = b"".join(b"%b: %b\r\n" % pair for pair in exchange.lines)
+            response = session.answer(b"GET %b HTTP/1.1\r\n%b\r\n" % (exchange.target, lines))
+            if response is None or response.status_code != 101:
+                text = b"" if response is None else bytes(response.body)
+                status = 400 if response is None else response.status_code
+                exchange.reply(status, text, b"text/plain", b"sec-websocket-version: 13\r\n")
+                return
             session.party = self.reception.begin(principal, route.backend, session, shared=False)
         except Turned as turned:
             body = error_frame(b"null", turned.code, turned.text, {"by": "aegis"})
             more = b'www-authenticate: Bearer realm="aegis"\r\n' if turned.status == 401 else b""
-            front.put(
-                b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n%b"
-                % (front.port.head(turned.status), len(body), more, body)
-            )
-            return False
-        session.start()
+            exchange.reply(turned.status, body, more=more)
+            return
         self._sessions.add(session)
+        transport = front.transport
         front.let_go()
         transport.set_write_buffer_limits(high=HIGH)
         transport.set_protocol(session)
-        return True
+        session.take_over(transport, response)
+        session.start()
+        if rest:
+            session.data_received(rest)
+
+    def turn_out(self, still: Callable[[Principal], bool]) -> None:
+        """The rules changed: ends the sessions of those that may not come any more."""
+        for session in self.sessions:
+            if not still(session.principal):
+                turn_out(session)
 
     def lost(self, session: SocketSession) -> None:
         """Its connection is gone."""

@@ -92,7 +92,7 @@ backends:
     env: { PLAIN: seen, GITHUB_TOKEN: hunter2, FROM: "x-${env:KEY}", DATABASE: "postgres://me:hunter2@db/x" }
   b:
     url: "https://me:hunter2@host/mcp"
-    headers: { Authorization: Bearer hunter2, X-Api-Key: hunter2, Accept: "*/*" }
+    headers: { Authorization: Bearer hunter2, X-Api-Key: hunter2, X-Trace: "on" }
   c: { url: "https://host/mcp?key=hunter2" }
 agents: { dev: { auth_token: "hunter2-hunter2-hunter3" } }
 approval:
@@ -107,13 +107,16 @@ def test_the_dump_shows_every_setting_and_no_secret() -> None:
     assert "hunter2" not in json.dumps(dump)
     assert dump["backends"]["a"]["env"] == {"PLAIN": "seen", "GITHUB_TOKEN": MASK, "FROM": MASK, "DATABASE": MASK}
     assert dump["backends"]["a"]["args"] == ["--key", MASK]
-    assert dump["backends"]["b"]["headers"] == {"Authorization": MASK, "X-Api-Key": MASK, "Accept": "*/*"}
+    assert dump["backends"]["b"]["headers"] == {"Authorization": MASK, "X-Api-Key": MASK, "X-Trace": "on"}
     assert dump["backends"]["c"]["url"] == dump["approval"]["feishu"]["webhook_url"] == MASK
     assert dump["approval"]["timeout"] == "10m0s"
     assert "hunter2" not in repr(config) + str(config.model_dump()) + config.model_dump_json()
 
 
-@pytest.mark.parametrize("path", [*EXAMPLES, DATA / "seed_a.yaml"], ids=lambda path: path.name)
+OPEN = [path for path in (*EXAMPLES, DATA / "seed_a.yaml") if '_token: "' not in path.read_text().replace("# ", "")]
+
+
+@pytest.mark.parametrize("path", OPEN, ids=lambda path: path.name)
 def test_a_dump_without_secrets_loads_as_the_same_configuration(path: Path) -> None:
     config = loads(path.read_bytes(), "f", base="/etc", env={}).config
 

@@ -36,15 +36,11 @@ def warnings(text: str, **options: Any) -> list[str]:
 # --- both seeds
 
 
-def test_the_first_seeds_example_loads_with_warnings_for_what_is_not_served_and_nothing_else() -> None:
+def test_the_first_seeds_example_loads_with_warnings_for_what_is_open_to_everybody_and_nothing_else() -> None:
     loaded = load(str(DATA / "seed_a.yaml"), EMPTY)
     assert [(one.line, one.column, one.path) for one in loaded.warnings if one.line] == [
         (2, 3, "server.listen"),
-        (3, 3, "server.read_timeout"),
-        (4, 3, "server.write_timeout"),
-        (8, 5, "backends.my-tools.url"),
-        (9, 5, "backends.my-tools.health_url"),
-        (45, 3, "approval.callback_base_url"),
+        (2, 3, "server.listen"),
         (48, 3, "audit.retention_days"),
     ]
     config = loaded.config
@@ -326,16 +322,19 @@ WARNINGS = [
      "matched "
      "as a glob; use `*` and `?`, as in `delete_*`"),
     ("agents: {a: {auth_token: same-same-same-same}, b: {auth_token: same-same-same-same}}\n",
-     "1:14: agents.a.auth_token: this version serves no http, so nobody is asked for this token; on the socket the "
-     "system "
-     "user decides; set `identities` to the users that may be this agent",
-     "1:52: agents.b.auth_token: this version serves no http, so nobody is asked for this token; on the socket the "
-     "system "
-     "user decides; set `identities` to the users that may be this agent",
      "1:52: agents.b.auth_token: the token is that of the agent `a` too, so either can pass for the other; "
      "give each agent its own"),
-    ("approval: {generic: {webhook_url: 'https://h/x'}}\n", "1:22: approval.generic.webhook_url: this version posts no "
-     "webhooks; watch and decide requests with `aegis pending` and `aegis approve`"),
+    ("approval: {generic: {webhook_url: 'https://h/x'}}\n", "1:1: approval: links in messages lead to this machine "
+     "alone, since `callback_base_url` is not set; set it to the address by which people reach this daemon"),
+    ("server: {insecure_open_api: true}\n", "1:10: server.insecure_open_api: whoever reaches the API may decide "
+     "approvals; set `server.api_token` instead"),
+    ("approval: {get_decides: true}\n", "1:12: approval.get_decides: whatever opens a link decides, the previews of "
+     "chats and mail programs included; remove it; the page asks for one more click"),
+    ("server: {listen: '0.0.0.0:1', api_token: 0123456789abcdef}\nagents: {a: {}, b: {auth_token: 0123456789abcdef}}\n",
+     "1:10: server.listen: other machines reach this address, and may pass for the agent `a`; give each agent an "
+     "`auth_token`, or listen at `127.0.0.1`"),
+    ("server: {listen: ':1'}\n", "1:10: server.listen: other machines reach this address, and the API has no token, so "
+     "only this machine may use it; set `server.api_token`, or listen at `127.0.0.1`"),
 ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def test_aegis_home_puts_everything_under_one_directory() -> None:
         "log": "/srv/aegis/daemon.log",
         "audit_db": "/srv/aegis/audit.db",
         "state_db": "/srv/aegis/state.db",
+        "links_key": "/srv/aegis/links.key",
         "journal": "/srv/aegis/journal",
     }
 

@@ -9,37 +9,37 @@ import pytest
 
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import AgentRule
-from aegis_daemon.daemon.lifecycle import Lock, Plain, approver_key, socket_mode
+from aegis_daemon.daemon.lifecycle import Lock, Plain, secret_key, socket_mode
 
 
-def test_the_approver_key_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
+def test_the_secret_key_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "approver.key"
-    key = approver_key(path)
+    key = secret_key(path)
     assert len(key) == 64
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert approver_key(path) == key
+    assert secret_key(path) == key
     assert os.listdir(tmp_path) == ["approver.key"]
 
 
 def test_an_empty_key_file_is_no_key_that_anybody_could_show(tmp_path: Path) -> None:
     path = tmp_path / "approver.key"
     path.touch(0o600)
-    key = approver_key(path)
+    key = secret_key(path)
     assert len(key) == 64
     assert path.read_text(encoding="ascii").strip() == key
 
 
 def test_a_key_that_others_can_read_or_brought_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "approver.key"
-    approver_key(path)
+    secret_key(path)
     path.chmod(0o644)
     with pytest.raises(PermissionError, match="chmod 600"):
-        approver_key(path)
+        secret_key(path)
     if os.geteuid() == 0:
         path.chmod(0o600)
         os.chown(path, 1234, 1234)
         with pytest.raises(PermissionError, match="chown"):
-            approver_key(path)
+            secret_key(path)
 
 
 def test_a_lock_overwrites_nothing_that_a_link_points_at(tmp_path: Path) -> None:

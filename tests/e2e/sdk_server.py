@@ -115,5 +115,6 @@ def review(code: str) -> str:
     return f"review {code}"
 
 
-note("start", os.getpid())
-server.run("stdio")
+if __name__ == "__main__":
+    note("start", os.getpid())
+    server.run("stdio")

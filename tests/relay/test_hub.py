@@ -573,7 +573,8 @@ def test_so_many_requests_may_be_open_in_all(make_play: MakePlay) -> None:
 def test_an_agents_own_limit_holds_over_all_backends(make_play: MakePlay) -> None:
     s = HubSession(make_play("server: {max_in_flight_agent: 1}\n" + CONFIG))
     s.client.says(modern(call(1, "git__x")), modern(call(2, "mail__x")))
-    s.client.hears_error(2, -32003, "in flight")
+    denial = s.client.hears_result(2, {"isError": True})["_meta"]["aegis/denial"]
+    assert (denial["code"], denial["reason"]) == (-31003, "too_many")
     s["git"].answers(s["git"].hears("tools/call"), text("ok"))
     s.client.hears_result(1)
 
