@@ -11,6 +11,7 @@ import msgspec
 
 from aegis_daemon.backends.children import Command, Nursery
 from aegis_daemon.backends.http_client import HttpPool
+from aegis_daemon.backends.remote import too_large
 from aegis_daemon.backends.sse import SseServer
 from aegis_daemon.backends.stdio import StdioServer
 from aegis_daemon.backends.streamable_http import Annotations, HttpServer
@@ -19,10 +20,10 @@ from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.relay.admission import Plan
-from aegis_daemon.relay.bridge import Bridge, EraMemory
 from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.eras import Bridge, EraMemory
 from aegis_daemon.relay.ports import Backend
-from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
+from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT, guess_id
 
 STDERR = 2
 
@@ -107,6 +108,13 @@ class Servers:
             on_exit: Callable[[int], None],
             on_failed: Callable[[str], None],
         ) -> Backend:
+            def too_long(head: bytes, tail: bytes) -> None:
+                number = guess_id(head, tail)
+                if type(number) is int:
+                    on_lost(number, too_large())  # the server's number, which a bridge turns into the conversation's
+                else:
+                    long(head, tail)
+
             return StdioServer(
                 self._loop,
                 self._outbox,
@@ -115,7 +123,7 @@ class Servers:
                 stderr,
                 limit=MAX_FRAME_OUT,
                 on_lines=lambda what: on_lines(what, None),
-                on_long=long,
+                on_long=too_long,
                 on_full=on_full,
                 on_exit=on_exit,
                 on_failed=on_failed,

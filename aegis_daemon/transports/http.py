@@ -210,6 +210,8 @@ class Front(HttpToolsProtocol):
         self._body: bytearray | None = None
         """a body that comes in several pieces"""
         self._room = 0
+        self._again = b""
+        """the head of a request that is to be read as one for no upgrade"""
         self.url = b""
         self.since = 0.0
         """when what the connection does now began"""
@@ -273,14 +275,16 @@ class Front(HttpToolsProtocol):
                 break
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[int(upgrade.args[0]) :]
+                if self._deaf or self.transport.is_closing():
+                    return
                 exchange = self._exchange
-                if exchange is not None and exchange.route.door == "ws":
+                if exchange is not None:
                     self._exchange = None
                     self.port.upgraded(exchange, data)
                     return
-                # Nobody has to upgrade (h2c, say): the request was served as it is, and the next one follows.
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                data, self._again = self._again + data, b""
             except httptools.HttpParserError as error:
                 cause = error.__context__
                 if cause is not None and not isinstance(cause, httptools.HttpParserError):
@@ -318,7 +322,10 @@ class Front(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             return  # it came behind one that ended the connection (RFC 9112 §9.6)
-        url, lines = self.url, self.headers
+        url, lines, parser = self.url, self.headers, self.parser
+        if parser.should_upgrade() and not self._to_upgrade(url):
+            self._pass_over(parser.get_method(), url, lines)
+            return
         headers = dict(lines)
         if len(headers) != len(lines):
             twice = _joined(headers, lines)
@@ -347,6 +354,24 @@ class Front(HttpToolsProtocol):
         super().on_headers_complete()
         self._room = MAX_FRAME_IN
         self._stage = _APPS
+
+    def _to_upgrade(self, url: bytes) -> bool:
+        route = self.port.route(url) if url.startswith(b"/agents/") else None
+        return route is not None and route.door == "ws" and self.parser.get_method() == b"GET"
+
+    def _pass_over(self, method: bytes, url: bytes, lines: list[tuple[bytes, bytes]]) -> None:
+        """Nobody has to upgrade (RFC 9110 §7.8; Java's client asks for h2c each time): the request is read without.
+
+        The parser takes what follows an upgrade for another protocol's, a body included, so it reads the head again.
+        """
+        if method == b"CONNECT":
+            self._refuse(400, "this is no proxy")
+            return
+        close = any(name == b"connection" and b"close" in value.lower() for name, value in lines)
+        kept = b"".join(b"%b: %b\r\n" % line for line in lines if line[0] not in (b"connection", b"upgrade"))
+        version = self.parser.get_http_version().encode()
+        end = b"connection: close\r\n" if close else b""
+        self._again = b"%b %b HTTP/%b\r\n%b%b\r\n" % (method, url, version, kept, end)
 
     def _take(self, url: bytes, headers: dict[bytes, bytes], lines: list[tuple[bytes, bytes]]) -> None:
         """A request of an agent's."""
@@ -406,7 +431,7 @@ class Front(HttpToolsProtocol):
                 self.port.guard.preflight(exchange.headers, exchange.reply)
             elif exchange.route.door != "ws":
                 self.port.serve(exchange)
-            elif exchange.method != b"GET" or not self.parser.should_upgrade():
+            elif not self.parser.should_upgrade():
                 more = b"connection: upgrade\r\nupgrade: websocket\r\n"
                 exchange.reply(426, b'{"error":"this address speaks WebSocket alone"}', more=more)
         elif stage == _APPS:

@@ -81,6 +81,8 @@ class SocketSession(RemoteClient, asyncio.Protocol):
             for event in speaks.events_received():
                 self._heard(event)
             self._write()
+            if speaks.state is not State.OPEN and not self.gone:
+                self.leave()
             if speaks.close_rcvd is not None and self._transport is not None:
                 self._transport.close()  # both have said so; whoever has not is waited for, lest our word be lost
         finally:

@@ -153,6 +153,21 @@ def test_what_belongs_to_no_request_comes_on_the_stream_of_the_session(run: Run,
     run(go())
 
 
+def test_a_subscription_is_one_long_stream_and_closing_it_ends_it(run: Run, sdk: str) -> None:
+    async def go() -> None:
+        end = End(HttpServer, sdk)
+        number = end.asks("subscriptions/listen", modern=True, notifications={"toolsListChanged": True})
+        await until(lambda: end.told("notifications/subscriptions/acknowledged"))
+        await end.result(end.calls("change", modern=True))
+        await until(lambda: end.told("notifications/tools/list_changed"))
+        assert end.told("notifications/tools/list_changed")[0][1] == number
+        end.cancels(number)
+        assert (await end.loss(number)).reason == "cancelled"
+        await end.ends()
+
+    run(go())
+
+
 def test_json_answers_of_the_official_server(run: Run, sdk_json: str) -> None:
     async def go() -> None:
         end = End(HttpServer, sdk_json)

@@ -90,7 +90,8 @@ def app(kind: str) -> Any:
     @server.tool()
     async def change(context: Context) -> str:
         """Announces that the tools changed."""
-        await context.notify_tools_changed()
+        await context.notify_tools_changed()  # to modern subscribers
+        await context.session.send_tool_list_changed()  # to the legacy session
         return "changed"
 
     @server.tool()

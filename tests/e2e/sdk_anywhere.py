@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -30,7 +31,7 @@ def command(log: Path, kind: str, port: int = 0) -> list[str]:
 @contextlib.contextmanager
 def serving(log: Path, kind: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Its URL, and its process."""
-    with subprocess.Popen(command(log, kind, port), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command(log, kind, port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         try:
             told = int(process.stdout.readline())
@@ -89,7 +90,12 @@ async def websocket(server: Any, port: socket.socket) -> None:
 
 
 def main(kind: str, number: int) -> None:
+    from mcp.server.lowlevel import NotificationOptions
+    from mcp.server.mcpserver import Context
     from sdk_server import note, server
+
+    # It is the evaluation of `news`'s annotation that looks for it there.
+    globals()["Context"] = Context
 
     @server.tool()
     def post(text: str) -> str:
@@ -102,6 +108,20 @@ def main(kind: str, number: int) -> None:
         """Is never to be reached."""
         note("call", f"drop-{text}", os.getpid())
         return f"dropped {text}"
+
+    @server.tool()
+    async def news(context: Context) -> str:
+        """Announces that its tools changed, as each era does it."""
+        if context.protocol_version == "2026-07-28":
+            await context.notify_tools_changed()
+        else:
+            await context.session.send_tool_list_changed()
+        return "told"
+
+    # There is no other way to promise a legacy client that it will hear of it.
+    inner = server._lowlevel_server
+    promised = functools.partial(inner.create_initialization_options, NotificationOptions(tools_changed=True))
+    inner.create_initialization_options = promised  # type: ignore[method-assign]
 
     if kind == "stdio":
         server.run("stdio")

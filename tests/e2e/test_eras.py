@@ -26,7 +26,7 @@ from aegis_daemon.backends.streamable_http import HttpServer
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.loop.descriptor import Outbox
-from aegis_daemon.relay.bridge import Bridge, EraMemory
+from aegis_daemon.relay.eras import Bridge, EraMemory
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT, Frame, parse
 from aegis_daemon.wire.methods import META_SUBSCRIPTION
 

@@ -155,8 +155,8 @@ def test_the_mint_of_permits_is_known_to_the_pipeline_alone() -> None:
 
 def test_the_standard_library_and_what_is_declared_are_all_there_is() -> None:
     declared = {
-        "aegis_daemon", "aegis_shim", "anyio", "limits", "mcp", "msgspec", "pydantic", "pydantic_core", "rich",
-        "ruamel", "sqlite_utils", "typer", "click", "uvloop",
+        "aegis_daemon", "aegis_shim", "anyio", "httptools", "limits", "mcp", "msgspec", "pydantic", "pydantic_core",
+        "rich", "ruamel", "sqlite_utils", "starlette", "typer", "click", "uvicorn", "uvloop", "websockets",
     }  # fmt: skip
     used = {target.split(".")[0] for _, target in edges()}
     assert used - set(sys.stdlib_module_names) <= declared

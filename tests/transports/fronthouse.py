@@ -311,6 +311,7 @@ class Connection:
         headers: dict[str, str] = {}
         for line in lines:
             name, _, value = line.partition(": ")
+            name = name.lower()
             assert name not in headers, text
             headers[name] = value
         self._chunked = headers.get("transfer-encoding") == "chunked"

@@ -112,7 +112,10 @@ def test_chunks_of_any_size_and_extension_are_one_body(run: Run, size: int) -> N
     async def play() -> None:
         async with opened() as (house, connection):
             body = chunks(BODY, size).replace(b"\r\n", b";name=value\r\n", 1)
-            for piece in (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[body[at : at + 50] for at in range(0, 900, 50)]):
+            for piece in (
+                HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
+                *[body[at : at + 50] for at in range(0, 900, 50)],
+            ):
                 connection.send(piece)
                 await connection.writer.drain()
                 await asyncio.sleep(0)
@@ -197,7 +200,7 @@ def test_a_request_sent_before_the_applications_answer_is_not_executed(run: Run)
 
 def test_requests_that_are_answered_at_once_may_come_together(run: Run) -> None:
     async def play() -> None:
-        async with opened() as (house, connection):
+        async with opened() as (_house, connection):
             connection.send(WHOLE.replace(b'"id": 1', b'"id": 2') + WHOLE.replace(b'"id": 1', b'"id": 3'))
             assert [(await connection.answer()).value["id"] for _ in range(2)] == [2, 3]
 
@@ -237,7 +240,11 @@ def test_one_connection_serves_both_ways_in_turn(run: Run) -> None:
 def test_an_upgrade_to_http_2_is_passed_over(run: Run, path: str) -> None:
     async def play() -> None:
         async with opened() as (house, connection):
-            h2c: dict[str, str | None] = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAA"}
+            h2c: dict[str, str | None] = {
+                "Connection": "Upgrade, HTTP2-Settings",
+                "Upgrade": "h2c",
+                "HTTP2-Settings": "AAA",
+            }
             for number in range(2):
                 connection.post(path, call(number), h2c)
                 assert (await connection.answer()).status == 200
@@ -245,13 +252,18 @@ def test_an_upgrade_to_http_2_is_passed_over(run: Run, path: str) -> None:
                 connection.ask("GET", AMY, h2c)
             for number in range(300):
                 assert (await connection.answer()).status == 405
+            _, id = await house.begun()
+            connection.ask("GET", AMY, {**h2c, "Mcp-Session-Id": id})
+            assert (await connection.head()).headers["content-type"] == "text/event-stream"
+            house.party.tells(note("message"))
+            assert await connection.frame() == note("message")
 
     run(play())
 
 
 def test_a_client_that_asks_first_is_told_to_go_on(run: Run) -> None:
     async def play() -> None:
-        async with opened() as (house, connection):
+        async with opened() as (_house, connection):
             for path in (AMY, "/api/v1/x"):
                 connection.ask(
                     "POST", path,
@@ -289,7 +301,7 @@ def test_http_1_0_gets_plain_streams_and_the_end_of_the_connection(run: Run) -> 
 
 def test_an_answer_to_head_has_no_body(run: Run) -> None:
     async def play() -> None:
-        async with opened() as (house, connection):
+        async with opened() as (_house, connection):
             connection.ask("HEAD", "/agents/tok/mcp")
             answer = await connection.answer(head=True)
             assert (answer.status, int(answer.headers["content-length"]) > 0) == (401, True)
@@ -336,7 +348,7 @@ def test_a_body_over_the_limit_is_413(run: Run, path: str, chunked: bool) -> Non
 
 def test_a_body_at_the_limit_is_read(run: Run) -> None:
     async def play() -> None:
-        async with opened() as (house, connection):
+        async with opened() as (_house, connection):
             frame = call(1, text="")
             frame["params"]["arguments"]["text"] = "x" * (MAX_FRAME_IN - len(json.dumps(frame)))
             connection.post(AMY, frame)
@@ -368,10 +380,12 @@ def test_headers_over_the_limit_are_refused(run: Run, path: str) -> None:
     run(play())
 
 
-@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: "])
+@pytest.mark.parametrize(
+    "begin", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: "]
+)
 def test_what_never_ends_is_ended(run: Run, begin: bytes) -> None:
     async def play() -> None:
-        async with opened() as (house, connection):
+        async with opened() as (_house, connection):
             connection.send(begin)
             more = begin * 20_000 if begin == b"\r\n" else b"y" * 40_000
             sent = 0
@@ -477,7 +491,7 @@ def test_a_reader_that_never_reads_is_cut_and_slows_nobody(run: Run, monkeypatch
 def test_a_reader_that_reads_too_slowly_is_cut_when_its_time_is_over(run: Run) -> None:
     async def play() -> None:
         async with House(write_s=30.0) as house:
-            first, id = await house.begun()
+            _first, id = await house.begun()
             slow, party = await house.connect(), house.party
             shrink(slow)
             slow.ask("GET", AMY, {"Mcp-Session-Id": id})

@@ -1,0 +1,257 @@
+"""The journeys that a client makes through Aegis: every client, by every front, to every back, with one itinerary.
+
+A journey gives what the client saw in words of JSON, the same for each client, so that they can be compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import anyio
+import mcp_types as types
+from mcp import Client, MCPError
+from mcp.client.sse import sse_client
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.message import SessionMessage
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from . import servers
+from .house import BOUND_S, HERE, WAYS, WRAP, Home, until
+
+BACKS = ("stdio", "http", "http-legacy", "http-modern", "sse", "websocket")
+VERSIONS = {"legacy": "2025-11-25", "auto": "2026-07-28"}
+
+
+@dataclass(frozen=True)
+class Front:
+    """`client`: python, ts1, ts2. `way`: relay, handover, http, sse, websocket. `mode`: legacy, auto."""
+
+    client: str
+    way: str
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.client}-{self.way}-{self.mode}"
+
+
+FRONTS = tuple(
+    Front(client, way, mode)
+    for client, ways, modes in (
+        ("python", (*WAYS, "http", "sse", "websocket"), ("legacy", "auto")),
+        ("ts1", (*WAYS, "http", "sse", "websocket"), ("legacy",)),  # it speaks the legacy era only
+        ("ts2", (*WAYS, "http"), ("legacy", "auto")),
+        ("ts2", ("sse",), ("legacy",)),  # it has no WebSocket
+    )
+    for way in ways
+    for mode in modes
+)
+
+
+def url(address: str, way: str, agent: str, backend: str = "") -> str:
+    """Where a way of the network begins."""
+    scheme, last = {"http": ("http", "mcp"), "sse": ("http", "sse"), "websocket": ("ws", "ws")}[way]
+    return f"{scheme}://{address}/agents/{agent}{f'/backends/{backend}' if backend else ''}/{last}"
+
+
+# --- the official Python client
+
+
+@asynccontextmanager
+async def websocket(url: str) -> AsyncIterator[Any]:
+    """A transport for the official client, which has none: one JSON message in each text frame."""
+    to_client, client_reads = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    client_writes, from_client = anyio.create_memory_object_stream[SessionMessage](0)
+    async with connect(url, subprotocols=["mcp"], proxy=None) as connection:  # type: ignore[list-item]
+        assert connection.subprotocol == "mcp"
+
+        async def hear() -> None:
+            async with to_client:
+                with suppress(ConnectionClosed):
+                    async for text in connection:
+                        assert isinstance(text, str)
+                        message = types.jsonrpc_message_adapter.validate_json(text)
+                        await to_client.send(SessionMessage(message))
+
+        async def speak() -> None:
+            async with from_client:
+                async for message in from_client:
+                    await connection.send(message.message.model_dump_json(by_alias=True, exclude_unset=True))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hear)
+            tasks.start_soon(speak)
+            try:
+                yield client_reads, client_writes
+            finally:
+                tasks.cancel_scope.cancel()
+                client_reads.close()
+                client_writes.close()
+
+
+def transport(home: Home, address: str, way: str, agent: str, backend: str, errors: TextIO) -> Any:
+    """The way to a backend for an agent; without a backend, to all that it may use."""
+    if way in WAYS:
+        env = {**home.env, "AEGIS_WAY": way}
+        words = ["--agent", agent, "--backend", backend]
+        return stdio_client(StdioServerParameters(command=WRAP, args=words, env=env), errors)
+    make: Callable[[str], AbstractAsyncContextManager[Any]] = {
+        "http": streamable_http_client, "sse": sse_client, "websocket": websocket,
+    }[way]  # fmt: skip
+    return make(url(address, way, agent, backend))
+
+
+async def accept(context: Any, params: Any) -> types.ElicitResult:
+    return types.ElicitResult(action="accept", content={"name": "Ann"})
+
+
+async def think(context: Any, params: Any) -> types.CreateMessageResult:
+    content = types.TextContent(type="text", text="deep")
+    return types.CreateMessageResult(role="assistant", content=content, model="m")
+
+
+async def roots(context: Any) -> types.ListRootsResult:
+    return types.ListRootsResult(roots=[types.Root(uri="file:///a"), types.Root(uri="file:///b")])
+
+
+OFFERS: dict[str, Any] = {
+    "elicitation_callback": accept, "sampling_callback": think, "list_roots_callback": roots,
+}  # fmt: skip
+
+
+def said(result: types.CallToolResult) -> str:
+    first = result.content[0]
+    assert isinstance(first, types.TextContent)
+    return first.text
+
+
+async def told(asked: Awaitable[types.CallToolResult]) -> list[Any]:
+    """[code, text] of an answer: "ok", "failed", or a refusal's or error's number."""
+    try:
+        result = await asked
+    except MCPError as error:
+        return [error.error.code, error.error.message]
+    denial = (result.meta or {}).get("aegis/denial")
+    return [denial["code"] if denial else "failed" if result.is_error else "ok", said(result)]
+
+
+def noted(home: Home, *words: str) -> bool:
+    return any(line[: len(words)] == list(words) for line in home.logged())
+
+
+async def happens(true: Callable[[], Any], what: str) -> None:
+    await asyncio.to_thread(until, true, what)
+
+
+async def journey(home: Home, client: Client, key: str, changes: list[str]) -> dict[str, Any]:
+    """The itinerary. `key`: in no other journey; `changes`: where a legacy client's news come in."""
+    progress: list[list[Any]] = []
+
+    async def step(done: float, total: float | None, message: str | None) -> None:
+        progress.append([done, total, message])
+
+    seen: dict[str, Any] = {"version": client.protocol_version}
+    seen["server"] = client.server_info.name if client.server_info else None
+    seen["tools"] = {tool.name: tool.description for tool in (await client.list_tools()).tools}
+    seen["memo"] = (await client.read_resource("memo://by-name/x")).contents[0].text  # type: ignore[union-attr]
+    seen["review"] = (await client.get_prompt("review", {"code": "c"})).messages[0].content.text  # type: ignore[union-attr]
+    added = await client.call_tool("add", {"a": 1, "b": 2})
+    seen["add"] = added.structured_content
+    seen["fail"] = await told(client.call_tool("fail", {"text": "no luck"}))
+    seen["steps"] = await told(client.call_tool("steps", {"count": 5}, progress_callback=step))
+    seen["progress"] = progress
+    seen["asks"] = [
+        await told(client.call_tool("greet", {"greeting": "hi"})),
+        await told(client.call_tool("wonder", {"topic": "x"})),
+        await told(client.call_tool("where", {})),
+    ]
+    seen["changed"] = await changed(client, changes)
+
+    asked = asyncio.create_task(client.call_tool("sleep", {"key": key}))
+    await happens(lambda: noted(home, "call", key), "the call that is given up")
+    asked.cancel()
+    await happens(lambda: noted(home, "woken", key), "its end at the server")
+
+    seen["drop"] = await told(client.call_tool("drop", {"text": key}))
+    seen["posts"] = [await told(client.call_tool("post", {"text": f"{key}-{n}"})) for n in (1, 2, 3)]
+    return seen
+
+
+async def changed(client: Client, changes: list[str]) -> list[str]:
+    """The first news of changed tools, however the era brings it."""
+    if client.protocol_version == VERSIONS["auto"]:
+        async with client.listen(tools_list_changed=True) as events:
+            await client.call_tool("news", {})
+            async for event in events:
+                return [type(event).__name__]
+    for _ in range(40):  # a legacy server has nobody to tell until its stream is open
+        await client.call_tool("news", {})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                while not changes:
+                    await asyncio.sleep(0.01)
+                return ["ToolsListChanged"]
+    return []
+
+
+async def with_python(
+    home: Home, address: str, front: Front, agent: str, backend: str, use: Callable[[Client, list[str]], Awaitable[Any]]
+) -> Any:
+    """What `use` makes of a client there, and of what it hears of changed tools."""
+    changes: list[str] = []
+
+    async def hear(message: Any) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            changes.append("tools")
+
+    with open(os.devnull, "w") as errors:
+        way = transport(home, address, front.way, agent, backend, errors)
+        async with (
+            asyncio.timeout(2 * BOUND_S),
+            Client(way, mode=front.mode, message_handler=hear, **OFFERS) as client,
+        ):
+            return await use(client, changes)
+
+
+# --- the official TypeScript clients
+
+
+def with_typescript(home: Home, address: str, front: Front, agent: str, backend: str, key: str) -> dict[str, Any]:
+    """The same itinerary in a process of its own."""
+    plan: dict[str, Any] = {"sdk": front.client, "modules": str(servers.MODULES), "mode": front.mode, "way": front.way}
+    plan |= {"key": key, "log": str(home.log)}
+    if front.way in WAYS:
+        plan |= {"command": WRAP, "args": ["--agent", agent, "--backend", backend]}
+        plan["env"] = {**home.env, "AEGIS_WAY": front.way}
+    else:
+        plan["url"] = url(address, front.way, agent, backend)
+    done = subprocess.run(
+        [str(servers.NODE), str(HERE / "travel.mjs"), json.dumps(plan)],
+        capture_output=True, timeout=2 * BOUND_S, stdin=subprocess.DEVNULL, env=home.env,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:].decode(errors="replace")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def travel(home: Home, address: str, front: Front, agent: str, backend: str, key: str) -> dict[str, Any]:
+    """What a client sees on its journey."""
+    if front.client != "python":
+        return with_typescript(home, address, front, agent, backend, key)
+
+    async def use(client: Client, changes: list[str]) -> dict[str, Any]:
+        return await journey(home, client, key, changes)
+
+    found: dict[str, Any] = asyncio.run(with_python(home, address, front, agent, backend, use))
+    return found
+
+
