@@ -248,9 +248,9 @@ def test_an_upgrade_to_http_2_is_passed_over(run: Run, path: str) -> None:
             for number in range(2):
                 connection.post(path, call(number), h2c)
                 assert (await connection.answer()).status == 200
-            for number in range(300):
+            for _ in range(300):
                 connection.ask("GET", AMY, h2c)
-            for number in range(300):
+            for _ in range(300):
                 assert (await connection.answer()).status == 405
             _, id = await house.begun()
             connection.ask("GET", AMY, {**h2c, "Mcp-Session-Id": id})

@@ -1,0 +1,82 @@
+"""The README's walk over HTTP does what its comments say, word for word."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .house import BOUND_S, until
+
+ROOT = Path(__file__).parents[2]
+WALK = re.search(r"<!-- begin walk -->\n(.*?)<!-- end walk -->", (ROOT / "README.md").read_text(), re.S)
+assert WALK is not None
+BACKEND, DAEMON, STEPS = re.findall(r"```\n(.*?)```", WALK[1], re.S)
+PORTS = ("9100", "18070")
+
+
+def taken(port: str) -> bool:
+    with open("/proc/net/tcp") as table:
+        return any(
+            line.split()[1].endswith(f":{int(port):04X}") and line.split()[3] == "0A" for line in list(table)[1:]
+        )
+
+
+@contextmanager
+def running(script: str, env: dict[str, str], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    line = script.split("#")[0].strip()
+    with open(cwd / f"{line.split()[0]}.log", "wb") as log:
+        process = subprocess.Popen(line.split(), env=env, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(BOUND_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for listeners in /proc")
+def test_the_walk_in_the_readme(tmp_path: Path) -> None:
+    for port in PORTS:
+        assert not taken(port), f"something listens at {port} already; the walk needs it"
+    config = tmp_path / "team-over-http.yaml"
+    config.write_text((ROOT / "examples/team-over-http.yaml").read_text())
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "AEGIS_HOME": str(tmp_path / "home")}
+    daemon = DAEMON.replace("examples/team-over-http.yaml", str(config))
+    with running(BACKEND, env, tmp_path), running(daemon, env, tmp_path):
+        until(lambda: all(map(taken, PORTS)), "the backend and the daemon")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", STEPS],
+            env=env, cwd=tmp_path, capture_output=True, text=True, timeout=BOUND_S, check=False,
+        )  # fmt: skip
+    said = [line for line in done.stdout.splitlines() if line]
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    tools = {tool["name"]: tool for tool in json.loads(said[0])["result"]["tools"]}
+    assert set(tools) == {"echo", "get_weather", "list_posts", "publish_post"}
+    assert tools["get_weather"]["description"].startswith("[Rate:3/1m|GlobalRate:5/1m] ")
+    assert json.loads(said[1])["error"]["code"] == -32001
+    answers = [json.loads(line) for line in said[2:6]]
+    assert [("result" in answer, answer.get("error", {}).get("code")) for answer in answers] == [
+        *[(True, None)] * 3, (False, -32002),
+    ]  # fmt: skip
+    (ticket,) = json.loads(said[6])
+    assert (ticket["agent_id"], ticket["tool_name"]) == ("writer", "publish_post")
+    assert said[7] != said[8]
+    assert "approved" in said[8]
+    assert "published: Hello" in said[9]
+    assert said[10] == "401"
+    limits = {(row["scope"], row["tool"]): row["current"] for row in json.loads(said[11])}
+    assert limits["agent", "get_weather"] == 3
+    assert limits["agent", "publish_post"] == 1
+    assert json.loads(said[12])["status"] == "ok"
+    rows = json.loads(said[13])
+    assert [row["tool_name"] for row in rows] == ["publish_post", *["get_weather"] * 4, "admin_reset"]
+    assert [row["exec_status"] for row in rows] == ["success", "denied", *["success"] * 3, "denied"]
+    assert rows[0]["approval_result"] == "approved"
