@@ -91,11 +91,13 @@ def answered(line: bytes) -> int | None:
             return int(digits)
     try:
         seen = _peek.decode(line)
+        if not line.isascii():
+            line.decode()  # the decoder does not look into what it leaves raw
     except (msgspec.DecodeError, UnicodeError, ValueError, RecursionError):
         return None
     if type(seen.id) is not int or seen.method is not msgspec.UNSET:
         return None
-    return seen.id if (seen.result is msgspec.UNSET) != (seen.error is msgspec.UNSET) else None
+    return seen.id if seen.result is not msgspec.UNSET or seen.error is not msgspec.UNSET else None
 
 
 def nameless_error(line: bytes, number: int) -> bytes | None:
@@ -277,7 +279,8 @@ class Channel:
     def pause(self, paused: bool) -> None:
         """Leaves what the server says in the network while nobody takes it."""
         self._paused = paused
-        self._hold_back(paused)
+        if self._ready:
+            self._hold_back(paused)
 
     def close_stdin(self) -> None:
         """No more frames will come."""
@@ -301,6 +304,8 @@ class Channel:
         if not self._ending:
             self._stop_timer()
         self._ready = True
+        if self._paused:
+            self._hold_back(True)
         while self._held and not self.over:
             text, number = self._held.popleft()
             self._weigh(-len(text))

@@ -23,10 +23,11 @@ from aegis_daemon.wire.sse import EventParser, EventTooLarge
 _OPEN_S: Final = 15.0
 """Seconds until the server must have named its endpoint, connecting included."""
 _CONFIRM_S: Final = 5.0
-"""Seconds that frames wait for `notifications/initialized` to be accepted."""
+"""Seconds that frames wait for one of the handshake to be accepted."""
 _LONGEST: Final = 4096
 """Bytes of the longest endpoint."""
-_INITIALIZED: Final = b'"notifications/initialized"'
+_FIRST: Final = (b'"method":"initialize"', b'"method":"notifications/initialized"')
+"""Frames without which a server takes no others."""
 
 
 class SseServer(Channel):
@@ -53,7 +54,7 @@ class SseServer(Channel):
         self._block = b""
         self._stream: _Stream | None = None
         self._posts: set[_Post] = set()
-        # Two POSTs are two connections: nothing may overtake the frame that makes the server take others.
+        # Two POSTs are two connections: nothing may overtake a frame of the handshake.
         self._confirming: _Post | None = None
         self._behind: deque[tuple[bytes, int]] = deque()
 
@@ -77,7 +78,7 @@ class SseServer(Channel):
         assert self._endpoint is not None
         post = _Post(self, text, number)
         self._posts.add(post)
-        if not number and _INITIALIZED in text[:128]:
+        if any(method in text[:256] for method in _FIRST):
             self._confirming = post
             self.loop.call_later(_CONFIRM_S, self.confirmed, post)
         post.exchange = self._pool.request(self._endpoint, b"%b%d\r\n\r\n%b" % (self._block, len(text), text), post)
@@ -93,7 +94,7 @@ class SseServer(Channel):
         super().cancel(number, text)
 
     def confirmed(self, post: _Post) -> None:
-        """The handshake's end was taken, or has had its time: what waited behind it may go."""
+        """A frame of the handshake was taken, or has had its time: what waited behind it may go."""
         if post is not self._confirming:
             return
         self._confirming = None
@@ -124,7 +125,7 @@ class SseServer(Channel):
         if self._endpoint is not None:
             return
         try:
-            if len(endpoint) > _LONGEST:
+            if not 0 < len(endpoint) <= _LONGEST:
                 raise ValueError
             target = locate(urljoin(self._url, endpoint.decode("ascii")))
         except ValueError:

@@ -121,17 +121,15 @@ class _Post:
         kind = headers.get(b"content-type", b"")
         plain = headers.get(b"content-encoding", b"identity") == b"identity"
         json = kind == b"application/json" or kind.partition(b";")[0].strip().lower() == b"application/json"
-        if not 200 <= status < 300:
-            self.json = json and plain
-            if not self.number and not self.resumed:
+        if not self.number:
+            # What a server may say to a notification is nobody's; the end of it frees the connection.
+            if b"content-length" not in headers:
                 assert self.exchange is not None
                 self.exchange.drain()
                 self.server.noted(self)
             return
-        if not self.number:
-            assert self.exchange is not None
-            self.exchange.drain()  # what a server may say to a notification is nobody's
-            self.server.noted(self)
+        if not 200 <= status < 300:
+            self.json = json and plain
             return
         if self.method == "initialize" and not self.resumed:
             self.server.named(self, headers.get(b"mcp-session-id", b""))
@@ -169,7 +167,9 @@ class _Post:
         """See `http_client.Handler`."""
         if self.settled:
             return
-        if self.events is not None:
+        if not self.number:
+            self.server.noted(self)
+        elif self.events is not None:
             self._broke()
         elif 200 <= self.status < 300:
             self._whole(one_line(bytes(self.body)))
@@ -597,7 +597,6 @@ class HttpServer:
         self._held_bytes += len(text)
         self._weigh()
         if self._stale and self._gate is None:
-            self._stale = False
             self._reopen()
 
     def _release(self) -> None:
@@ -710,13 +709,14 @@ class HttpServer:
         if not gate:  # that one is said again with the handshake
             self._unheard.append(post)
         if self._gate is None:
-            if post.session == self.session:
+            if self._stale or post.session == self.session:
                 self._reopen()
             else:
                 self._release()
 
     def _reopen(self) -> None:
         """Shows the server the client's handshake again."""
+        self._stale = False
         old = self._handshake
         assert old is not None
         _log.info("a server forgot a session; it is opened again")

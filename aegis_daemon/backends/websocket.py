@@ -22,7 +22,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from aegis_daemon.backends.http_client import HttpPool, header_lines, locate
-from aegis_daemon.backends.remote import HELD, Channel, check_names, one_line, refused
+from aegis_daemon.backends.remote import FAREWELL_S, HELD, Channel, check_names, one_line, refused
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
@@ -157,8 +157,7 @@ class _Socket(asyncio.Protocol):
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(CloseCode.NORMAL_CLOSURE)
             self._write()
-            # A server that does not answer keeps nothing: the session is over a second later.
-            self._loop.call_later(1.0, self._transport.abort)
+            self._loop.call_later(FAREWELL_S, self._transport.abort)
             return True
         self._transport.abort()
         return False
@@ -174,8 +173,6 @@ class _Socket(asyncio.Protocol):
             request.headers[name] = value
         self._protocol.send_request(request)
         self._write()
-        if self._paused:
-            self._transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
         protocol = self._protocol

@@ -32,6 +32,9 @@ _LONGEST_NAME = len("/aegis-demo-12345678/manage.sock")
 
 POLICY = """\
 # The policy of the tour. What is not allowed here is refused.
+server:
+  listen: "127.0.0.1:0"         # any free port: another Aegis may have the usual one
+
 backends:
   {backend}: {{}}                   # which program it is, `aegis-wrap` is told by the client
 

@@ -281,6 +281,8 @@ class Front(HttpToolsProtocol):
                 if exchange is not None:
                     self._exchange = None
                     self.port.upgraded(exchange, data)
+                    if self in self.connections:
+                        self.transport.close()  # nobody took it over
                     return
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)

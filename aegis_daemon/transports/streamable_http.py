@@ -52,6 +52,8 @@ KEPT_BYTES: Final = 2 << 20
 """How many events, and how many bytes of them, a session keeps for whoever comes back: the newest, one at least."""
 ANNOTATED: Final = 1024
 """How many tools with mirrored parameters a session remembers."""
+_PRIME: Final = b"id: %d-%d\nretry: 1000\ndata: \n\n"
+"""An event without a message: what a client whose connection breaks comes back with, and after how many ms."""
 _EVENT_ID: Final = re.compile(rb"([0-9]{1,12})-([0-9]{1,12})")
 _STATUS: Final = {-32700: 400, -32600: 400, -32602: 400, -32020: 400, -32021: 400, -32022: 400, -32601: 404}
 """HTTP status of an error's code in the modern era (2026-07-28 `basic/transports`, `basic/index`)."""
@@ -213,7 +215,7 @@ class Lasting(Stream):
         exchange.begin(self.client.line)
         if self.client.primes:
             self.told = self.sent = self.told + 1
-            exchange.event(b"id: %d-%d\ndata: \n\n" % (self.number, self.told))
+            exchange.event(_PRIME % (self.number, self.told))
 
     def _put(self, frame: bytes) -> None:
         self.told += 1
@@ -325,7 +327,7 @@ class HttpSession(RemoteClient):
         if last is None:
             self._attach(stream, exchange, stream.sent)
             if self.primes:
-                exchange.event(b"id: 0-%d\ndata: \n\n" % stream.told)
+                exchange.event(_PRIME % (0, stream.told))
             return True
         known = _EVENT_ID.fullmatch(last)
         if known is None:
@@ -772,7 +774,7 @@ def _refuse(exchange: Exchange, frame: Frame, status: int, code: int, text: str)
 def _refuse_version(exchange: Exchange, frame: Frame, requested: object) -> None:
     id_json = b"null" if frame.id is None else id_text(frame.id)
     asked = requested[:100] if isinstance(requested, str) else None
-    data = {"supported": [MODERN_VERSION, *LEGACY_VERSIONS], "requested": asked, "by": "aegis"}
+    data = {"supported": [MODERN_VERSION], "requested": asked, "by": "aegis"}
     exchange.reply(400, error_frame(id_json, UNSUPPORTED_VERSION, "unsupported protocol version", data))
 
 

@@ -169,6 +169,7 @@ class Scripted:
         self.requests: list[Request] = []
         self.connections = 0
         self.open = 0
+        self.writers: set[asyncio.StreamWriter] = set()
         self.port = 0
 
     @property
@@ -178,6 +179,7 @@ class Scripted:
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
+        self.writers.add(writer)
         try:
             while line := await reader.readline():
                 method, path, _ = line.decode().split(" ", 2)
@@ -208,9 +210,11 @@ async def scripted(reply: Reply) -> AsyncIterator[Scripted]:
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server
+        await until(lambda: not server.open)  # whoever connected has closed
     finally:
         listener.close()
-        await until(lambda: not server.open)
+        for writer in server.writers:
+            writer.transport.abort()
 
 
 def response(status: int, body: bytes = b"", *headers: str, kind: str = "application/json") -> bytes:

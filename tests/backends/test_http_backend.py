@@ -348,12 +348,8 @@ def test_a_server_that_does_not_read_is_told_of(run: Run, monkeypatch: pytest.Mo
         monkeypatch.setattr(under_test, "GRACE_S", 0.01)
         listener = await asyncio.start_server(deaf, "127.0.0.1", 0, limit=1024)
         end = End(HttpServer, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/")
-        for _ in range(60):
-            end.calls("t", text="x" * 900_000)
-            if end.full == [True, False, True]:
-                break
-            await asyncio.sleep(0.01)
-        await until(lambda: end.full[-1:] == [True])
+        end.server.send(b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"t":"%b"}}' % (b"x" * (20 << 20)), None, 1)
+        await until(lambda: end.full == [True, False, True])  # no connection yet; a connection; one that is full
         await end.ends()
         assert end.full[-1] is False
         done.append(1)

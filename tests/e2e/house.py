@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -281,6 +282,12 @@ class Home:
     # --- the configuration and the daemon
 
     def configure(self, text: str) -> None:
+        """Its daemon listens at a free port, unless the text says where."""
+        if "listen:" not in text:
+            given, count = re.subn(r"^server: \{", 'server: {listen: "127.0.0.1:0", ', text, flags=re.M)
+            if not count and text.startswith("{"):
+                given, count = re.subn(r"^\{", '{"server": {"listen": "127.0.0.1:0"}, ', text, count=1)
+            text = given if count else f'{text.rstrip()}\nserver: {{listen: "127.0.0.1:0"}}\n'
         (self.dir / "aegis.yaml").write_text(text)
 
     def start(self) -> Home:

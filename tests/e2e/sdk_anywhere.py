@@ -31,7 +31,9 @@ def command(log: Path, kind: str, port: int = 0) -> list[str]:
 @contextlib.contextmanager
 def serving(log: Path, kind: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Its URL, and its process."""
-    with subprocess.Popen(command(log, kind, port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command(log, kind, port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         assert process.stdout is not None
         try:
             told = int(process.stdout.readline())
@@ -108,6 +110,14 @@ def main(kind: str, number: int) -> None:
         """Is never to be reached."""
         note("call", f"drop-{text}", os.getpid())
         return f"dropped {text}"
+
+    @server.tool()
+    async def walk(count: int, context: Context) -> str:
+        """Tells its progress at leisure: some clients lose what they read together with the answer."""
+        for step in range(1, count + 1):
+            await context.report_progress(step, count, f"step {step}")
+            await asyncio.sleep(0.05)
+        return f"{count} steps"
 
     @server.tool()
     async def news(context: Context) -> str:

@@ -77,12 +77,12 @@ async function told(asked) {
   }
 }
 
-async function until(what, sentence) {
-  for (let n = 0; n < 2000; n++) {
-    if (what()) return;
+async function comes(what) {
+  for (let n = 0; n < 500; n++) {
+    if (what()) return true;
     await pause(10);
   }
-  throw new Error(`${sentence} never happened`);
+  return false;
 }
 
 const noted = (line) => {
@@ -103,7 +103,8 @@ async function changed(modern) {
   return changes ? ["ToolsListChanged"] : [];
 }
 
-await client.connect(transport());
+const way = transport();
+await client.connect(way);
 const version = first ? types.LATEST_PROTOCOL_VERSION : client.getNegotiatedProtocolVersion();
 const seen = { version, server: client.getServerVersion()?.name };
 seen.tools = Object.fromEntries((await client.listTools()).tools.map((tool) => [tool.name, tool.description]));
@@ -113,7 +114,7 @@ seen.add = (await call("add", { a: 1, b: 2 })).structuredContent;
 seen.fail = await told(call("fail", { text: "no luck" }));
 const progress = [];
 const onprogress = (step) => progress.push([step.progress, step.total, step.message]);
-seen.steps = await told(call("steps", { count: 5 }, { onprogress }));
+seen.walk = await told(call("walk", { count: 3 }, { onprogress }));
 seen.progress = progress;
 seen.asks = [
   await told(call("greet", { greeting: "hi" })),
@@ -124,15 +125,16 @@ seen.changed = await changed(version === "2026-07-28");
 
 const giveUp = new AbortController();
 const asked = call("sleep", { key: plan.key }, { signal: giveUp.signal }).catch(() => {});
-await until(() => noted(`call ${plan.key}`), "the call that is given up");
+if (!(await comes(() => noted(`call ${plan.key}`)))) throw new Error("the call that is given up never arrived");
 giveUp.abort();
 await asked;
-await until(() => noted(`woken ${plan.key}`), "its end at the server");
+seen.woken = await comes(() => noted(`woken ${plan.key}`));
 
 seen.drop = await told(call("drop", { text: plan.key }));
 seen.posts = [];
 for (const n of [1, 2, 3]) seen.posts.push(await told(call("post", { text: `${plan.key}-${n}` })));
 
+await way.terminateSession?.();
 await client.close();
 console.log(JSON.stringify(seen));
 process.exit(0);

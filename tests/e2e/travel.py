@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TextIO
 
 import anyio
@@ -144,16 +143,33 @@ async def told(asked: Awaitable[types.CallToolResult]) -> list[Any]:
     return [denial["code"] if denial else "failed" if result.is_error else "ok", said(result)]
 
 
+async def attempt(asked: Awaitable[types.CallToolResult]) -> list[Any]:
+    """["result", text] or ["error", why], whatever went wrong on the way."""
+    try:
+        return ["result", said(await asked)]
+    except (MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+        return ["error", str(error)]
+
+
 def noted(home: Home, *words: str) -> bool:
     return any(line[: len(words)] == list(words) for line in home.logged())
+
+
+def comes(true: Callable[[], Any], bound: float = 5.0) -> bool:
+    """Whether it does, in time."""
+    try:
+        until(true, bound=bound)
+    except AssertionError:
+        return False
+    return True
 
 
 async def happens(true: Callable[[], Any], what: str) -> None:
     await asyncio.to_thread(until, true, what)
 
 
-async def journey(home: Home, client: Client, key: str, changes: list[str]) -> dict[str, Any]:
-    """The itinerary. `key`: in no other journey; `changes`: where a legacy client's news come in."""
+async def journey(home: Home, client: Client, key: str, news: asyncio.Event) -> dict[str, Any]:
+    """The itinerary. `key`: in no other journey; `news`: is set when a legacy client hears that its tools changed."""
     progress: list[list[Any]] = []
 
     async def step(done: float, total: float | None, message: str | None) -> None:
@@ -167,26 +183,26 @@ async def journey(home: Home, client: Client, key: str, changes: list[str]) -> d
     added = await client.call_tool("add", {"a": 1, "b": 2})
     seen["add"] = added.structured_content
     seen["fail"] = await told(client.call_tool("fail", {"text": "no luck"}))
-    seen["steps"] = await told(client.call_tool("steps", {"count": 5}, progress_callback=step))
+    seen["walk"] = await told(client.call_tool("walk", {"count": 3}, progress_callback=step))
     seen["progress"] = progress
     seen["asks"] = [
         await told(client.call_tool("greet", {"greeting": "hi"})),
         await told(client.call_tool("wonder", {"topic": "x"})),
         await told(client.call_tool("where", {})),
     ]
-    seen["changed"] = await changed(client, changes)
+    seen["changed"] = await changed(client, news)
 
     asked = asyncio.create_task(client.call_tool("sleep", {"key": key}))
     await happens(lambda: noted(home, "call", key), "the call that is given up")
     asked.cancel()
-    await happens(lambda: noted(home, "woken", key), "its end at the server")
+    seen["woken"] = await asyncio.to_thread(comes, lambda: noted(home, "woken", key))
 
     seen["drop"] = await told(client.call_tool("drop", {"text": key}))
     seen["posts"] = [await told(client.call_tool("post", {"text": f"{key}-{n}"})) for n in (1, 2, 3)]
     return seen
 
 
-async def changed(client: Client, changes: list[str]) -> list[str]:
+async def changed(client: Client, news: asyncio.Event) -> list[str]:
     """The first news of changed tools, however the era brings it."""
     if client.protocol_version == VERSIONS["auto"]:
         async with client.listen(tools_list_changed=True) as events:
@@ -197,29 +213,34 @@ async def changed(client: Client, changes: list[str]) -> list[str]:
         await client.call_tool("news", {})
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):
-                while not changes:
-                    await asyncio.sleep(0.01)
+                await news.wait()
                 return ["ToolsListChanged"]
     return []
 
 
-async def with_python(
-    home: Home, address: str, front: Front, agent: str, backend: str, use: Callable[[Client, list[str]], Awaitable[Any]]
+def visit(
+    home: Home,
+    address: str,
+    front: Front,
+    agent: str,
+    backend: str,
+    use: Callable[[Client, asyncio.Event], Awaitable[Any]],
 ) -> Any:
-    """What `use` makes of a client there, and of what it hears of changed tools."""
-    changes: list[str] = []
+    """What `use` makes of a Python client there, and of the event that its tools changed."""
 
-    async def hear(message: Any) -> None:
-        if isinstance(message, types.ToolListChangedNotification):
-            changes.append("tools")
+    async def all(errors: TextIO) -> Any:
+        news = asyncio.Event()
+
+        async def hear(message: Any) -> None:
+            if isinstance(message, types.ToolListChangedNotification):
+                news.set()
+
+        way = transport(home, address, front.way, agent, backend, errors)
+        async with asyncio.timeout(2 * BOUND_S), Client(way, mode=front.mode, message_handler=hear, **OFFERS) as client:
+            return await use(client, news)
 
     with open(os.devnull, "w") as errors:
-        way = transport(home, address, front.way, agent, backend, errors)
-        async with (
-            asyncio.timeout(2 * BOUND_S),
-            Client(way, mode=front.mode, message_handler=hear, **OFFERS) as client,
-        ):
-            return await use(client, changes)
+        return asyncio.run(all(errors))
 
 
 # --- the official TypeScript clients
@@ -248,10 +269,8 @@ def travel(home: Home, address: str, front: Front, agent: str, backend: str, key
     if front.client != "python":
         return with_typescript(home, address, front, agent, backend, key)
 
-    async def use(client: Client, changes: list[str]) -> dict[str, Any]:
-        return await journey(home, client, key, changes)
+    async def use(client: Client, news: asyncio.Event) -> dict[str, Any]:
+        return await journey(home, client, key, news)
 
-    found: dict[str, Any] = asyncio.run(with_python(home, address, front, agent, backend, use))
+    found: dict[str, Any] = visit(home, address, front, agent, backend, use)
     return found
-
-

@@ -261,6 +261,15 @@ def test_an_upgrade_to_http_2_is_passed_over(run: Run, path: str) -> None:
     run(play())
 
 
+def test_an_upgrade_that_nobody_takes_ends_the_connection(run: Run) -> None:
+    async def play() -> None:
+        async with opened(upgraded=lambda exchange, rest: None) as (_house, connection):
+            connection.ask("GET", "/agents/amy/ws", {"Connection": "Upgrade", "Upgrade": "websocket"})
+            assert await connection.ended() == b""
+
+    run(play())
+
+
 def test_a_client_that_asks_first_is_told_to_go_on(run: Run) -> None:
     async def play() -> None:
         async with opened() as (_house, connection):

@@ -161,7 +161,7 @@ def test_what_comes_before_the_answer_makes_it_a_stream(run: Run) -> None:
             head = await connection.head()
             assert head.headers["content-type"] == "text/event-stream"
             assert head.headers["mcp-session-id"] == session["Mcp-Session-Id"]
-            assert await connection.event() == {"id": "2-1", "data": ""}
+            assert await connection.event() == {"id": "2-1", "retry": "1000", "data": ""}
             assert [(await connection.event() or {})["id"] for _ in range(3)] == ["2-2", "2-3", "2-4"]
             assert await connection.event() is None
             connection.post(AMY, note("initialized"), session)
@@ -213,7 +213,7 @@ def test_a_long_wait_becomes_a_stream_that_shows_signs_of_life(run: Run) -> None
             house.passes(1.0)
             house.passes(1.5)
             await connection.head()
-            assert await connection.event() == {"id": "2-1", "data": ""}
+            assert await connection.event() == {"id": "2-1", "retry": "1000", "data": ""}
             assert await connection.event() == {"": "waiting"}
             house.passes(10.0)
             house.passes(10.0)
