@@ -14,7 +14,18 @@ from typing import Any, Protocol
 import msgspec
 
 from aegis_daemon.approvals.store import TicketStore
-from aegis_daemon.approvals.ticket import APPROVED, CONSUMED, EXPIRED, OPEN, PENDING, REJECTED, Ticket, digest, new_id
+from aegis_daemon.approvals.ticket import (
+    APPROVED,
+    CONSUMED,
+    EXPIRED,
+    OPEN,
+    PENDING,
+    REJECTED,
+    Ticket,
+    digest,
+    new_id,
+    shown,
+)
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.verdict import Decision, Deny, Hold, Reason, unrecorded
 from aegis_daemon.loop.strand import Waiter
@@ -119,7 +130,7 @@ class Desk:
             backend=call.backend,
             method=call.method,
             name=call.name or "",
-            arguments=msgspec.json.encode(call.arguments).decode(),
+            arguments=msgspec.json.encode(shown(call)).decode(),
             rule=hold.ask.rule,
             created=now,
             expires=now + hold.ask.timeout_s,

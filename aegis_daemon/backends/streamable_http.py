@@ -44,8 +44,8 @@ from aegis_daemon.backends.sse import SseServer
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.wire.errors import METHOD_NOT_FOUND
-from aegis_daemon.wire.headers import BadAnnotation, Param, annotated, derive, is_modern
-from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT, Frame, Kind
+from aegis_daemon.wire.headers import HEADER_MISMATCH, BadAnnotation, Param, annotated, derive, is_modern
+from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT, Frame, Kind, notification_frame, request_frame
 from aegis_daemon.wire.sse import EventParser, EventTooLarge
 
 _log = logging.getLogger("aegis.backend")
@@ -59,11 +59,17 @@ _CONFIRM_S: Final = 5.0
 """Seconds that frames wait for `notifications/initialized` to be accepted."""
 _CANCELLED_S: Final = 5.0
 """Seconds that a cancelled request's stream stays open, for an answer that was on its way."""
+_MOST_NOTES: Final = 32
+"""Notifications of one session that may be under way at once: each has a connection, which others need too."""
 _GATHERED: Final = 64 << 20
 """Bytes of unfinished answers that one session may have us keep."""
 _ERROR: Final = 1 << 20
 """Bytes of an error response that are looked at."""
 _TOOLS: Final = 4096
+_PAGES: Final = 20
+"""How many pages of a list are looked through for the annotations of one tool."""
+_LISTING: Final = -1
+"""The id of a request of our own; those of clients go out under positive ones."""
 
 _VERSION: Final = re.compile(r"[0-9A-Za-z.\-]{1,40}")
 _ACCEPT_BOTH: Final = b"Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
@@ -488,7 +494,9 @@ class HttpServer:
     def send(self, text: bytes, frame: Frame | None = None, number: int = 0) -> None:
         """One frame as it goes out; see `relay.ports.Backend`."""
         self.touched = True
-        if self._gate is not None or self._stale:
+        if len(self._notes) >= _MOST_NOTES and frame is not None and frame.kind is Kind.NOTIFICATION:
+            _log.info("a notification is dropped: the server took none of the %d before it", len(self._notes))
+        elif self._gate is not None or self._stale:
             self._hold(text, frame, number)
         else:
             self._post(text, frame, number)
@@ -519,7 +527,14 @@ class HttpServer:
             if post.timer is not None:
                 post.timer.cancel()
             post.timer = self.loop.call_later(_CANCELLED_S, post.server.lost, post, withdrawn(False))
-            self.send(text)
+            # The request's era counts: what withdraws it may come from a client of the other one.
+            frame = read(text)
+            if frame is not None and is_modern(frame):
+                text = notification_frame(
+                    frame.method, {key: value for key, value in frame.params.items() if key != "_meta"}
+                )
+                frame = None
+            self.send(text, frame)
 
     def pause(self, paused: bool) -> None:
         """Leaves what the server says in the network while nobody takes it."""
@@ -723,37 +738,35 @@ class HttpServer:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        assert old.frame is not None
         confirmed, version = self._confirmed, self._version
-        post = _Reopening(self, old.text, old.frame, old.number, False)
-        post.confirmed, post.version = confirmed, version
+
+        def answer(post: _Own, line: bytes | None) -> None:
+            self._notes.discard(post)
+            taken = line is not None and self._handshaken(line) is None and self._version == version
+            self._gate = None
+            if not taken:
+                self._set_session(b"", version)
+                self._not_reopened()
+            elif confirmed is not None:
+                # Before all that waits: the server takes nothing else until it has this.
+                self._post(confirmed, None, 0, again=True)
+            else:
+                self._release()
+
+        post = _Own(self, old.text, old.frame, old.number, answer)
         self._begin(post)
         self._confirmed = confirmed
+        self._ask(post, self._modern_block, b"")
+
+    def _ask(self, post: _Own, block: bytes, extra: bytes) -> None:
         self._notes.add(post)
-        request = b"%b%d\r\n\r\n%b" % (self._modern_block, len(post.text), post.text)
+        request = b"%b%d\r\n%b\r\n%b" % (block, len(post.text), extra, post.text)
         post.exchange = self._pool.request(self._target, request, post)
 
-    def reopened(self, post: _Reopening, line: bytes) -> None:
-        """The new handshake was answered."""
-        self._notes.discard(post)
-        post.settle()
-        wrong = self._handshaken(line)
-        self._gate = None
-        if wrong is not None or self._version != post.version:
-            self.not_reopened(post)
-            return
-        if post.confirmed is not None:
-            # Before all that waits: the server takes nothing else until it has this.
-            self._post(post.confirmed, None, 0, again=True)
-        else:
-            self._release()
-
-    def not_reopened(self, post: _Reopening) -> None:
+    def _not_reopened(self) -> None:
         """The new handshake failed: nothing that waits was executed, and the next frame tries again."""
-        self._notes.discard(post)
-        post.settle()
-        self._gate = None
         self._stale = True
-        self._set_session(b"", post.version)
         text = "the server forgot the session and did not take it up again; not executed; start a new session"
         numbers = [one.number for one in self._unheard] + [number for _, _, number in self._held]
         self._unheard.clear()
@@ -825,7 +838,10 @@ class HttpServer:
             self._forgotten(post)
             return
         if error is not None:
-            self.answer(post, [error])
+            if post.modern and not post.again and post.method == "tools/call" and _code_of(error) == HEADER_MISMATCH:
+                self._relearn(post, error)
+            else:
+                self.answer(post, [error])
             return
         if self._fall_back and not self._proven and not self._ending and status in (400, 404, 405):
             self._move(post)
@@ -898,6 +914,38 @@ class HttpServer:
             else:
                 tools.pop(tool["name"], None)
 
+    def _relearn(self, post: _Post, error: bytes, cursor: str | None = None, page: int = 1) -> None:
+        """The tool wants other headers than we knew: asks which, then sends the call again, which was not executed.
+
+        Source: MCP 2026-07-28 `basic/transports/streamable-http` (custom headers, client behavior).
+        """
+        assert post.frame is not None
+        name = post.frame.params.get("name")
+        before = self._tools.get(name, ()) if type(name) is str else ()
+        meta = {key: value for key, value in post.frame.params["_meta"].items() if key != "progressToken"}
+        params = {"_meta": meta} if cursor is None else {"_meta": meta, "cursor": cursor}
+        text = request_frame(_LISTING, "tools/list", params)
+
+        def answer(listing: _Own, line: bytes | None) -> None:
+            self._notes.discard(listing)
+            if post.settled:  # cancelled meanwhile
+                return
+            if line is not None:
+                self._learn(line)
+                if type(name) is str and self._tools.get(name, ()) != before:
+                    self._repeat(post)
+                    return
+                following = _cursor_of(line)
+                if following is not None and page < _PAGES:
+                    self._relearn(post, error, following, page + 1)
+                    return
+            self.answer(post, [error])
+
+        frame = read(text)
+        assert frame is not None
+        extra = "".join([f"{header}: {value}\r\n" for header, value in derive(frame)]).encode()
+        self._ask(_Own(self, text, frame, _LISTING, answer), self._modern_block, extra)
+
     # --- its end ------------------------------------------------------------------------------------------------
 
     def _maybe_leave(self) -> None:
@@ -942,48 +990,52 @@ class HttpServer:
             outbox.flush()
 
 
-class _Reopening(_Post):
-    """The handshake that is shown to a server which forgot it; its answer is nobody's."""
+class _Own(_Post):
+    """A request of ours, of which no client knows: what answers it goes to `then`, or None if nothing does."""
 
-    confirmed: bytes | None = None
-    version = ""
+    def __init__(
+        self, server: HttpServer, text: bytes, frame: Frame, number: int, then: Callable[[_Own, bytes | None], None]
+    ) -> None:
+        super().__init__(server, text, frame, number, is_modern(frame))
+        self._then: Callable[[_Own, bytes | None], None] = then
+
+    def _finish(self, line: bytes | None) -> None:
+        if not self.settled:
+            if self.exchange is not None and line is not None:
+                self.exchange.drain()
+                self.settle()
+            else:
+                self.abort()
+            self._then(self, line)
 
     def _whole(self, line: bytes) -> None:
-        if answered(line) == self.number:
-            self.server.reopened(self, line)
-        else:
-            self.fail(bad_answer(""))
+        self._finish(line if answered(line) == self.number else None)
 
     def _events(self, events: EventParser, chunk: bytes) -> None:
         try:
             found = events.feed(chunk)
         except EventTooLarge:
-            found = []
-            self.fail(too_large())
+            self._finish(None)
+            return
         for event in found:
             line = one_line(event.data)
-            if not self.settled and answered(line) == self.number:
-                if self.exchange is not None:
-                    self.exchange.drain()
-                self.server.reopened(self, line)
+            if answered(line) == self.number:
+                self._finish(line)
+                return
 
     def end(self) -> None:
         """See `http_client.Handler`."""
-        if self.settled:
-            return
         if self.json and 200 <= self.status < 300:
             self._whole(one_line(bytes(self.body)))
         else:
-            self.fail(bad_answer(""))
+            self._finish(None)
 
     def fail(self, fault: Fault) -> None:
         """See `http_client.Handler`."""
-        if not self.settled:
-            self.abort()
-            self.server.not_reopened(self)
+        self._finish(None)
 
     def _spoil(self, fault: Fault) -> None:
-        self.fail(fault)
+        self._finish(None)
 
 
 class _Coded(msgspec.Struct):
@@ -994,6 +1046,23 @@ class _Coded(msgspec.Struct):
 
 
 _coded = msgspec.json.Decoder(_Coded)
+
+
+class _Paged(msgspec.Struct):
+    class _Result(msgspec.Struct):
+        nextCursor: str | None = None  # noqa: N815
+
+    result: _Result
+
+
+_paged = msgspec.json.Decoder(_Paged)
+
+
+def _cursor_of(line: bytes) -> str | None:
+    try:
+        return _paged.decode(line).result.nextCursor
+    except (msgspec.DecodeError, UnicodeError, ValueError, RecursionError):
+        return None
 
 
 def _code_of(line: bytes) -> int:

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,12 +248,11 @@ class Daemon:
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(1.0, self._tick)
-        try:
-            self._network.sweep()
-            self._sessions.sweep()
-            self._limits.sweep(monotonic())
-        except Exception:
-            _log.exception("the sweep failed")
+        for sweep in (self._network.sweep, self._sessions.sweep, partial(self._limits.sweep, monotonic())):
+            try:
+                sweep()
+            except Exception:  # what one cannot end must not keep the others from ending theirs
+                _log.exception("a sweep failed")
 
     def _ticket_event(self, event: str, ticket: Ticket) -> None:
         if event in ("approved", "rejected", "expired", "consumed", "attached"):

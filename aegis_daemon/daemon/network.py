@@ -141,12 +141,17 @@ class Network:
     def sweep(self) -> None:
         """Once a second."""
         for one in (self._streamable, self._sse, self._sockets, self._reception, self._port, self._page):
-            if one is not None:
-                one.sweep()
+            try:
+                if one is not None:
+                    one.sweep()
+            except Exception:  # the others' time goes on all the same
+                _log.exception("a sweep of %s failed", type(one).__name__)
 
     def reloaded(self) -> None:
         """The rules changed: whoever would not be admitted any more is turned out."""
-        self._streamable.turn_out(self._reception.still)
+        for sessions in (self._streamable, self._sse, self._sockets):
+            sessions.turn_out(self._reception.still)
+        self._reception.reloaded()
 
     def stop(self) -> None:
         """The daemon ends: streams that wait for nothing but news end with it."""

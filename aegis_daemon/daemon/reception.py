@@ -7,13 +7,12 @@ import os
 from collections import Counter
 from typing import Any
 
-from limits import parse as parse_rate
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits import RateLimitItemPerMinute
 
 from aegis_daemon.core.ports import Party, Turned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.daemon.sessions import Sessions
+from aegis_daemon.manage.web import Throttle, network_of
 from aegis_daemon.relay.admission import MAX_NAME, Refused, plan_remote
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
@@ -25,8 +24,9 @@ from aegis_daemon.wire.errors import REFUSALS
 _log = logging.getLogger("aegis.http")
 _DENIED = REFUSALS["acl"].legacy
 _BUSY = REFUSALS["queue"].legacy
-FAILURES = parse_rate("20/minute")
-"""Wrong tokens from one address; further attempts are turned away unread."""
+WRONG_TOKENS = RateLimitItemPerMinute(20)
+"""Wrong tokens that one address may show before it is told to wait; a right one is taken even then, since an agent
+shares its address with whoever guesses."""
 
 
 class Reception:
@@ -35,10 +35,12 @@ class Reception:
     def __init__(self, sessions: Sessions, shell: Shell) -> None:
         self._sessions = sessions
         self._shell = shell
-        self._failures = MovingWindowRateLimiter(MemoryStorage())
+        self._wrong = Throttle(WRONG_TOKENS)
         self._key = os.urandom(32)
         self._count = 0
         self._dropped: Counter[tuple[str, str, str, str]] = Counter()
+        self._agents = shell.runtime.agents
+        """as they were when those who are in were admitted"""
 
     def admit(self, agent: str, token: str | None, peer: str) -> Principal:
         """See `core.ports.Reception`."""
@@ -65,8 +67,10 @@ class Reception:
             return rule.principal
         if token is not None and shows(token, rule.token):
             return rule.principal
-        if token is not None and not self._failures.hit(FAILURES, peer):
-            raise Turned(429, _DENIED, "too many wrong tokens from this address; wait a minute")
+        if token is not None:
+            if self._wrong.blocked_s(network_of(peer)):
+                raise Turned(429, _DENIED, "too many wrong tokens from this address; wait a minute")
+            self._wrong.failed(network_of(peer))
         raise Turned(
             401,
             _DENIED,
@@ -74,12 +78,18 @@ class Reception:
         )
 
     def still(self, principal: Principal) -> bool:
-        """Whether whoever was admitted as this would be today, as far as the rules tell."""
+        """Whether who was admitted as this, with what was shown then, would be today; asked before `reloaded`."""
         runtime = self._shell.runtime
-        rule = runtime.agents.get(principal.agent)
+        rule, before = runtime.agents.get(principal.agent), self._agents.get(principal.agent)
         if rule is None:
-            return runtime.unlisted_open or runtime.pipeline.observe
+            return before is None and (runtime.unlisted_open or runtime.pipeline.observe)
+        if rule.principal != principal or rule.token != (None if before is None else before.token):
+            return False
         return rule.token is not None or rule.uids is None
+
+    def reloaded(self) -> None:
+        """Who is in now was admitted by today's rules."""
+        self._agents = self._shell.runtime.agents
 
     def begin(self, principal: Principal, backend: str | None, client: Any, *, shared: bool) -> Party:
         """See `core.ports.Reception`."""

@@ -97,11 +97,13 @@ class Sessions:
         return conversation
 
     def _check_room(self, agent: str) -> None:
-        most = self._shell.runtime.sessions_limit
-        if sum(one.conversation.principal.agent == agent for one in self) >= most:
-            raise Refused(
-                f"the agent `{agent}` has {most} sessions already; end one, or raise `server.max_sessions_agent`"
-            )
+        runtime = self._shell.runtime
+        most, agents = runtime.sessions_limit, [one.conversation.principal.agent for one in self]
+        # Those that are not configured count as one: whoever may be any of them may be all of them.
+        known = agent in runtime.agents
+        if sum(one == agent if known else one not in runtime.agents for one in agents) >= most:
+            who = f"the agent `{agent}` has" if known else "the agents that are not configured have"
+            raise Refused(f"{who} {most} sessions already; end one, or raise `server.max_sessions_agent`")
 
     def _make(self, planned: Plan, client: Client, stderr: int, *, bridged: bool, shared: bool = False) -> Conversation:
         def start_server(conversation: Conversation) -> Backend:

@@ -43,7 +43,7 @@ HEALTH_S: Final = 10.0
 HEALTH_FRESH_S: Final = 2.0
 """How long an answer about the backends' health is given again, since anybody may ask for it."""
 WRONG_LOGINS: Final = RateLimitItemPerMinute(20)
-"""Wrong credentials that one address may show before none of its credentials is looked at."""
+"""Wrong credentials that one address, but this machine's, may show before none of its credentials is looked at."""
 WRONG_CODES: Final = RateLimitItemPerDay(5)
 """Wrong codes on one ticket's page before it takes none."""
 _FORWARDED: Final = frozenset(
@@ -358,8 +358,10 @@ class Web:
     def _visitor(self, request: Request) -> Visitor:
         """Who asks. Raises `Unauthorized`."""
         headers = request.headers.getlist("authorization")
-        access, peer = self.access(), _network(_address(request))
-        blocked = 0 if access.open or not headers else self._wrong_logins.blocked_s(peer)
+        access, peer = self.access(), network_of(_address(request))
+        # All of this machine's programs, agents too, have one address: none of them can keep the others out.
+        local = _local(request)
+        blocked = 0 if access.open or local or not headers else self._wrong_logins.blocked_s(peer)
         if blocked:
             text = "too many wrong credentials came from this address, so none of its is looked at"
             raise Unauthorized(text, f"wait {blocked} s and send the right one", wrong=True, retry_after_s=blocked)
@@ -367,13 +369,14 @@ class Web:
         credential = None
         if headers:
             credential = (bearer(headers[0].encode("latin-1")) if len(headers) == 1 else None) or ""
-        visitor = access.visitor(credential, _local(request), self.governor.knows_key)
+        visitor = access.visitor(credential, local, self.governor.knows_key)
         if visitor is not None:
             return visitor
         hint = "send `Authorization: Bearer` with the value of `server.api_token`, or of `server.read_token` to read"
         if not headers:
             raise Unauthorized("this needs a credential", hint)
-        self._wrong_logins.failed(peer)
+        if not local:
+            self._wrong_logins.failed(peer)
         if self._wrong_logins.blocked_s(peer):
             _log.warning("too many wrong credentials from %s; none is looked at for a while", peer)
         raise Unauthorized("the credential is not valid here", hint, wrong=True)
@@ -498,7 +501,7 @@ def _address(request: Request) -> str:
     return request.client.host if request.client is not None else "unknown"
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """Whose address it is: of IPv6 the /64, since one customer has that many."""
     try:
         found = ipaddress.ip_address(address)

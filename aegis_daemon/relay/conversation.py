@@ -75,12 +75,17 @@ TASK_S: Final = 3600.0
 """How long a task is followed that names no time of its own, and the longest that any is."""
 TASKS: Final = 256
 """How many tasks one session may have open."""
+OWNED: Final = 1024
+OWNERS: Final = 1024
+"""Of how many tasks of an agent, and of how many agents, it is remembered who started them."""
 HELD: Final = 256
 """How many notifications of one session may wait for requests before them to be written down."""
 KEPT: Final = 256
 """How many `input_required` answers of one session may wait for their retry."""
 UNREAD: Final = 512
 """How many requests of a server are heard while it does not read what it is sent."""
+UNREAD_BYTES: Final = 4 << 20
+"""Bytes of a client's frames that are taken while its server does not read: not every client can be held back."""
 RESPAWNS: Final = 16
 """How often one session may have its server replaced."""
 UNKNOWN_METHOD: Final = {
@@ -108,12 +113,29 @@ class CallIds:
 
 
 class Load:
-    """How many calls each agent has in flight over all its sessions."""
+    """What each agent has under way over all its sessions: how many calls, and which tasks."""
 
-    __slots__ = ("_open",)
+    __slots__ = ("_open", "_tasks")
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
+        self._tasks: dict[str, dict[tuple[str, str], None]] = {}
+
+    def started(self, agent: str, backend: str, task: str) -> None:
+        """A call of the agent became this task. The agent's oldest make room, and nobody else's."""
+        own = self._tasks.pop(agent, {})
+        own[backend, task] = None
+        if len(own) > OWNED:
+            del own[next(iter(own))]
+        self._tasks[agent] = own
+        if len(self._tasks) > OWNERS:
+            del self._tasks[next(iter(self._tasks))]
+
+    def is_anothers(self, agent: str, backend: str, task: str) -> bool:
+        """Whether others started it, and this agent did not: a backend may take all agents for one client."""
+        key = (backend, task)
+        owners = [one for one, own in self._tasks.items() if key in own]
+        return bool(owners) and agent not in owners
 
     def enter(self, agent: str, limit: int) -> bool:
         """One more, unless there are `limit` already."""
@@ -180,6 +202,7 @@ class Conversation:
         self._dropped: dict[tuple[str, str], int] = {}
         self._client_slow = self._server_slow = False
         self._unread = 0  # requests of a server that does not read
+        self._piled = 0  # bytes of the client's frames since then
         self._ending = False
         self._leaving = False
         """the client's input ended, and requests before its end are still being written down"""
@@ -204,7 +227,7 @@ class Conversation:
         if self._start_server is not None:
             try:
                 self._spawn()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._code = 127
                 self.client.refuse(_not_begun(error))
                 self._finish()
@@ -444,6 +467,8 @@ class Conversation:
                     requests.end(opened)
                     self._load.leave(agent)
                     fault = too_many("this session has as many requests in flight as can be kept")
+                elif self._server_slow and self._piles_up(frame):
+                    fault = too_many("the server has more to read than it takes")
         client.consume(end)
         if opened.token is not opened.asked_token:
             frame = handshake.with_token(frame, opened.token)
@@ -456,7 +481,10 @@ class Conversation:
             else:
                 try:
                     subject, name = subject_of(row, frame.params)
-                    if era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
+                    if subject == "task" and self._load.is_anothers(agent, self.backend, name or ""):
+                        text = f"the task `{(name or '')[:200]}` is not available to this agent"
+                        fault = Reason("acl", text, code="not_allowed")
+                    elif era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
                         frame, era, fault = self._in_era(frame, row, end)
                 except BadParams as error:
                     fault = Reason("params", f"{error} in `{row.name}`")
@@ -552,7 +580,7 @@ class Conversation:
             old.end()
         try:
             self._spawn()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return Reason("internal", f"{_not_begun(error)}; not executed")
         return None
 
@@ -595,6 +623,9 @@ class Conversation:
             self.client.keep_initialized()
         if not self._route_open():
             return
+        if self._server_slow and self._piles_up(frame):
+            self._drop("to_server", "a notification for a server that does not read")
+            return
         before = next((one for one in reversed(self.to_server.all()) if one.state is State.COMMITTING), None)
         if before is not None:
             # It must not overtake a request that is being written down, least of all the handshake.
@@ -610,6 +641,8 @@ class Conversation:
         return self.shell.runtime.reaches(self.principal.agent, self.backend)
 
     def _client_cancelled(self, frame: Frame) -> None:
+        if self._shared:  # nobody can tell whose request is meant; whoever closes its stream withdraws its own
+            return
         opened = self.to_server.find(frame.params.get("requestId"))
         if opened is None or opened.call is None or opened.call.method == "initialize" or opened.cancelled:
             return
@@ -663,8 +696,13 @@ class Conversation:
         """A server that does not read stops its own client's input."""
         if server is self.server:
             self._server_slow = full
-            self._unread = 0
+            self._unread = self._piled = 0
             self._pace()
+
+    def _piles_up(self, frame: Frame) -> bool:
+        """Whether this frame is one too many for a server that does not read."""
+        self._piled += len(frame.encoded())
+        return self._piled > UNREAD_BYTES
 
     def _pace(self) -> None:
         # Even a client whose frames are all refused is read no further: the refusals would pile up.
@@ -800,6 +838,9 @@ class Conversation:
                 text = encode({**frame.value, "params": {**params, "requestId": opened.number}})
                 self.client.tell(text, opened.slot)
             return
+        if not self._route_open():
+            self._drop("to_client", "a notification of a backend that is not allowed any more")
+            return
         if method == "notifications/resources/updated":
             uri = params.get("uri")
             if type(uri) is not str or not self.shell.runtime.pipeline.visible(
@@ -911,6 +952,7 @@ class Conversation:
 
     def follow(self, task: Task, settle: Settle) -> None:
         """See `carry.Origin`."""
+        self._load.started(self.principal.agent, self.backend, task.taskId)
         if task.taskId in self._tasks or len(self._tasks) >= TASKS:
             settle("unknown", message="the task cannot be followed: its id is in use, or too many are open")
             return
@@ -1020,8 +1062,9 @@ def _what(fault: WireFault) -> str:
     return "not JSON" if fault.code == PARSE_ERROR else "not exactly one legal message"
 
 
-def _not_begun(error: OSError) -> str:
-    return f"no server can be started now: {(error.strerror or 'an error').lower()}; start a new session later"
+def _not_begun(error: OSError | ValueError) -> str:
+    why = (error.strerror or "an error").lower() if isinstance(error, OSError) else str(error)
+    return f"no server can be started now: {why}; start a new session later"
 
 
 def ending_of(code: int) -> str:

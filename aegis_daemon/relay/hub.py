@@ -56,6 +56,8 @@ from aegis_daemon.wire.jsonrpc import (
 )
 from aegis_daemon.wire.methods import (
     META_SUBSCRIPTION,
+    META_VERSION,
+    MODERN_VERSION,
     TO_SERVER,
     BadParams,
     Direction,
@@ -170,7 +172,7 @@ class Hub:
         if row is None or not (row.modern if era is Era.MODERN else row.legacy):
             client.send(self.refusal(frame, era, unknown_method(frame.method)), slot)
             return
-        if era is not self.era:
+        if era is not self.era and (era is not Era.MODERN or _says_modern(frame)):
             self.era = era
             client.keep_era(era)
         try:
@@ -654,6 +656,12 @@ class Hub:
         counts, self._dropped = self._dropped, {}
         for (direction, why), times in counts.items():
             self.shell.audit.dropped(self.principal.agent, "", self.session, direction, why, times)
+
+
+def _says_modern(frame: Frame) -> bool:
+    """Whether its conversations will take it for one of the modern era; else they refuse it, and nothing changes."""
+    meta = frame.params.get("_meta")
+    return type(meta) is dict and meta.get(META_VERSION) == MODERN_VERSION
 
 
 _ROUTES: Final[dict[str, Callable[[Hub, Asked], None]]] = {

@@ -113,7 +113,8 @@ _TAG = 16
 
 def answer_in(frame: bytes) -> Answer | None:
     """An answer that one of our conversations gave; None where it gave none."""
-    answer = parse_from_server(frame) if frame else None
+    # The limit is kept to where servers are read; under the client's id, or with labels, it may be a little longer.
+    answer = parse_from_server(frame, len(frame)) if frame else None
     return answer if isinstance(answer, Answer) else None
 
 
@@ -387,6 +388,8 @@ class Uris:
         owner = self._owners.get(uri)
         if owner is not None:
             return [owner]
+        if len(uri) > LONGEST_URI:  # to look into it would take as long as whoever made it likes
+            return list(able)
         return sorted(
             able, key=lambda one: not any(fits(parts, uri) for parts in self._templates.get(one, {}).values())
         )

@@ -135,3 +135,4 @@ class Backend(Protocol):
 
 
 StartServer = Callable[["Conversation"], Backend]
+"""Raises `OSError`, and `ValueError` for an address or a header that cannot be sent."""

@@ -360,12 +360,13 @@ class _Reader:
     def __init__(self) -> None:
         self.fault: tuple[int, str] | None = None
         self.last: list[tuple[str, Any]] = []
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_float=self._float, parse_int=self._int, parse_constant=self._constant
-        )
 
     def read(self, text: str) -> Any:
-        return self._decoder.decode(text)
+        # Nothing here holds the decoder, which holds this: a cycle would keep the whole frame until a collection.
+        decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_float=self._float, parse_int=self._int, parse_constant=self._constant
+        )
+        return decoder.decode(text)
 
     def _note(self, code: int, text: str) -> None:
         if self.fault is None:

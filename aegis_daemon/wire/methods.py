@@ -146,12 +146,14 @@ def subject_of(row: Method, params: dict[str, Any]) -> tuple[str | None, str | N
 
 
 _SUBSCRIPTIONS: Final = "resourceSubscriptions"
+MOST_LISTENED: Final = 256
+"""Resources that one request may subscribe to: each of them is looked up by name."""
 
 
 def listened_resources(params: dict[str, Any]) -> list[str]:
     """The resource URIs a `subscriptions/listen` asks for, wherever the request puts them.
 
-    Raises `BadParams` where they are not strings.
+    Raises `BadParams` where they are not strings, or too many.
     """
     found: list[str] = []
     for holder in (params, params.get("notifications")):
@@ -165,6 +167,8 @@ def listened_resources(params: dict[str, Any]) -> list[str]:
         if type(uris) is not list or any(type(uri) is not str for uri in uris):
             raise BadParams("`resourceSubscriptions` must be a list of strings")
         found.extend(uris)
+        if len(found) > MOST_LISTENED:
+            raise BadParams(f"`resourceSubscriptions` may have {MOST_LISTENED} entries; subscribe to fewer at once")
     return found
 
 

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from making import Clock, tool
+from making import call as made
 
 from aegis_daemon.approvals.desk import KEPT_S, REPLAY_S, Decided, Desk, NoSuchTicket
 from aegis_daemon.approvals.store import TicketStore
@@ -582,3 +584,10 @@ def test_a_ticket_lapses_though_that_cannot_be_recorded(room: Room, broken: Call
     room.slept = 1.0
     room.restarts()
     assert room.desk.find(again()) is None, "what the disk does not know, the clock does"
+
+
+def test_a_ticket_shows_the_answers_that_come_with_a_call(room: Room) -> None:
+    answers = {"amount": {"action": "accept", "content": {"amount": 1_000_000}}}
+    params = {"name": "post", "arguments": {"text": "hi"}, "inputResponses": answers}
+    ticket, _ = room.asks(made(params=params))
+    assert msgspec.json.decode(ticket.arguments) == {"arguments": {"text": "hi"}, "inputResponses": answers}

@@ -89,8 +89,8 @@ class End:
         meta = {} if token is None else {"_meta": {"progressToken": token}}
         return self.asks("tools/call", modern=modern, name=tool, arguments=arguments, **meta)
 
-    def cancels(self, number: int) -> None:
-        note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
+    def cancels(self, number: int, **more: Any) -> None:
+        note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number, **more}}
         self.server.cancel(number, encode(note))
 
     def _frame(self, value: Any) -> Frame:

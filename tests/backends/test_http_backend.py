@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from making import until
-from remote_ends import EVENTS, End, Request, chunk, event, opened, response, result, scripted
+from remote_ends import EVENTS, META, End, Request, chunk, event, opened, response, result, scripted
 from web_servers import serving
 
 from aegis_daemon.backends import remote
 from aegis_daemon.backends import streamable_http as under_test
 from aegis_daemon.backends.streamable_http import HttpServer
+from aegis_daemon.wire.headers import annotated
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -94,14 +95,59 @@ def test_modern_requests_to_the_official_server(run: Run, sdk: str) -> None:
 def test_annotated_arguments_are_mirrored_once_the_tools_were_listed(run: Run, sdk: str) -> None:
     async def go() -> None:
         end = End(HttpServer, sdk)
-        refused = await end.answered(end.calls("where", modern=True, region="x"))
-        assert refused["error"]["code"] == -32020
+        assert end.server._tools == {}
         await end.result(end.asks("tools/list", modern=True))
+        assert set(end.server._tools) == {"where"}
         for region in ("east", "Zürich", " x ", ""):
             found = await end.result(end.calls("where", modern=True, region=region, n=1))
             assert found["content"][0]["text"] == f"in {region}"
         await end.ends()
 
+    run(go())
+
+
+def test_a_tool_that_wants_headers_we_did_not_know_of_is_looked_up_and_called_again(run: Run, sdk: str) -> None:
+    async def go() -> None:
+        end = End(HttpServer, sdk)
+        found = await end.result(end.calls("where", modern=True, region="x"))
+        assert found["content"][0]["text"] == "in x"
+        assert len(end.lines) == 1  # nobody hears of what we asked ourselves
+        end.server._tools["where"] = annotated(
+            {"inputSchema": {"properties": {"n": {"type": "integer", "x-mcp-header": "Region"}}}}
+        )
+        assert (await end.result(end.calls("where", modern=True, region="y", n=5)))["content"][0]["text"] == "in y"
+        await end.ends()
+
+    run(go())
+
+
+def test_a_mismatch_that_nothing_mends_is_the_answer(run: Run) -> None:
+    async def reply(request: Request, writer: asyncio.StreamWriter) -> None:
+        number, method = request.frame["id"], request.frame["method"]
+        assert request.headers["mcp-method"] == method
+        if method == "tools/list":
+            assert number == -1
+            if request.frame["params"]["_meta"].get("mode") == "broken":
+                writer.write(response(500))
+            else:
+                writer.write(result(request, {"tools": [], "nextCursor": f"{len(server.requests)}"}))
+            return
+        error = {"jsonrpc": "2.0", "id": number, "error": {"code": -32020, "message": "headers"}}
+        writer.write(response(400, json.dumps(error).encode()))
+
+    async def go() -> None:
+        nonlocal server
+        async with scripted(reply) as server:
+            end = End(HttpServer, server.url)
+            answer = await end.answered(end.calls("t", modern=True))
+            assert answer["error"]["code"] == -32020
+            assert len(server.requests) == 1 + 20
+            answer = await end.answered(end.asks("tools/call", modern=True, name="t", _meta={"mode": "broken"}))
+            assert answer["error"]["code"] == -32020
+            assert len(server.requests) == 21 + 2
+            await end.ends()
+
+    server: Any = None
     run(go())
 
 
@@ -200,7 +246,7 @@ def test_cancelling_tells_the_official_server(run: Run, sdk: str) -> None:
         await end.shakes_hands()
         number = end.calls("forever", token="t")
         await until(lambda: end.told("notifications/progress"))
-        end.cancels(number)
+        end.cancels(number, _meta=META)  # as a modern client says it, of a request that a bridge made a legacy one
         assert (await end.answered(number))["error"]["code"] == -32800  # it says that it stopped
         number = end.calls("forever", modern=True, token="t")
         await until(lambda: len(end.told("notifications/progress")) == 2)
@@ -1000,3 +1046,29 @@ def test_who_answers_which_request_is_read_alike_fast_and_slowly() -> None:
         b"": None,
     }.items():
         assert remote.answered(line) == number, line
+
+
+def test_notifications_that_a_server_does_not_take_use_up_no_more_than_a_few_connections(run: Run) -> None:
+    async def reply(request: Request, writer: asyncio.StreamWriter) -> None:
+        if request.method != "POST":
+            writer.write(response(405))
+        elif request.frame.get("method") == "initialize":
+            writer.write(opened(request))
+        elif "id" in request.frame:
+            writer.write(result(request))
+        elif request.frame["method"] == "notifications/initialized":
+            writer.write(response(202))
+
+    async def go() -> None:
+        async with scripted(reply) as server:
+            end = End(HttpServer, server.url)
+            await end.shakes_hands()
+            await end.result(end.calls("first"))
+            for _ in range(10 * under_test._MOST_NOTES):
+                end.says("made/up")
+            await until(lambda: len(server.requests) >= under_test._MOST_NOTES)
+            await end.result(end.calls("x"))
+            assert server.open <= under_test._MOST_NOTES + 3
+            await end.ends()
+
+    run(go())

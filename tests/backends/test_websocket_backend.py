@@ -161,7 +161,7 @@ def test_a_server_that_does_not_read_is_told_of(run: Run, url: str, monkeypatch:
         from websockets.asyncio.server import serve
 
         monkeypatch.setattr(remote, "GRACE_S", 0.01)
-        async with serve(deaf, "127.0.0.1", 0, max_queue=1) as server:
+        async with serve(deaf, "127.0.0.1", 0, max_queue=1, close_timeout=0.05, ping_interval=None) as server:
             end = End(WebSocketServer, f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
             while end.full[-1:] != [True] or end.server._held:
                 end.calls("t", text="x" * 900_000)

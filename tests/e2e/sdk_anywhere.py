@@ -131,7 +131,7 @@ def main(kind: str, number: int) -> None:
     # There is no other way to promise a legacy client that it will hear of it.
     inner = server._lowlevel_server
     promised = functools.partial(inner.create_initialization_options, NotificationOptions(tools_changed=True))
-    inner.create_initialization_options = promised  # type: ignore[method-assign]
+    inner.create_initialization_options = promised
 
     if kind == "stdio":
         server.run("stdio")

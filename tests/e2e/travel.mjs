@@ -60,10 +60,11 @@ function transport() {
   }
 }
 
-const call = (name, given = {}, options = undefined) =>
-  first
-    ? client.callTool({ name, arguments: given }, undefined, options)
-    : client.callTool({ name, arguments: given }, options);
+const { prefix } = plan; // what names begin with, where there are several backends
+const call = (own, given = {}, options = undefined) => {
+  const params = { name: prefix + own, arguments: given };
+  return first ? client.callTool(params, undefined, options) : client.callTool(params, options);
+};
 
 async function told(asked) {
   try {
@@ -107,9 +108,10 @@ const way = transport();
 await client.connect(way);
 const version = first ? types.LATEST_PROTOCOL_VERSION : client.getNegotiatedProtocolVersion();
 const seen = { version, server: client.getServerVersion()?.name };
-seen.tools = Object.fromEntries((await client.listTools()).tools.map((tool) => [tool.name, tool.description]));
+const ours = (await client.listTools()).tools.filter((tool) => tool.name.startsWith(prefix));
+seen.tools = Object.fromEntries(ours.map((tool) => [tool.name.slice(prefix.length), tool.description]));
 seen.memo = (await client.readResource({ uri: "memo://by-name/x" })).contents[0].text;
-seen.review = (await client.getPrompt({ name: "review", arguments: { code: "c" } })).messages[0].content.text;
+seen.review = (await client.getPrompt({ name: `${prefix}review`, arguments: { code: "c" } })).messages[0].content.text;
 seen.add = (await call("add", { a: 1, b: 2 })).structuredContent;
 seen.fail = await told(call("fail", { text: "no luck" }));
 const progress = [];

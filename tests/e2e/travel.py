@@ -28,6 +28,8 @@ from . import servers
 from .house import BOUND_S, HERE, WAYS, WRAP, Home, until
 
 BACKS = ("stdio", "http", "http-legacy", "http-modern", "sse", "websocket")
+SEVERAL = ("http", "websocket")
+"""Two of them behind one address; the journey goes to the first."""
 VERSIONS = {"legacy": "2025-11-25", "auto": "2026-07-28"}
 
 
@@ -168,8 +170,15 @@ async def happens(true: Callable[[], Any], what: str) -> None:
     await asyncio.to_thread(until, true, what)
 
 
-async def journey(home: Home, client: Client, key: str, news: asyncio.Event) -> dict[str, Any]:
-    """The itinerary. `key`: in no other journey; `news`: is set when a legacy client hears that its tools changed."""
+async def journey(home: Home, client: Client, key: str, news: asyncio.Event, prefix: str = "") -> dict[str, Any]:
+    """The itinerary. `key`: in no other journey; `news`: is set when a legacy client hears that its tools changed.
+
+    `prefix`: what names begin with, where there are several backends.
+    """
+
+    def call(name: str, arguments: dict[str, Any], **more: Any) -> Awaitable[types.CallToolResult]:
+        return client.call_tool(prefix + name, arguments, **more)
+
     progress: list[list[Any]] = []
 
     async def step(done: float, total: float | None, message: str | None) -> None:
@@ -177,40 +186,44 @@ async def journey(home: Home, client: Client, key: str, news: asyncio.Event) -> 
 
     seen: dict[str, Any] = {"version": client.protocol_version}
     seen["server"] = client.server_info.name if client.server_info else None
-    seen["tools"] = {tool.name: tool.description for tool in (await client.list_tools()).tools}
+    seen["tools"] = {
+        tool.name.removeprefix(prefix): tool.description
+        for tool in (await client.list_tools()).tools
+        if tool.name.startswith(prefix)
+    }
     seen["memo"] = (await client.read_resource("memo://by-name/x")).contents[0].text  # type: ignore[union-attr]
-    seen["review"] = (await client.get_prompt("review", {"code": "c"})).messages[0].content.text  # type: ignore[union-attr]
-    added = await client.call_tool("add", {"a": 1, "b": 2})
+    seen["review"] = (await client.get_prompt(prefix + "review", {"code": "c"})).messages[0].content.text  # type: ignore[union-attr]
+    added = await call("add", {"a": 1, "b": 2})
     seen["add"] = added.structured_content
-    seen["fail"] = await told(client.call_tool("fail", {"text": "no luck"}))
-    seen["walk"] = await told(client.call_tool("walk", {"count": 3}, progress_callback=step))
+    seen["fail"] = await told(call("fail", {"text": "no luck"}))
+    seen["walk"] = await told(call("walk", {"count": 3}, progress_callback=step))
     seen["progress"] = progress
     seen["asks"] = [
-        await told(client.call_tool("greet", {"greeting": "hi"})),
-        await told(client.call_tool("wonder", {"topic": "x"})),
-        await told(client.call_tool("where", {})),
+        await told(call("greet", {"greeting": "hi"})),
+        await told(call("wonder", {"topic": "x"})),
+        await told(call("where", {})),
     ]
-    seen["changed"] = await changed(client, news)
+    seen["changed"] = await changed(client, news, prefix + "news")
 
-    asked = asyncio.create_task(client.call_tool("sleep", {"key": key}))
+    asked = asyncio.create_task(call("sleep", {"key": key}))
     await happens(lambda: noted(home, "call", key), "the call that is given up")
     asked.cancel()
     seen["woken"] = await asyncio.to_thread(comes, lambda: noted(home, "woken", key))
 
-    seen["drop"] = await told(client.call_tool("drop", {"text": key}))
-    seen["posts"] = [await told(client.call_tool("post", {"text": f"{key}-{n}"})) for n in (1, 2, 3)]
+    seen["drop"] = await told(call("drop", {"text": key}))
+    seen["posts"] = [await told(call("post", {"text": f"{key}-{n}"})) for n in (1, 2, 3)]
     return seen
 
 
-async def changed(client: Client, news: asyncio.Event) -> list[str]:
-    """The first news of changed tools, however the era brings it."""
+async def changed(client: Client, news: asyncio.Event, tool: str) -> list[str]:
+    """The first news of changed tools, which `tool` causes, however the era brings it."""
     if client.protocol_version == VERSIONS["auto"]:
         async with client.listen(tools_list_changed=True) as events:
-            await client.call_tool("news", {})
+            await client.call_tool(tool, {})
             async for event in events:
                 return [type(event).__name__]
     for _ in range(40):  # a legacy server has nobody to tell until its stream is open
-        await client.call_tool("news", {})
+        await client.call_tool(tool, {})
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await news.wait()
@@ -246,10 +259,12 @@ def visit(
 # --- the official TypeScript clients
 
 
-def with_typescript(home: Home, address: str, front: Front, agent: str, backend: str, key: str) -> dict[str, Any]:
+def with_typescript(
+    home: Home, address: str, front: Front, agent: str, backend: str, key: str, prefix: str = ""
+) -> dict[str, Any]:
     """The same itinerary in a process of its own."""
     plan: dict[str, Any] = {"sdk": front.client, "modules": str(servers.MODULES), "mode": front.mode, "way": front.way}
-    plan |= {"key": key, "log": str(home.log)}
+    plan |= {"key": key, "log": str(home.log), "prefix": prefix}
     if front.way in WAYS:
         plan |= {"command": WRAP, "args": ["--agent", agent, "--backend", backend]}
         plan["env"] = {**home.env, "AEGIS_WAY": front.way}
@@ -264,13 +279,14 @@ def with_typescript(home: Home, address: str, front: Front, agent: str, backend:
     return found
 
 
-def travel(home: Home, address: str, front: Front, agent: str, backend: str, key: str) -> dict[str, Any]:
-    """What a client sees on its journey."""
+def travel(home: Home, address: str, front: Front, agent: str, back: str) -> dict[str, Any]:
+    """What a client sees on its journey; `agent` is nobody else's. Without a back, it goes to `SEVERAL`."""
+    prefix = "" if back else f"{SEVERAL[0]}__"
     if front.client != "python":
-        return with_typescript(home, address, front, agent, backend, key)
+        return with_typescript(home, address, front, agent, back, agent, prefix)
 
     async def use(client: Client, news: asyncio.Event) -> dict[str, Any]:
-        return await journey(home, client, key, news)
+        return await journey(home, client, agent, news, prefix)
 
-    found: dict[str, Any] = visit(home, address, front, agent, backend, use)
+    found: dict[str, Any] = visit(home, address, front, agent, back, use)
     return found

@@ -339,6 +339,12 @@ async def test_guessing_is_stopped_for_the_address_that_guesses_and_for_no_other
     assert (await get(house, "/health", None, peer="203.0.113.9")).status == 200
 
 
+async def test_no_program_of_this_machine_can_keep_the_others_out_by_guessing(house: House) -> None:
+    for _ in range(2 * web.WRONG_LOGINS.amount):
+        problem(await get(house, "/api/v1/agents", "x" * 16), 401, "unauthorized", "not valid")
+    assert (await get(house, "/api/v1/agents", API_TOKEN)).status == 200
+
+
 async def test_one_customers_ipv6_addresses_count_as_one(house: House) -> None:
     for number in range(web.WRONG_LOGINS.amount):
         await get(house, "/api/v1/agents", "x" * 16, peer=f"2001:db8:1:2::{number:x}")

@@ -537,3 +537,14 @@ def test_no_shape_of_a_servers_frames_breaks_a_translator(frames: list[tuple[Any
         server.exits()
     assert len(ends.exit) == 1
     assert not ends.clock.waiting
+
+
+def test_large_frames_that_wait_for_the_era_are_bounded_by_their_bytes() -> None:
+    ends = Ends()
+    large = "x" * 1_000_000
+    ends.says(*(tool(id, text=large) for id in range(1, 8)))
+    for id in (6, 7):
+        ends.loses(id, "too_many", not_executed=True)
+    ends.server.answers(ends.server.hears("server/discover"), FOUND)
+    assert len(ends.server.inbox) == 5, "the first, by which it is found out, and four megabytes"
+    ends.server.inbox.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from playbook import Play, Session, call, error, modern, note, request, result, text
@@ -361,3 +362,18 @@ def test_an_error_of_a_client_goes_to_its_server_as_it_is(make_play: MakePlay) -
     asked = s.client.hears("roots/list")
     s.client.says(error(asked["id"], -1, "user said no", data={"why": [1.0]}))
     s.server.hears_error("q", -1, "user said no", why=[1.0])
+
+
+def test_a_server_whose_address_or_headers_cannot_be_sent_ends_its_session_and_nothing_else(
+    make_play: MakePlay,
+) -> None:
+    s = make_play().session(start=False)
+
+    def start(talk: Any) -> Any:
+        raise ValueError("the header `X-Key` has a control character in its value")
+
+    s.talk._start_server = start
+    s.talk.start()
+    assert s.over
+    assert "`X-Key`" in s.client.refused
+    s.client.left = True

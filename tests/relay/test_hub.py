@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from hubbook import CONFIG, HubSession
-from playbook import Play, call, cancel, error, like, modern, note, request, result, text
+from playbook import Play, call, cancel, error, like, modern, note, raw, request, result, text
 
 from aegis_daemon.relay.admission import Refused
+from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
 from aegis_daemon.wire.methods import META_SUBSCRIPTION, TO_SERVER
 
 MakePlay = Callable[..., Play]
@@ -1151,3 +1152,26 @@ def test_where_all_refuse_a_subscription_it_is_refused(make_play: MakePlay) -> N
     s.client.hears_error(1, -32601)
     s.client.says(modern(request(2, "subscriptions/listen", notifications={"resourceSubscriptions": [5]})))
     s.client.hears_error(2, -32602, "must be a list of strings")
+
+
+@pytest.mark.parametrize("version", [None, "2099-01-01", 1])
+def test_a_version_that_nobody_speaks_leaves_the_session_in_its_era(make_play: MakePlay, version: Any) -> None:
+    s = HubSession(make_play(CONFIG)).handshake()
+    s.client.says(modern(call(1, "git__x"), version=version))
+    s.client.next()
+    s.client.says(request(2, "ping"))  # which the modern era does not have
+    s.client.hears_result(2)
+
+
+@pytest.mark.parametrize("method", ["tools/list", "tools/call"])
+def test_an_answer_as_large_as_may_be_arrives_under_a_longer_id_too(make_play: MakePlay, method: str) -> None:
+    s = HubSession(make_play(CONFIG))
+    id = "i" * 39
+    s.client.says(modern(request(id, method, **({"name": "git__log"} if method == "tools/call" else {}))))
+    if method == "tools/list":
+        s["mail"].answers(s["mail"].hears(method), {"tools": []})
+    heard = s["git"].hears(method)
+    made = {"tools": [], "content": [], "pad": ""}
+    made["pad"] = "x" * (MAX_FRAME_OUT - len(raw(result(heard["id"], made))))
+    s["git"].answers(heard, made)
+    s.client.hears_result(id)

@@ -264,3 +264,10 @@ def test_a_subscription_is_narrowed_wherever_it_names_things() -> None:
         "resourceSubscriptions": ["a"], "taskIds": ["1"], "_meta": {},
         "notifications": {"resourceSubscriptions": [], "toolsListChanged": True},
     }  # fmt: skip
+
+
+def test_a_uri_that_is_too_long_to_be_remembered_is_not_compared_with_templates_either() -> None:
+    uris = merge.Uris(["a", "b"])
+    assert uris.listed("b", "file:///{path}", template=True)
+    assert uris.holders("file:///x", ["a", "b"]) == ["b", "a"]
+    assert uris.holders("file:///" + "x" * merge.LONGEST_URI, ["a", "b"]) == ["a", "b"]

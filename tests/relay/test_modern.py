@@ -194,7 +194,8 @@ def test_an_approval_holds_for_the_retry_once_and_for_nothing_else(make_play: Ma
     s.server.answers(s.server.hears("tools/call"), needs_input())
     s.client.hears_result(1)
     s.client.says(modern(call(2, "pay", eur=6), requestState="S", inputResponses={}))
-    assert play.ticket().arguments == '{"eur":6}'
+    shown = '{"arguments":{"eur":6},"requestState":"S","inputResponses":{}}'
+    assert play.ticket().arguments == shown, "whoever decides sees the answers too"
     s.client.says(cancel(2))
     play.seen = len(play.log.records)
     s.calls(modern(call(3, "pay", eur=5), requestState="S", inputResponses={"q": {}}))

@@ -10,6 +10,7 @@ from playbook import HIGH, Play, call, cancel, modern, note, request, result, te
 
 from aegis_daemon.core.session import Open
 from aegis_daemon.relay.carry import Flight
+from aegis_daemon.relay.conversation import UNREAD_BYTES
 
 MakePlay = Callable[..., Play]
 
@@ -211,3 +212,24 @@ def test_a_call_that_is_over_leaves_nothing_for_the_collector(make_play: MakePla
         assert not kept, gc.get_referrers(kept[0])
     finally:
         gc.enable()
+
+
+def test_a_client_that_cannot_be_held_back_fills_no_memory_while_its_server_does_not_read(make_play: MakePlay) -> None:
+    s = make_play().session().handshake()
+    s.server.is_full(True)
+    big = "x" * 100_000
+    for _ in range(200):
+        s.client.paused = False  # as one over the network never is
+        s.client.says(note("made/up", text=big))
+    heard = len(s.server.inbox)
+    assert 0 < heard * 100_000 <= UNREAD_BYTES
+    s.client.paused = False
+    s.client.says(call(1, "x"))
+    s.client.hears_error(1, -32003, "not executed")
+    assert len(s.server.inbox) == heard
+    s.server.inbox.clear()
+    s.server.is_full(False)
+    s.client.says(note("made/up"), call(2, "x"))
+    s.server.hears("notifications/made/up")
+    s.server.answers(s.server.hears("tools/call"))
+    s.client.hears_result(2)

@@ -453,3 +453,21 @@ def test_unlisted_agents_and_backends_may_be_observed_and_explicit_refusals_hold
     assert refused(play.session("bot", "closed"), call(1, "x"))["error"]["code"] == -32001
     assert refused(play.session("bot", "files"), call(1, "rm"))["error"]["code"] == -32001
     assert refused(play.session("stranger", "files"), call(1, "shred"))["error"]["code"] == -32001
+
+
+def test_a_backend_that_is_not_allowed_any_more_tells_its_client_nothing_new(make_play: MakePlay) -> None:
+    config = "backends: {{files: {{}}}}\nagents: {{bot: {{backends: {{files: {{allowed: {}}}}}}}}}"
+    play = make_play(config.format("true"))
+    s = play.session().handshake()
+    s.client.says(call(1, "x", token="t"))
+    heard = s.server.hears("tools/call")
+    s.server.says(note("message", level="info", data="before"))
+    s.client.hears("notifications/message", data="before")
+    play.reload(config.format("false"))
+    s.server.says(note("message", level="info", data="after"), note("tools/list_changed"))
+    s.client.hears_nothing()
+    token = heard["params"]["_meta"]["progressToken"]
+    s.server.says(note("progress", progressToken=token, progress=1))
+    s.client.hears("notifications/progress")
+    s.server.answers(heard, text("what it was sent before keeps its answer"))
+    s.client.hears_result(1)

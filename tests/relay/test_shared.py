@@ -135,3 +135,16 @@ def test_what_a_server_says_belongs_to_the_request_on_whose_stream_it_came(make_
     s.server.answers(second, text("two"))
     s.client.hears_result(1)
     s.client.hears_result(2)
+
+
+def test_nobody_can_cancel_the_request_of_another_sender_by_guessing_what_it_is_called_here(
+    make_play: MakePlay,
+) -> None:
+    s = make_play().session(shared=True).handshake()
+    s.client.says(call("mine", "one"))
+    heard = s.server.hears("tools/call")
+    for guess in range(10):
+        s.client.says(note("cancelled", requestId=f"a{guess}"))
+    s.server.hears_nothing()
+    s.server.answers(heard, text("ok"))
+    s.client.hears_result("mine", text("ok"))

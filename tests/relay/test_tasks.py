@@ -162,3 +162,24 @@ def test_an_approved_call_that_goes_on_as_a_task_is_delivered_once(make_play: Ma
     assert play.desk._open == {}
     s.server.says(note("tasks/status", taskId="t", status="completed"))
     s.client.hears("notifications/tasks/status")
+
+
+def test_an_agent_can_neither_read_nor_cancel_the_task_of_another(make_play: MakePlay) -> None:
+    config = "backends: {files: {}}\nagents: {"
+    config += ", ".join(f"{name}: {{backends: {{files: {{allowed: true}}}}}}" for name in ("bot", "eve")) + "}"
+    play = make_play(config)
+    mine, again, hers = play.session(), play.session(), play.session(agent="eve")
+    mine.client.says(modern(call(1, "long")))
+    mine.server.answers(mine.server.hears("tools/call"), {"resultType": "task", "taskId": "T", "status": "working"})
+    mine.client.hears_result(1)
+    for id, method in enumerate(("tasks/get", "tasks/cancel", "tasks/update"), 2):
+        hers.client.says(modern(request(id, method, taskId="T")))
+        hers.client.hears_error(id, -31001, "not available")
+    hers.server.hears_nothing()
+    again.client.says(modern(request(2, "tasks/get", taskId="T")))
+    again.server.answers(again.server.hears("tasks/get", taskId="T"), {"taskId": "T", "status": "working"})
+    again.client.hears_result(2)
+    hers.client.says(modern(request(9, "tasks/get", taskId="nobody's")))
+    hers.server.answers(hers.server.hears("tasks/get"), {"taskId": "nobody's", "status": "working"})
+    hers.client.hears_result(9)
+    mine.leave()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -300,3 +302,21 @@ def test_our_own_requests_and_notifications_are_read_as_they_were_meant() -> Non
 )
 def test_the_call_of_a_frame_that_was_too_long_is_told_from_its_ends(head: bytes, tail: bytes, id: int | None) -> None:
     assert guess_id(head, tail) == id
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: parse(b'{ "jsonrpc":"2.0","method":"notifications/x","params":{"a":"long"}}'),
+        lambda: parse_from_server(b'{ "jsonrpc":"2.0","id":1,"result":{"a":"long"}}'),
+    ],
+)
+def test_what_was_read_slowly_is_let_go_of_at_once(read: Callable[[], object]) -> None:
+    read()
+    gc.collect()
+    gc.disable()
+    try:
+        read()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -7,6 +7,7 @@ import pytest
 from aegis_daemon.wire.methods import (
     META_SUBSCRIPTION,
     META_VERSION,
+    MOST_LISTENED,
     SERVER_REQUESTS,
     TO_CLIENT,
     TO_SERVER,
@@ -164,3 +165,10 @@ def test_every_resource_that_is_listened_to_is_found(params: dict[str, Any], uri
 )
 def test_the_era_is_told_by_each_frame(method: str, params: dict[str, Any], current: Era, era: Era) -> None:
     assert era_of(method, params, current) is era
+
+
+def test_one_request_subscribes_to_a_bounded_number_of_resources() -> None:
+    uris = [f"file:///{n}" for n in range(MOST_LISTENED)]
+    assert listened_resources({"notifications": {"resourceSubscriptions": uris}}) == uris
+    with pytest.raises(BadParams, match="fewer"):
+        listened_resources({"resourceSubscriptions": ["file:///x"], "notifications": {"resourceSubscriptions": uris}})

@@ -60,6 +60,7 @@ OPENED: Final = 8
 """How often one bridge opens its server."""
 WAITING: Final = 512
 """How many frames of a client wait until its server's era is known."""
+WAITING_BYTES: Final = 4 << 20
 UNREAD: Final = 512
 """How many requests of a server are answered while it does not read."""
 
@@ -342,6 +343,7 @@ class _Negotiation:
         self._left: deque[Era] = deque()
         self._opener: tuple[bytes, Frame, int]
         self._waiting: list[tuple[bytes, Frame | None, int]] = []
+        self._bytes = 0
         self._expected = 0
         self._refusal: Answer | Fault | None = None
         """what came of `initialize`"""
@@ -368,7 +370,8 @@ class _Negotiation:
         bridge = self._bridge
         bridge.touched = True
         if self._trying is not Era.NONE:
-            if len(self._waiting) < WAITING:
+            if len(self._waiting) < WAITING and self._bytes + len(text) <= WAITING_BYTES:
+                self._bytes += len(text)
                 self._waiting.append((text, frame, number))
             elif number:
                 fault = Fault("too_many", "too many requests wait for the server to begin", not_executed=True)
@@ -400,6 +403,7 @@ class _Negotiation:
         for at, waiting in enumerate(self._waiting):
             if number and waiting[2] == number:
                 del self._waiting[at]
+                self._bytes -= len(waiting[0])
                 fault = Fault("cancelled", "cancelled before the server began; not executed", not_executed=True)
                 self._bridge.out.on_lost(number, fault)
                 return

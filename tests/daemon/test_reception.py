@@ -1,0 +1,88 @@
+"""Who comes in over the network is told apart by path and token, and those who guess keep nobody else out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from playbook import Play
+
+from aegis_daemon.core.ports import Turned
+from aegis_daemon.daemon.reception import WRONG_TOKENS, Reception
+from aegis_daemon.daemon.sessions import Sessions
+from aegis_daemon.relay.admission import Refused
+
+TOKEN, WRONG = "0123456789abcdef", "fedcba9876543210"
+BOT = f"agents: {{bot: {{auth_token: {TOKEN}, backends: {{files: {{allowed: true}}}}}}}}"
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Iterator[Play]:
+    made = Play(f"backends: {{files: {{}}}}\n{BOT}", store=tmp_path / "tickets.db")
+    yield made
+    made.finish()
+
+
+def reception(play: Play) -> Reception:
+    return Reception(SimpleNamespace(stopping=False), play.shell)  # type: ignore[arg-type]
+
+
+def status(front: Reception, token: str | None, peer: str) -> int:
+    try:
+        front.admit("bot", token, peer)
+    except Turned as turned:
+        return turned.status
+    return 200
+
+
+def test_the_right_token_is_taken_from_an_address_that_others_guess_from(play: Play) -> None:
+    front = reception(play)
+    tries = [status(front, WRONG, "127.0.0.1") for _ in range(WRONG_TOKENS.amount + 1)]
+    assert (set(tries[:-1]), tries[-1]) == ({401}, 429)
+    assert status(front, TOKEN, "127.0.0.1") == 200
+    assert status(front, WRONG, "192.0.2.1") == 401
+
+
+def test_one_customers_ipv6_addresses_count_as_one(play: Play) -> None:
+    front = reception(play)
+    for number in range(WRONG_TOKENS.amount):
+        assert status(front, WRONG, f"2001:db8:1:2::{number:x}") == 401
+    assert status(front, WRONG, "2001:db8:1:2:ffff::1") == 429
+    assert status(front, WRONG, "2001:db8:1:3::1") == 401
+
+
+@pytest.mark.parametrize(
+    ("rules", "stays"),
+    [
+        (BOT, True),
+        (BOT.replace(TOKEN, WRONG), False),
+        (BOT.replace(f"auth_token: {TOKEN}, ", ""), False),
+        (BOT.replace("backends", "roles: [x], backends"), False),
+        ("agents: {}", False),
+        ("agents: {}\ndefaults: {unlisted: observe}", False),
+    ],
+)
+def test_a_session_stays_only_where_what_it_showed_still_holds(play: Play, rules: str, stays: bool) -> None:
+    front = reception(play)
+    principal = front.admit("bot", TOKEN, "127.0.0.1")
+    play.reload(f"backends: {{files: {{}}}}\n{rules}")
+    assert front.still(principal) is stays
+
+
+def test_inventing_names_gives_nobody_more_sessions_than_one_agent_has(play: Play) -> None:
+    play.reload(f"server: {{max_sessions_agent: 2}}\ndefaults: {{unlisted: observe}}\nbackends: {{files: {{}}}}\n{BOT}")
+    sessions = Sessions(None, play.shell, None, None)  # type: ignore[arg-type]
+
+    def has(name: str, agent: str) -> None:
+        talk: Any = SimpleNamespace(principal=SimpleNamespace(agent=agent))
+        sessions._sessions[name] = SimpleNamespace(conversation=talk)  # type: ignore[assignment]
+
+    has("s1", "one")
+    sessions._check_room("two")
+    has("s2", "two")
+    with pytest.raises(Refused, match="not configured"):
+        sessions._check_room("three")
+    sessions._check_room("bot")
