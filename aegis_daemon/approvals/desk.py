@@ -24,7 +24,6 @@ from aegis_daemon.approvals.ticket import (
     Ticket,
     digest,
     new_id,
-    shown,
 )
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.verdict import Decision, Deny, Hold, Reason, unrecorded
@@ -130,7 +129,7 @@ class Desk:
             backend=call.backend,
             method=call.method,
             name=call.name or "",
-            arguments=msgspec.json.encode(shown(call)).decode(),
+            arguments=msgspec.json.encode(call.content).decode(),
             rule=hold.ask.rule,
             created=now,
             expires=now + hold.ask.timeout_s,

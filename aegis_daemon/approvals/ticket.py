@@ -71,17 +71,6 @@ def digest(call: Call, ask: Ask) -> str:
     return hashlib.sha256(msgspec.json.encode(bound, order="sorted")).hexdigest()
 
 
-def shown(call: Call) -> Any:
-    """What people see of a call: its arguments; with them whatever else of a tool's call the server goes by.
-
-    Answers to questions that nobody approved (`inputResponses`) may decide more than the arguments do.
-    """
-    if call.method != "tools/call":
-        return call.arguments
-    more = {key: value for key, value in call.frame.params.items() if key not in ("name", "arguments", "_meta")}
-    return {"arguments": call.arguments, **more} if more else call.arguments
-
-
 def new_id(taken: Container[str]) -> str:
     """Four Crockford characters that no open ticket has; more once those are scarce."""
     length = 4

@@ -55,7 +55,7 @@ class Story(msgspec.Struct, eq=False):
         self.approval = "pending"
         self.journal.append(
             Hold(**self._facts(), acl=self.acl, approval="pending", limit=self.limit, policy=rule, ticket=ticket),
-            self.call.arguments_text,
+            self.call.content_text,
         )
 
     def intent(self, committed: Callable[[AuditUnavailable | None], None]) -> bool:
@@ -85,7 +85,7 @@ class Story(msgspec.Struct, eq=False):
                 session=call.session,
                 ticket=self.ticket,
             ),
-            call.arguments_text,
+            call.content_text,
         )
         if journal.durable_seq >= seq:
             return True
@@ -141,7 +141,7 @@ class Story(msgspec.Struct, eq=False):
                     ticket=self.ticket,
                     would=would,
                 ),
-                self.call.arguments_text,
+                self.call.content_text,
             )
         except AuditUnavailable:
             pass  # refused all the same, and the journal tells `aegis status` what ails it

@@ -829,12 +829,7 @@ class HttpServer:
     def turned_down(self, post: _Post, error: bytes | None) -> None:
         """A request was answered with a status that is no success, and perhaps with the JSON-RPC error in it."""
         status = post.status
-        if (
-            status == 404
-            and post.session
-            and not post.modern
-            and (error is None or _code_of(error) != METHOD_NOT_FOUND)
-        ):
+        if post.session and not post.modern and _forgets(post, error):
             self._forgotten(post)
             return
         if error is not None:
@@ -988,6 +983,17 @@ class HttpServer:
             self._on_exit(0)
         finally:
             outbox.flush()
+
+
+def _forgets(post: _Post, error: bytes | None) -> bool:
+    """Whether the server says that it does not know the session (any more).
+
+    404, says the specification (2025-11-25 `basic/transports`, session management, 3). Servers on the TypeScript SDK
+    say 400, with words about the session, so those are believed once.
+    """
+    if post.status == 404:
+        return error is None or _code_of(error) != METHOD_NOT_FOUND
+    return post.status == 400 and error is not None and not post.again and b"session" in error.lower()
 
 
 class _Own(_Post):

@@ -58,7 +58,7 @@ def _print(found: dict[str, Any]) -> None:
             ("tier", tier.get(found["tier"], str(found["tier"]))),
             ("config", visible(found["config"] or "none: everything is denied; begin with `aegis config init`")),
             ("socket", visible(found["socket"])),
-            ("http", f"http://{found['http']}" if found["http"] else "not served: its address is in use"),
+            ("http", f"http://{found['http']}" if found["http"] else "not served"),
             ("audit", f"record {audit['seq']}, {behind} still to index, durability {found['durability']}, {health}"),
             ("servers", f"{found['servers_alive']} running" + _late(found["reaped_late"])),
             ("pending", f"{found['pending']}" + (": see `aegis pending`" if found["pending"] else "")),

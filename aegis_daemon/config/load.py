@@ -30,6 +30,7 @@ from aegis_daemon.config.describe import (
 from aegis_daemon.config.schema import (
     NO_PLACEHOLDER,
     NOT_YET,
+    OFF,
     PLACEHOLDERS,
     Config,
     NotYet,
@@ -102,6 +103,9 @@ def load(path: str, env: Mapping[str, str] | None = None, *, optional: bool = Fa
     if stat.S_IMODE(os.stat(full).st_mode) & stat.S_IWOTH:
         open_file = Fault(path, 0, 0, "", "every user of this machine can change the rules", f"run `chmod o-w {path}`")
         warnings = (open_file, *warnings)
+    elif stat.S_IMODE(os.stat(full).st_mode) & (stat.S_IRGRP | stat.S_IROTH) and _TOKEN.search(data):
+        text = "every user of this machine may be able to read the tokens in it"
+        warnings = (Fault(path, 0, 0, "", text, f"run `chmod 600 {path}`, or write `${{env:NAME}}`"), *warnings)
     return Loaded(loaded.config, warnings, full)
 
 
@@ -362,7 +366,7 @@ class _Reading:
         server, agents = _table(data, "server"), dict(_sections(_table(data, "agents")))
         listen = server.get("listen")
         token, reads = server.get("api_token"), server.get("read_token")
-        if isinstance(listen, str) and listen.rpartition(":")[0].strip("[]") not in _LOOPBACK:
+        if isinstance(listen, str) and listen != OFF and listen.rpartition(":")[0].strip("[]") not in _LOOPBACK:
             here = ("server", "listen")
             bare = [name for name, agent in agents.items() if not (agent.get("auth_token") or agent.get("identities"))]
             if bare:
@@ -484,6 +488,7 @@ class _NotFoundError(Exception):
         self.hint = hint
 
 
+_TOKEN: Final = re.compile(rb"""^[^#\n]*(?:_token|secret)["']?\s*:\s*(?!["']?\$\{)\S""", re.MULTILINE)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _NO_EFFECT: Final[tuple[Any, ...]] = (None, "", False, [], {})
 

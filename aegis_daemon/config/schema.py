@@ -288,8 +288,13 @@ def _as_fact(value: object) -> Any:
     raise fault(f"{shown(value)} is not a fact", "write a text, a whole number, `true` or `false`, or a list of those")
 
 
+OFF: Final = "off"
+
+
 def _as_listen(value: object) -> str:
-    text = _as_plain(value, "an address to listen at")
+    if value is False or value == OFF:
+        return OFF
+    text = str(value) if type(value) is int else _as_plain(value, "an address to listen at")
     host, colon, port = text.rpartition(":")
     good = colon and port.isascii() and port.isdigit() and int(port) < 65536 and not re.search(r"[\s/@]", host)
     if not good or (":" in host and not (host.startswith("[") and host.endswith("]"))):
@@ -409,7 +414,7 @@ class RateLimit(Section):
 class Server(Section):
     """The HTTP address, and what one session or agent may have in flight."""
 
-    listen: Listen = Field(default="127.0.0.1:18070", description="Address of the HTTP server.")
+    listen: Listen = Field(default="127.0.0.1:18070", description="Address of the HTTP server; `off` for none.")
     read_timeout: Seconds = Field(default=300.0, description="Longest time to read one HTTP request.")
     write_timeout: Seconds = Field(default=300.0, description="Longest time to write one HTTP answer.")
     api_token: Token | None = Field(

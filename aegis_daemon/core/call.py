@@ -40,13 +40,24 @@ class Call(msgspec.Struct, frozen=True):
         return {key: value for key, value in params.items() if key != "_meta"}
 
     @property
-    def arguments_text(self) -> bytes:
+    def content(self) -> Any:
+        """All that the server goes by: the arguments, and with them whatever else a tool's call brings along.
+
+        Answers to a server's questions (`inputResponses`) may decide more than the arguments do.
+        """
+        if self.row.name != "tools/call":
+            return self.arguments
+        more = {key: value for key, value in self.frame.params.items() if key not in ("name", "arguments", "_meta")}
+        return {"arguments": self.arguments, **more} if more else self.arguments
+
+    @property
+    def content_text(self) -> bytes:
         """The same as JSON text."""
         frame = self.frame
         if frame.text and self.row.name == "tools/call" and self.name is not None and tuple(frame.params) == _USUAL:
             # Within a string every quote is escaped, so the first place that looks like the key is the key.
             return frame.text[frame.text.index(_ARGUMENTS) + len(_ARGUMENTS) : -2]
-        return msgspec.json.encode(self.arguments)
+        return msgspec.json.encode(self.content)
 
 
 _USUAL = ("name", "arguments")

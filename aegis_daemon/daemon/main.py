@@ -153,10 +153,10 @@ class Daemon:
             links_key=links_key,
             http=lambda: self._network.address,
         )
-        self._manage = ManageServer(self._governor, self._paths.manage_socket)
-        await self._manage.start()
         await self._network.open(self._governor)
         self._notifier.settings = self._channels()
+        self._manage = ManageServer(self._governor, self._paths.manage_socket)
+        await self._manage.start()
         self._relay.open()
         self._tick()
 
@@ -272,8 +272,17 @@ class Daemon:
         """The file, again, or `ConfigFaults` and nothing has changed."""
         old = self._force
         path = old.path or (Path(self._paths.config) if Path(self._paths.config).exists() else None)
-        force = reloading.read(path)
+        try:
+            force = reloading.read(path)
+        except ConfigFaults as faults:
+            _log.error("the configuration was not reloaded, the old one stays in force:\n%s", faults)
+            raise
         changed, restart = reloading.changed(old.config, force.config)
+        if restart:
+            waits = (
+                f"{', '.join(f'`{key}`' for key in restart)} changed in the file and waits for `aegis daemon restart`"
+            )
+            force = msgspec.structs.replace(force, warnings=(*force.warnings, waits))
         try:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
         except AuditUnavailable as error:
@@ -296,8 +305,8 @@ class Daemon:
         """SIGHUP: as `reload`, faults to the log."""
         try:
             self.reload()
-        except ConfigFaults as faults:
-            _log.error("the configuration was not reloaded, the old one stays in force:\n%s", faults)
+        except ConfigFaults:
+            pass  # it is in the log
         except Exception:
             _log.exception("the configuration was not reloaded, the old one stays in force")
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from aegis_daemon.backends.http_client import HttpPool
 from aegis_daemon.config.load import Config, reveal
+from aegis_daemon.config.schema import OFF
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.daemon.reception import Reception
 from aegis_daemon.daemon.reload import InForce
@@ -62,6 +63,8 @@ class Network:
         The default one may be another daemon's already; then nothing is served, and a warning says so.
         """
         config = self._in_force().config
+        if config.server.listen == OFF:
+            return
         host = config.server.listen.rpartition(":")[0]
         guard = Guard(_hosts(config, host), config.server.allowed_origins)
         web = Web(governor, access=self._access, paging=self._paging, probe=self.health, refuses=guard.refuses)
@@ -117,8 +120,6 @@ class Network:
             self._streamable.serve(exchange)
         elif door in ("sse", "messages"):
             self._sse.serve(exchange)
-        elif door == "ws":
-            exchange.reply(426, b'{"error":"this address wants a WebSocket"}', more=b"upgrade: websocket\r\n")
         else:
             _no_agents_here(exchange)
 
@@ -135,7 +136,7 @@ class Network:
         try:
             response = await self._pool.fetch("GET", url, timeout=HEALTH_S, limit=1 << 20)
         except (Fault, ValueError) as error:
-            return f"unhealthy: {error}"
+            return f"unhealthy: {str(error).replace('; not executed', '')}"
         return "healthy" if 200 <= response.status < 300 else f"unhealthy: status {response.status}"
 
     def sweep(self) -> None:

@@ -61,7 +61,8 @@ class Servers:
             conversation.server_long(server, head, tail)
 
         def lost(number: int, fault: Fault) -> None:
-            conversation.server_lost(server, number, fault)
+            text = f"the backend `{planned.backend}`: {fault.text}"
+            conversation.server_lost(server, number, Fault(fault.reason, text, not_executed=fault.not_executed))
 
         def full(now: bool) -> None:
             conversation.server_full(server, now)

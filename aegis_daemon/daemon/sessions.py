@@ -23,6 +23,8 @@ from aegis_daemon.transports.unix_relay import Attachment
 from aegis_shim import hello as greeting
 
 _log = logging.getLogger("aegis.sessions")
+SESSIONS = 8192
+"""How many there may be over all agents, whatever names they give themselves."""
 
 
 class Session(msgspec.Struct):
@@ -145,7 +147,14 @@ class Sessions:
             principal = session.conversation.principal
             rule = agents.get(principal.agent)
             allowed = rule.uids if rule is not None and rule.uids is not None else (self._own_uid,)
-            if principal.uid is None or principal.uid in allowed:  # the network's are turned out where they came in
+            if principal.uid is None:
+                # Whoever may not come any more is turned out where it came in; here, from where it may not go any more.
+                if self._shell.runtime.reaches(principal.agent, session.conversation.backend):
+                    session.conversation.reloaded()
+                else:
+                    session.client.refuse(f"the backend `{session.conversation.backend}` is not available any more")
+                    session.conversation.client_left()
+            elif principal.uid in allowed:
                 session.conversation.reloaded()
             else:
                 session.client.refuse(f"uid {principal.uid} may not be the agent `{principal.agent}` any more")
@@ -159,7 +168,7 @@ class Sessions:
             session.conversation.stop()
         self._outbox.flush()
         deadline = monotonic() + grace
-        while monotonic() < deadline and any(len(session.conversation.to_server) for session in self):  # noqa: ASYNC110
+        while monotonic() < deadline and any(session.conversation.busy for session in self):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for session in self:
             if isinstance(session.client, ShimClient):

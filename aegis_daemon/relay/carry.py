@@ -507,13 +507,15 @@ class Flight(msgspec.Struct, eq=False):
             self.turn.leave()
         if answer.ok and call.method in HEARD:
             self.origin.heard(call, answer.body)
-        self.delivered = self.origin.answer(opened, frame)
-        if self.ticket is not None:
-            self._finish_ticket(answer.body if answer.ok else None, self.delivered)
         # What may have had its effect before the server asked counts, once, even if this daemon is killed now.
         self.consumed = (counted or result.waits) and call.method == "tools/call" and not self.begun
         self.answer = answer
-        shell.after(self._record)
+        try:
+            self.delivered = self.origin.answer(opened, frame)
+        finally:
+            shell.after(self._record)
+        if self.ticket is not None:
+            self._finish_ticket(answer.body if answer.ok else None, self.delivered)
 
     def _record(self) -> None:
         """The outcome, behind the answer: nobody waits for it."""

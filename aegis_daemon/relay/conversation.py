@@ -331,6 +331,11 @@ class Conversation:
                 self.cancel_waiting(opened, "the daemon stops")
         self.client.stop()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is open that will be answered; a subscription only ends with its session."""
+        return any(one.call is None or one.call.method != "subscriptions/listen" for one in self.to_server.all())
+
     def cancel_waiting(self, opened: Open, why: str) -> None:
         """Ends a call that was not sent yet, with an answer."""
         data = {"by": "aegis", "reason": "not_executed", "retryable": True, "retry_after_ms": None}
@@ -887,7 +892,24 @@ class Conversation:
 
     # --- answers, waits, and what was dropped -------------------------------------------------------------------
 
+    def _own_tasks(self, opened: Open, frame: bytes) -> bytes:
+        """The answer to a `tasks/list` without the tasks of others; withheld where it cannot be read."""
+        try:
+            value = msgspec.json.decode(frame)
+            tasks = value["result"]["tasks"] if "result" in value else None
+            if tasks is None:
+                return frame
+            agent, others = self.principal.agent, self._load.is_anothers
+            named = [one for one in tasks if type(one) is dict and type(one.get("taskId")) is str]
+            own = [one for one in named if not others(agent, self.backend, one["taskId"])]
+            return encode({**value, "result": {**value["result"], "tasks": own}})
+        except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
+            text = "the server's list of tasks is withheld: it cannot be read"
+            return error_frame(id_text(opened.request_id), INTERNAL_ERROR, text, {"by": "aegis"})
+
     def _answer(self, opened: Open, frame: bytes) -> bool:
+        if frame and opened.call is not None and opened.call.method == "tasks/list":
+            frame = self._own_tasks(opened, frame)
         wanted = bool(frame) and not opened.cancelled and not self.client.gone
         self.to_server.end(opened)
         self._load.leave(self.principal.agent)

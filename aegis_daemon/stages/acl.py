@@ -52,7 +52,7 @@ class Route(msgspec.Struct, frozen=True):
             return plain_name(name) and self.prompts.admits(name)
         if subject == "server_request":
             return name in self.server_requests
-        return True  # a task is reached through the session that made it
+        return True  # whose a task is, the conversation knows
 
 
 class Acl:

@@ -76,8 +76,7 @@ class RemoteClient:
         """One frame of the agent, and where its answer goes."""
         if self.closed or self.party is None:
             if reply is not None and frame.id is not None:
-                text = self.refusal or "the server has ended; begin a new session"
-                reply.answer(error_frame(id_text(frame.id), INTERNAL_ERROR, text, {"by": "aegis"}))
+                reply.answer(self.ended(id_text(frame.id)))
         elif self._begun:
             self._current = reply
             try:
@@ -89,6 +88,12 @@ class RemoteClient:
         elif reply is not None and frame.id is not None:
             text = "too many requests before the session has begun; wait for answers first"
             reply.answer(error_frame(id_text(frame.id), INTERNAL_ERROR, text, {"by": "aegis"}))
+
+    def ended(self, id_json: bytes) -> bytes:
+        """The answer to a request that came too late."""
+        text = self.refusal or "the server has ended; begin a new session"
+        data = {"by": "aegis", "stage": "forward", "reason": "session_ended", "retryable": True, "retry_after_ms": None}
+        return error_frame(id_json, INTERNAL_ERROR, text, data)
 
     def slot_of(self, reply: Reply) -> int:
         """The slot whose answer goes there; -1 where none does any more."""
@@ -195,7 +200,7 @@ class RemoteClient:
 
 def turn_out(client: RemoteClient) -> None:
     """Ends a session whose agent may not come any more."""
-    client.refuse("this agent is not configured any more")
+    client.refuse("this agent is not admitted as before any more; begin a new session")
     client.leave()
 
 

@@ -14,6 +14,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -31,13 +32,14 @@ from aegis_daemon.wire.jsonrpc import (
     Frame,
     Kind,
     WireFault,
+    encode,
     error_frame,
     id_text,
     notification_frame,
     parse,
     request_frame,
 )
-from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_VERSION, MODERN_VERSION
+from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_CAPABILITIES, META_VERSION, MODERN_VERSION
 
 IDLE_S: Final = 1800.0
 """How long a session lives that nobody uses."""
@@ -58,6 +60,7 @@ _EVENT_ID: Final = re.compile(rb"([0-9]{1,12})-([0-9]{1,12})")
 _STATUS: Final = {-32700: 400, -32600: 400, -32602: 400, -32020: 400, -32021: 400, -32022: 400, -32601: 404}
 """HTTP status of an error's code in the modern era (2026-07-28 `basic/transports`, `basic/index`)."""
 Clock = Callable[[], float]
+Common = tuple[Principal, str | None, bool, bytes]
 
 
 _HANDSHAKE: Final = request_frame(
@@ -397,6 +400,7 @@ class Shared(RemoteClient):
         self.modern = modern
         self.now = now
         self.used = now()
+        self._error: dict[str, object] | None = None
         self._streams: set[Stream] = set()
         self._annotated: dict[str, tuple[Param, ...]] = {}
         """tool → the parameters that its definition wants mirrored, as the agent was last shown it"""
@@ -423,9 +427,16 @@ class Shared(RemoteClient):
             super().start()
             return
         error = answer.get("error") if type(answer) is dict else None
-        why = error.get("message") if type(error) is dict else None
-        self.refuse(f"the server did not take up a session: {why or 'its answer cannot be read'}")
+        if type(error) is dict:
+            self._error = error
+        self.refuse("the server did not take up a session, and its answer cannot be read")
         self.leave()
+
+    def ended(self, id_json: bytes) -> bytes:
+        """See `RemoteClient.ended`. What became of our own handshake is what becomes of the requests behind it."""
+        if self._error is None:
+            return super().ended(id_json)
+        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id_json, encode(self._error))
 
     # --- for its streams
 
@@ -512,7 +523,7 @@ class StreamableHttp:
         self._reception = reception
         self._now = now
         self._sessions: dict[str, HttpSession] = {}
-        self._shared: dict[tuple[Principal, str | None, bool], Shared] = {}
+        self._shared: dict[Common, Shared] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -615,7 +626,7 @@ class StreamableHttp:
         mirrors = [
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.lines if name[:4] == b"mcp-"
         ]
-        shared = self._shared.get((principal, route.backend, True))
+        shared = self._shared.get(_common(principal, route, frame, modern=True))
         why = mismatch(frame, mirrors, () if shared is None else shared.params(frame))
         if why is not None:
             self._reception.dropped(principal, route.backend, "", "headers that differ from the message")
@@ -631,7 +642,7 @@ class StreamableHttp:
     def _among_many(
         self, exchange: Exchange, principal: Principal, route: Route, frame: Frame, *, modern: bool
     ) -> None:
-        key = (principal, route.backend, modern)
+        key = _common(principal, route, frame, modern=modern)
         shared = self._shared.get(key)
         if shared is None or shared.closed or shared.gone:
             shared = Shared(self._now, modern=modern)
@@ -764,6 +775,17 @@ def _status(frame: bytes) -> int:
 def _say(exchange: Exchange, status: int, text: str) -> None:
     """An error of HTTP's, before there is a message to answer."""
     exchange.reply(status, error_frame(b"null", INVALID_REQUEST, text, {"by": "aegis"}))
+
+
+def _common(principal: Principal, route: Route, frame: Frame, *, modern: bool) -> Common:
+    """What requests have in common that share a session.
+
+    What their clients can do, too: a legacy server is told once for the session, by whoever asks first.
+    """
+    if not modern:
+        return principal, route.backend, False, b""
+    can = frame.params["_meta"].get(META_CAPABILITIES)
+    return principal, route.backend, True, sha256(encode(can)).digest() if can else b""
 
 
 def _refuse(exchange: Exchange, frame: Frame, status: int, code: int, text: str) -> None:

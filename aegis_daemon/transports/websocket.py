@@ -7,6 +7,7 @@ draft. RFC 6455 itself is the `websockets` library's, which does no input or out
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from aegis_daemon.wire.jsonrpc import MAX_FRAME_IN, Kind, WireFault, error_frame
 
 BEAT_S: Final = 30.0
 """Seconds between pings; a peer that answers none of two is gone."""
+_quiet = logging.getLogger("aegis.websocket.frames")
+_quiet.disabled = True  # the library would write down every header and frame
 SUBPROTOCOL: Final = Subprotocol("mcp")
 Clock = Callable[[], float]
 
@@ -40,7 +43,7 @@ class SocketSession(RemoteClient, asyncio.Protocol):
         self.principal = principal
         self.backend = backend
         self._sockets = sockets
-        self._speaks = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=MAX_FRAME_IN)
+        self._speaks = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=MAX_FRAME_IN, logger=_quiet)
         self._transport: asyncio.Transport | None = None
         self._message = bytearray()
         self._text = True

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from making import call, tool
 
 from aegis_daemon.approvals.store import TicketStore
-from aegis_daemon.approvals.ticket import digest, new_id, shown, spoken
+from aegis_daemon.approvals.ticket import digest, new_id, spoken
 from aegis_daemon.core.verdict import Ask
 
 ASK = Ask("rule", 60.0)
@@ -93,9 +93,9 @@ def test_the_store_is_its_owners_alone(tmp_path: Path) -> None:
 
 def test_people_see_everything_that_a_call_of_a_tool_brings_with_it() -> None:
     usual = {"name": "pay", "arguments": {"to": "bob"}}
-    assert shown(call(params=usual)) == {"to": "bob"}
-    assert shown(call(params={**usual, "_meta": {"progressToken": 1}})) == {"to": "bob"}
+    assert call(params=usual).content == {"to": "bob"}
+    assert call(params={**usual, "_meta": {"progressToken": 1}}).content == {"to": "bob"}
     answers = {"amount": {"action": "accept", "content": {"amount": 1_000_000}}}
     more = {"inputResponses": answers, "requestState": "s"}
-    assert shown(call(params={**usual, **more})) == {"arguments": {"to": "bob"}, **more}
-    assert shown(call("prompts/get", {"name": "p", "arguments": {"a": "1"}})) == {"name": "p", "arguments": {"a": "1"}}
+    assert call(params={**usual, **more}).content == {"arguments": {"to": "bob"}, **more}
+    assert call("prompts/get", {"name": "p", "arguments": {"a": "1"}}).content == {"name": "p", "arguments": {"a": "1"}}

@@ -183,3 +183,23 @@ def test_an_agent_can_neither_read_nor_cancel_the_task_of_another(make_play: Mak
     hers.server.answers(hers.server.hears("tasks/get"), {"taskId": "nobody's", "status": "working"})
     hers.client.hears_result(9)
     mine.leave()
+
+
+def test_a_list_of_tasks_has_none_that_others_started(make_play: MakePlay) -> None:
+    play = make_play(
+        "backends: {files: {}}\nagents: {amy: {backends: {files: {allowed: true}}}, eve: {backends: {files: {allowed: true}}}}\n"
+    )
+    amy, eve = play.session("amy").handshake(), play.session("eve").handshake()
+    frame = call(1, "slow")
+    frame["params"]["task"] = {}
+    amy.client.says(frame)
+    amy.server.answers(amy.server.hears("tools/call"), {"task": {"taskId": "hers", "status": "working"}})
+    amy.client.hears_result(1)
+    tasks = [{"taskId": "hers"}, {"taskId": "nobody's"}, 7]
+    for session, own in ((amy, tasks[:2]), (eve, tasks[1:2])):
+        session.client.says(request(2, "tasks/list"))
+        session.server.answers(session.server.hears("tasks/list"), {"tasks": tasks})
+        session.client.hears_result(2, {"tasks": own})
+    amy.client.says(request(3, "tasks/get", taskId="hers"))
+    amy.server.answers(amy.server.hears("tasks/get"), {"taskId": "hers", "status": "completed"})
+    amy.client.hears_result(3)

@@ -694,15 +694,15 @@ def test_requests_without_a_session_wait_for_our_handshake(run: Run) -> None:
     run(play())
 
 
-def test_a_server_that_refuses_our_handshake_is_named_in_the_answer(run: Run) -> None:
+def test_what_becomes_of_our_handshake_becomes_of_the_request_behind_it(run: Run) -> None:
     async def play() -> None:
         async with opened() as (house, connection):
             house.results["initialize"] = ValueError("-32000")
             for _ in range(2):
                 connection.post(AMY, call(1))
                 answer = await connection.answer()
-                assert (answer.status, answer.code) == (200, -32603)
-                assert "did not take up a session: no" in answer.value["error"]["message"]
+                assert (answer.status, answer.value["id"]) == (200, 1)
+                assert answer.value["error"] == {"code": -32000, "message": "no"}
             assert [party.left for party in house.parties] == [True, True]
             connection.post("/agents/gone/mcp", call(1))
             assert "the server does not start" in (await connection.answer()).value["error"]["message"]

@@ -190,7 +190,7 @@ def test_what_is_forwarded_and_recorded_of_a_usual_call_is_our_own_encoding(
     made = Call(
         "0" * 32, id, "s1", Principal("amy"), Direction.TO_SERVER, row, "tool", name, "files", Era.LEGACY, frame
     )
-    assert made.arguments_text == msgspec.json.encode(arguments)
+    assert made.content_text == msgspec.json.encode(arguments)
 
 
 def test_what_is_recorded_of_a_call_without_a_readable_name_is_its_arguments() -> None:
@@ -198,7 +198,7 @@ def test_what_is_recorded_of_a_call_without_a_readable_name_is_its_arguments() -
     frame = parse(encode({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}))
     row = TO_SERVER["tools/call"]
     made = Call("0" * 32, 1, "s1", Principal("amy"), Direction.TO_SERVER, row, None, None, "files", Era.LEGACY, frame)
-    assert made.arguments_text == b'{"path":"/etc/shadow"}'
+    assert made.content_text == b'{"path":"/etc/shadow"}'
 
 
 @given(VALUES)
