@@ -330,7 +330,7 @@ class Shim:
                 return False
             self._start()
             if self.starter is not None and self.starter.ended():
-                self.past = "it was started and ended at once"
+                self.past = "it was started and ended at once; `aegis logs` says why"
                 deadline = min(deadline, last := last or monotonic() + ENDED_S)
             self._pause(pause)
             pause = min(pause * 1.5, 0.1)

@@ -290,9 +290,10 @@ class Hub:
 
     def _unknown(self, asked: Asked) -> None:
         subject, name = subject_of(asked.row, asked.frame.params)
-        reason = Reason(
-            "params", f"the {subject} `{(name or '')[:200]}` is not available to this agent", code="not_allowed"
-        )
+        text = f"the {subject} `{(name or '')[:200]}` is not available to this agent"
+        if subject in ("tool", "prompt") and "__" not in (name or ""):
+            text = f"{text}; {subject}s at this address are named `backend__{subject}`"
+        reason = Reason("params", text, code="not_allowed")
         self.client.send(self.refusal(asked.frame, asked.era, reason), asked.slot)
 
     # --- lists --------------------------------------------------------------------------------------------------

@@ -137,7 +137,8 @@ FAULTS = [
      "write a name like `publish`, or a pattern like `delete_*`"),
     ("deny: {tools: [[x]]}\n", "1:16: deny.tools[0]: a list is not a name or pattern; put it in quotes"),
     ("deny: {tools: [x, null]}\n", "1:19: deny.tools[1]: nothing is not a name or pattern; put it in quotes"),
-    ("server: {listen: 18070}\n", "1:18: server.listen: `18070` is not an address to listen at; put it in quotes"),
+    ("server: {listen: 18070}\n", "1:18: server.listen: `18070` is not an address to listen at; "
+     "write it like `127.0.0.1:18070` or `[::1]:18070`"),
     ("server: {listen: ':99999'}\n", "1:18: server.listen: `:99999` is not an address to listen at; "
      "write it like `127.0.0.1:18070` or `[::1]:18070`"),
     ("approval: {callback_base_url: localhost}\n", "1:31: approval.callback_base_url: not a url of this kind; "

@@ -32,8 +32,8 @@ def taken(port: str) -> bool:
 @contextmanager
 def running(script: str, env: dict[str, str], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
     line = script.split("#")[0].strip()
-    with open(cwd / f"{line.split()[0]}.log", "wb") as log:
-        process = subprocess.Popen(line.split(), env=env, cwd=ROOT, stdout=log, stderr=log)
+    with open(cwd / f"{len(line)}.log", "wb") as log:
+        process = subprocess.Popen(["bash", "-c", f"exec env {line}"], env=env, cwd=ROOT, stdout=log, stderr=log)
         try:
             yield process
         finally:
@@ -48,8 +48,10 @@ def test_the_walk_in_the_readme(tmp_path: Path) -> None:
     config = tmp_path / "team-over-http.yaml"
     config.write_text((ROOT / "examples/team-over-http.yaml").read_text())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "AEGIS_HOME": str(tmp_path / "home")}
-    daemon = DAEMON.replace("examples/team-over-http.yaml", str(config))
+    env = {**os.environ, "PATH": path}
+    daemon = DAEMON.replace("examples/team-over-http.yaml", str(config)).replace(
+        "/tmp/aegis-walk", str(tmp_path / "home")
+    )
     with running(BACKEND, env, tmp_path), running(daemon, env, tmp_path):
         until(lambda: all(map(taken, PORTS)), "the backend and the daemon")
         done = subprocess.run(

@@ -250,7 +250,8 @@ def test_an_unknown_name_is_refused_in_the_words_for_a_hidden_one(make_play: Mak
     unknown = s.client.hears_error(1, -32602, f"the tool `{name}` is not available to this agent", by="aegis")
     hidden = s.client.hears_error(2, -32001)
     said, meant = (error["message"].partition("`")[2].partition("`")[2] for error in (unknown, hidden))
-    assert said[:-14] == meant[:-14]
+    how = "" if "__" in name else "; tools at this address are named `backend__tool`"
+    assert said[:-14] == meant[:-14].replace("agent;", f"agent{how};")
     play.recorded({"kind": "denied", "name": name, "stage": "params"}, {"kind": "denied", "name": "hidden"})
     s.is_quiet()
 
