@@ -556,6 +556,11 @@ class HttpServer:
         self.pause(False)
         if self._stream is not None:
             self._stream.close()
+        for number, post in list(self._open.items()):
+            if post.method == "subscriptions/listen":  # its answer is the end of the session
+                del self._open[number]
+                post.abort()
+                self.loop.call_soon(self._report, number, withdrawn(False))
         if self._open or self._held or self._notes:
             self._end_timer = self.loop.call_later(GRACE_S, self._leave)
         else:

@@ -660,6 +660,9 @@ class Conversation:
             opened.deadline = self.shell.now() + CANCELLED_S
             params = {**frame.params, "requestId": opened.number}
             self.server.cancel(opened.number, encode({**frame.value, "params": params}))
+        # It needs no answer, however long its server takes; over HTTP its request must end.
+        slot, opened.slot = opened.slot, -1
+        self.client.free_slot(slot)
 
     def withdraw(self, slot: int, *, forwarded: bool = True) -> None:
         """Nobody waits for the request with this slot any more; the server is only told if `forwarded`."""

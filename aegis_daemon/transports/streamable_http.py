@@ -613,7 +613,9 @@ class StreamableHttp:
             if version not in (None, MODERN_VERSION):
                 _refuse_version(exchange, frame, version)
             else:
-                self._reception.dropped(principal, route.backend, "", "not a request, in a version that has no other")
+                if frame.method != "notifications/cancelled":  # some say it, besides closing the stream, which does it
+                    reason = "not a request, in a version that has no other"
+                    self._reception.dropped(principal, route.backend, "", reason)
                 exchange.reply(202)
             return
         if claimed is None:

@@ -383,3 +383,15 @@ def test_a_server_that_speaks_of_an_answer_it_gave_is_not_heard(make_play: MakeP
     s.calls(call(1, "x", token=1))
     s.server.says(note("progress", progressToken=1, progress=2), result(1))
     s.is_quiet()
+
+
+def test_a_cancelled_request_gives_its_place_up_at_once(make_play: MakePlay) -> None:
+    s = make_play().session().handshake()
+    s.client.says(call(7, "slow"))
+    heard = s.server.hears("tools/call")
+    assert len(s.client.slots) == 1
+    s.client.says(cancel(7))
+    assert s.client.slots == {}
+    s.server.hears("notifications/cancelled", requestId=heard["id"])
+    s.server.answers(heard, text("late"))
+    s.client.hears_nothing()

@@ -319,6 +319,6 @@ def test_agents_that_may_not_come_any_more_lose_their_connections(run: Run) -> N
         async with House() as house:
             socket = await upgraded(house)
             house.sockets.turn_out(lambda principal: False)
-            assert await socket.closed() == (1011, "this agent is not configured any more")
+            assert await socket.closed() == (1011, "this agent is not admitted as before any more; begin a new session")
 
     run(play())
