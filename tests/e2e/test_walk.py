@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .house import BOUND_S, until
+from .house import BOUND_S, call, request, until
 
 ROOT = Path(__file__).parents[2]
 WALK = re.search(r"<!-- begin walk -->\n(.*?)<!-- end walk -->", (ROOT / "README.md").read_text(), re.S)
@@ -82,3 +84,44 @@ def test_the_walk_in_the_readme(tmp_path: Path) -> None:
     assert [row["tool_name"] for row in rows] == ["publish_post", *["get_weather"] * 4, "admin_reset"]
     assert [row["exec_status"] for row in rows] == ["success", "denied", *["success"] * 3, "denied"]
     assert rows[0]["approval_result"] == "approved"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for listeners in /proc")
+def test_the_first_seeds_own_example_runs_as_it_is(tmp_path: Path) -> None:
+    """Its ports, its paths, its agents: `aegis config.yaml` is all it takes."""
+    for port in ("8080", "18070"):
+        assert not taken(port), f"something listens at {port} already; the example needs it"
+    config = tmp_path / "config.yaml"
+    config.write_text((ROOT / "tests/config/data/seed_a.yaml").read_text())
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "AEGIS_HOME": str(tmp_path / "home")}
+    with running(f"{BACKEND.split('#')[0].strip()} 8080", env, tmp_path), running(f"aegis {config}", env, tmp_path):
+        until(lambda: all(map(taken, ("8080", "18070"))), "the backend and the daemon")
+
+        def post(agent: str, frame: dict[str, Any]) -> dict[str, Any]:
+            connection = HTTPConnection("127.0.0.1", 18070, timeout=BOUND_S)
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", f"/agents/{agent}/mcp", json.dumps(frame), headers)
+            found: dict[str, Any] = json.loads(connection.getresponse().read())
+            connection.close()
+            return found
+
+        listed = post("dev-agent", request(1, "tools/list"))["result"]["tools"]
+        assert {tool["name"] for tool in listed} >= {"echo", "list_posts", "admin_reset"}
+        for tool in ("publish", "dangerous_tool"):
+            assert post("dev-agent", call(1, tool))["error"]["code"] == -32001
+        assert post("production-agent", call(1, "dangerous_tool"))["error"]["code"] == -32001
+        assert post("nobody", call(1, "echo"))["error"]["code"] == -32001
+        # The first call in a lane does not wait; the next would, for a minute at least.
+        said = post("production-agent", call(1, "echo", text="as it is"))["result"]["content"][0]["text"]
+        assert said == "as it is"
+        connection = HTTPConnection("127.0.0.1", 18070, timeout=BOUND_S)
+        connection.request("GET", "/health")
+        assert json.loads(connection.getresponse().read()) == {
+            "status": "ok", "service": "aegis", "backends": {"my-tools": "healthy"},
+        }  # fmt: skip
+        connection.request("GET", "/api/v1/audit/logs?limit=50&offset=0")
+        rows = json.loads(connection.getresponse().read())
+        assert [row["exec_status"] for row in rows] == ["success", *["denied"] * 3]
+        connection.close()
+        assert (tmp_path / "data/audit.db").exists()
