@@ -24,6 +24,8 @@ from aegis_daemon.wire.errors import REFUSALS
 _log = logging.getLogger("aegis.http")
 _DENIED = REFUSALS["acl"].legacy
 _BUSY = REFUSALS["queue"].legacy
+MOST_NAMES = 64
+"""How many invented names of agents are recorded a second."""
 WRONG_TOKENS = RateLimitItemPerMinute(20)
 """Wrong tokens that one address may show before it is told to wait; a right one is taken even then, since an agent
 shares its address with whoever guesses."""
@@ -43,7 +45,16 @@ class Reception:
         """as they were when those who are in were admitted"""
 
     def admit(self, agent: str, token: str | None, peer: str) -> Principal:
-        """See `core.ports.Reception`."""
+        """See `core.ports.Reception`. Who is turned away is recorded."""
+        try:
+            return self._admit(agent, token, peer)
+        except Turned as turned:
+            known = agent in self._shell.runtime.agents or len(self._dropped) < MOST_NAMES
+            name = ascii(agent[:MAX_NAME])[1:-1] if known else "(others)"
+            self._dropped[name, "", "", f"turned away with status {turned.status}"] += 1
+            raise
+
+    def _admit(self, agent: str, token: str | None, peer: str) -> Principal:
         runtime = self._shell.runtime
         if self._sessions.stopping:
             raise Turned(503, _BUSY, "the daemon stops; try again in a moment")

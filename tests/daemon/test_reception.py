@@ -86,3 +86,18 @@ def test_inventing_names_gives_nobody_more_sessions_than_one_agent_has(play: Pla
     with pytest.raises(Refused, match="not configured"):
         sessions._check_room("three")
     sessions._check_room("bot")
+
+
+def test_whoever_is_turned_away_is_recorded_and_a_flood_of_names_is_not_one_of_records(play: Play) -> None:
+    front = reception(play)
+    assert status(front, WRONG, "127.0.0.1") == status(front, None, "127.0.0.1") == 401
+    for number in range(500):
+        with pytest.raises(Turned):
+            front.admit(f"agent{number}", None, "127.0.0.1")
+    front.sweep()
+    records = [record for record in play.log.records if record.kind == "dropped"]
+    assert [(one.agent, one.count, one.reason) for one in records if one.agent in ("bot", "agent0")] == [
+        ("bot", 2, "turned away with status 401"), ("agent0", 1, "turned away with status 403"),
+    ]  # fmt: skip
+    assert sum(one.count for one in records) == 502
+    assert len(records) < 100
