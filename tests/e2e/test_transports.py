@@ -40,7 +40,7 @@ RULES = {
 }
 WAYS = tuple(dict.fromkeys(front.way for front in FRONTS))
 STDIO = ("relay", "handover")
-FULL = pytest.mark.full
+MATRIX = pytest.mark.matrix
 
 
 def backend(back: str, url: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def world() -> Iterator[tuple[Home, str]]:
 
 
 def journeys() -> Iterator[Any]:
-    """All; every way meets every back, and every front is taken, in those that are not `full`."""
+    """All; every way meets every back, and every front is taken, in those that are not `matrix`."""
     for at, way in enumerate(WAYS):
         fronts = [front for front in FRONTS if front.way == way]
         backs = BACKS if way in STDIO else (*BACKS, "")  # a shim names one backend
@@ -108,7 +108,7 @@ def journeys() -> Iterator[Any]:
             for front in fronts:
                 marks = [pytest.mark.real] if front.client != "python" else []
                 if front is not chosen:
-                    marks.append(FULL)
+                    marks.append(MATRIX)
                 yield pytest.param((front, back), marks=marks, id=agent_of(front, back))
 
 

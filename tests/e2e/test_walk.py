@@ -45,8 +45,7 @@ def running(script: str, env: dict[str, str], cwd: Path) -> Iterator[subprocess.
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for listeners in /proc")
 def test_the_walk_in_the_readme(tmp_path: Path) -> None:
-    for port in PORTS:
-        assert not taken(port), f"something listens at {port} already; the walk needs it"
+    until(lambda: not any(map(taken, PORTS)), f"the end of whoever listens at one of {PORTS}, which the walk needs")
     config = tmp_path / "team-over-http.yaml"
     config.write_text((ROOT / "examples/team-over-http.yaml").read_text())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -89,14 +88,14 @@ def test_the_walk_in_the_readme(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for listeners in /proc")
 def test_the_first_seeds_own_example_runs_as_it_is(tmp_path: Path) -> None:
     """Its ports, its paths, its agents: `aegis config.yaml` is all it takes."""
-    for port in ("8080", "18070"):
-        assert not taken(port), f"something listens at {port} already; the example needs it"
+    ports = ("8080", "18070")
+    until(lambda: not any(map(taken, ports)), f"the end of whoever listens at one of {ports}, which the example needs")
     config = tmp_path / "config.yaml"
     config.write_text((ROOT / "tests/config/data/seed_a.yaml").read_text())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "AEGIS_HOME": str(tmp_path / "home")}
     with running(f"{BACKEND.split('#')[0].strip()} 8080", env, tmp_path), running(f"aegis {config}", env, tmp_path):
-        until(lambda: all(map(taken, ("8080", "18070"))), "the backend and the daemon")
+        until(lambda: all(map(taken, ports)), "the backend and the daemon")
 
         def post(agent: str, frame: dict[str, Any]) -> dict[str, Any]:
             connection = HTTPConnection("127.0.0.1", 18070, timeout=BOUND_S)
