@@ -265,12 +265,12 @@ def add(client: Client) -> Any:
     [
         ("relay", "http"),
         ("handover", "websocket"),
-        pytest.param("relay", "websocket", marks=FULL),
-        pytest.param("handover", "http", marks=FULL),
-        pytest.param("relay", "sse", marks=FULL),
-        pytest.param("handover", "sse", marks=FULL),
-        pytest.param("relay", "http-modern", marks=FULL),
-        pytest.param("handover", "http-legacy", marks=FULL),
+        pytest.param("relay", "websocket", marks=MATRIX),
+        pytest.param("handover", "http", marks=MATRIX),
+        pytest.param("relay", "sse", marks=MATRIX),
+        pytest.param("handover", "sse", marks=MATRIX),
+        pytest.param("relay", "http-modern", marks=MATRIX),
+        pytest.param("handover", "http-legacy", marks=MATRIX),
     ],
 )
 def test_a_session_over_stdio_to_an_address_outlives_the_daemon(way: str, back: str) -> None:
@@ -286,7 +286,7 @@ def test_a_session_over_stdio_to_an_address_outlives_the_daemon(way: str, back: 
         assert agent.close() == 0
 
 
-@pytest.mark.parametrize("back", ["http", pytest.param("stdio", marks=FULL)])
+@pytest.mark.parametrize("back", ["http", pytest.param("stdio", marks=MATRIX)])
 def test_a_modern_client_over_http_does_not_notice_that_the_daemon_was_replaced(back: str) -> None:
     with installation(back, free_port()) as (home, _):
 
@@ -304,8 +304,8 @@ def test_a_modern_client_over_http_does_not_notice_that_the_daemon_was_replaced(
     [
         Front("python", "http", "legacy"),
         Front("python", "sse", "legacy"),
-        pytest.param(Front("python", "websocket", "legacy"), marks=FULL),
-        pytest.param(Front("python", "websocket", "auto"), marks=FULL),
+        pytest.param(Front("python", "websocket", "legacy"), marks=MATRIX),
+        pytest.param(Front("python", "websocket", "auto"), marks=MATRIX),
     ],
     ids=str,
 )
@@ -334,7 +334,7 @@ def test_a_session_that_ends_with_the_daemon_fails_at_once_and_a_new_one_begins(
 @pytest.mark.parametrize(
     ("back", "mode"),
     [
-        pytest.param(back, mode, marks=[] if (back, mode) in (("http", "legacy"), ("websocket", "auto")) else FULL)
+        pytest.param(back, mode, marks=[] if (back, mode) in (("http", "legacy"), ("websocket", "auto")) else MATRIX)
         for back in anywhere.KINDS
         for mode in VERSIONS
     ],
@@ -388,9 +388,9 @@ def several() -> Iterator[tuple[Home, dict[str, int]]]:
     "front",
     [
         Front("python", "http", "legacy"),
-        pytest.param(Front("python", "http", "auto"), marks=FULL),
-        pytest.param(Front("python", "sse", "legacy"), marks=FULL),
-        pytest.param(Front("python", "websocket", "legacy"), marks=FULL),
+        pytest.param(Front("python", "http", "auto"), marks=MATRIX),
+        pytest.param(Front("python", "sse", "legacy"), marks=MATRIX),
+        pytest.param(Front("python", "websocket", "legacy"), marks=MATRIX),
         Front("python", "websocket", "auto"),
     ],
     ids=str,
