@@ -816,7 +816,8 @@ def test_the_sessions_stream_is_opened_again_where_it_broke(run: Run) -> None:
 class Forgetful:
     """Knows a session until it is told to forget."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: int = 404, words: str = "Session not found") -> None:
+        self.status, self.words = status, words
         self.sessions = 0
         self.known = ""
         self.calls: list[str] = []
@@ -838,8 +839,8 @@ class Forgetful:
             value = {"protocolVersion": self.version, "capabilities": {}, "serverInfo": {}}
             writer.write(result(request, value, f"Mcp-Session-Id: {self.known}"))
         elif request.headers.get("mcp-session-id") != self.known or self.known == "nobody":
-            error = {"jsonrpc": "2.0", "id": "server-error", "error": {"code": -32600, "message": "Session not found"}}
-            writer.write(response(404, json.dumps(error).encode()))
+            error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": self.words}}
+            writer.write(response(self.status, json.dumps(error).encode()))
         elif method == "notifications/initialized":
             self.confirmations += 1
             writer.write(response(202))
@@ -850,9 +851,18 @@ class Forgetful:
             writer.write(response(202))
 
 
-def test_a_forgotten_session_is_opened_again_once_for_all_and_nothing_runs_twice(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "Session not found"),
+        (400, "Bad Request: No valid session ID provided"),
+    ],  # the specification's, and a habit
+)
+def test_a_forgotten_session_is_opened_again_once_for_all_and_nothing_runs_twice(
+    run: Run, status: int, words: str
+) -> None:
     async def go() -> None:
-        forgetful = Forgetful()
+        forgetful = Forgetful(status, words)
         async with scripted(forgetful) as server:
             end = End(HttpServer, server.url)
             await end.shakes_hands()
@@ -871,6 +881,20 @@ def test_a_forgotten_session_is_opened_again_once_for_all_and_nothing_runs_twice
             assert len({one.body for one in handshakes}) == 1
             assert not any("mcp-session-id" in one.headers for one in handshakes)
             assert [frame["id"] for frame, _ in end.lines].count(1) == 1  # the client shook hands once
+            await end.ends()
+
+    run(go())
+
+
+def test_a_400_that_does_not_speak_of_sessions_is_the_servers_answer(run: Run) -> None:
+    async def go() -> None:
+        forgetful = Forgetful(400, "your arguments are odd")
+        async with scripted(forgetful) as server:
+            end = End(HttpServer, server.url)
+            await end.shakes_hands()
+            forgetful.known = "nobody"
+            assert "odd" in json.dumps(await end.answered(end.calls("x")))
+            assert forgetful.sessions == 1
             await end.ends()
 
     run(go())

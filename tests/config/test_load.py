@@ -678,3 +678,24 @@ def _finite(tree: Any) -> bool:
     if isinstance(tree, dict):
         return all(map(_finite, tree.values()))
     return all(map(_finite, tree)) if isinstance(tree, list) else True
+
+
+@pytest.mark.parametrize("text", ["off", "'off'", "false"])
+def test_http_can_be_switched_off(text: str) -> None:
+    loaded = loads(f"server: {{listen: {text}}}\n", "f", env={})
+    assert loaded.config.server.listen == "off"
+    assert loaded.warnings == ()
+
+
+def test_a_file_that_others_can_read_and_that_holds_tokens_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "aegis.yaml"
+    for text, told in (
+        ("server: {api_token: 0123456789abcdef}\n", True),
+        ('server: {api_token: "${env:T}"}\n', False),
+        ("# api_token: 0123456789abcdef\n{}\n", False),
+    ):
+        path.write_text(text)
+        for mode, open_to_others in ((0o644, True), (0o600, False)):
+            path.chmod(mode)
+            warnings = [str(one) for one in load(str(path), {"T": "0123456789abcdef"}).warnings]
+            assert any("read the tokens" in one for one in warnings) is (told and open_to_others), (text, mode)

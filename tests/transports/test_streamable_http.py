@@ -11,7 +11,7 @@ from fronthouse import AMY, TOKEN, Connection, House, call, initialize, mirrors,
 
 from aegis_daemon.transports import streamable_http
 from aegis_daemon.transports.streamable_http import IDLE_S, RESUME_S, SHARED_IDLE_S, Kept
-from aegis_daemon.wire.methods import MODERN_VERSION
+from aegis_daemon.wire.methods import META_CAPABILITIES, MODERN_VERSION
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
@@ -631,6 +631,19 @@ def test_a_fault_in_one_connections_request_does_not_lead_anothers_answer_astray
             house.party.client.send(b'{"jsonrpc":"2.0","id":null,"error":{}}', -1)
             good.post(AMY, MODERN, dict(mirrors(MODERN)))
             assert (await good.answer()).value == result(1)
+
+    run(play())
+
+
+def test_clients_that_can_do_different_things_do_not_share_a_session(run: Run) -> None:
+    async def play() -> None:
+        async with opened() as (house, connection):
+            for can in ({}, {"sampling": {}}, {}, {"sampling": {}}, {"sampling": {"tools": {}}}):
+                frame = modern(call(1))
+                frame["params"]["_meta"][META_CAPABILITIES] = can
+                connection.post(AMY, frame, dict(mirrors(frame)))
+                assert (await connection.answer()).status == 200
+            assert len(house.parties) == 3
 
     run(play())
 
