@@ -48,8 +48,11 @@ from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_CAPABILITIES, MODERN
 
 _log = logging.getLogger("aegis.bridge")
 
-PROBE_S: Final = 5.0
-"""How long a server may be silent to `server/discover` before it is taken for one that does not know it."""
+PROBE_S: Final = 30.0
+"""How long a server may be silent to `server/discover` before it is taken for one that does not know it.
+
+Nearly all that do not know it say so; one that says nothing is far more often still being installed or started.
+"""
 REFUSED_S: Final = 3600.0
 """How long a server that refused an era is not asked for it again: it may have been renewed meanwhile."""
 SILENT_S: Final = 300.0
