@@ -237,6 +237,10 @@ class Reception(Protocol):
         """A session with one backend, or with all that the agent may use; `shared` by all who ask. Raises `Turned`."""
         ...
 
+    def apart(self, principal: Principal, backend: str | None) -> bool:
+        """Whether clients that can do different things need sessions of their own: a legacy server is told once."""
+        ...
+
     def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
         """A frame was neither forwarded nor answered."""
         ...

@@ -146,6 +146,12 @@ class Reception:
             _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused)
             raise Turned(403, _DENIED, str(refused)) from None
 
+    def apart(self, principal: Principal, backend: str | None) -> bool:
+        """See `core.ports.Reception`."""
+        if backend is not None:
+            return not self._sessions.is_modern(backend)
+        return not all(map(self._sessions.is_modern, self._shell.runtime.routes(principal.agent)))
+
     def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
         """See `core.ports.Reception`. One record a second at most and kind."""
         self._dropped[principal.agent, backend or "", session, reason] += 1

@@ -24,6 +24,7 @@ from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.eras import Bridge, EraMemory
 from aegis_daemon.relay.ports import Backend
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT, guess_id
+from aegis_daemon.wire.methods import Era
 
 STDERR = 2
 
@@ -44,6 +45,7 @@ class Servers:
         self._nursery = nursery
         self._pool = pool
         self._memories: dict[tuple[str, str], Memory] = {}
+        self._latest: dict[str, Memory] = {}
 
     def start(
         self, conversation: Conversation, planned: Plan, stderr: int = STDERR, *, bridged: bool = True
@@ -95,7 +97,14 @@ class Servers:
     def _memory(self, planned: Plan) -> Memory:
         rule = planned.rule
         assert rule is not None
-        return self._memories.setdefault((planned.backend, rule.url or repr(planned.argv)), Memory(EraMemory(), {}))
+        key = (planned.backend, rule.url or repr(planned.argv))
+        found = self._latest[planned.backend] = self._memories.setdefault(key, Memory(EraMemory(), {}))
+        return found
+
+    def is_modern(self, backend: str) -> bool:
+        """Whether the backend was last found to speak the modern era."""
+        memory = self._latest.get(backend)
+        return memory is not None and memory.eras.speaks(Era.MODERN, monotonic()) is True
 
     def _process(self, planned: Plan, stderr: int, long: Callable[[bytes, bytes], None]) -> Callable[..., Backend]:
         argv = planned.argv

@@ -98,6 +98,10 @@ class Sessions:
         conversation.start()
         return conversation
 
+    def is_modern(self, backend: str) -> bool:
+        """See `Servers.is_modern`."""
+        return self._servers.is_modern(backend)
+
     def _check_room(self, agent: str) -> None:
         runtime = self._shell.runtime
         most, agents = runtime.sessions_limit, [one.conversation.principal.agent for one in self]

@@ -628,7 +628,7 @@ class StreamableHttp:
         mirrors = [
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.lines if name[:4] == b"mcp-"
         ]
-        shared = self._shared.get(_common(principal, route, frame, modern=True))
+        shared = self._shared.get(self._common(principal, route, frame, modern=True))
         why = mismatch(frame, mirrors, () if shared is None else shared.params(frame))
         if why is not None:
             self._reception.dropped(principal, route.backend, "", "headers that differ from the message")
@@ -644,7 +644,7 @@ class StreamableHttp:
     def _among_many(
         self, exchange: Exchange, principal: Principal, route: Route, frame: Frame, *, modern: bool
     ) -> None:
-        key = _common(principal, route, frame, modern=modern)
+        key = self._common(principal, route, frame, modern=modern)
         shared = self._shared.get(key)
         if shared is None or shared.closed or shared.gone:
             shared = Shared(self._now, modern=modern)
@@ -667,6 +667,14 @@ class StreamableHttp:
         else:
             shared.says(frame)
             exchange.reply(202)
+
+    def _common(self, principal: Principal, route: Route, frame: Frame, *, modern: bool) -> Common:
+        """What requests have in common that share a session: what their clients can do, too, where a server cares."""
+        if modern:
+            can = frame.params["_meta"].get(META_CAPABILITIES)
+            if can and self._reception.apart(principal, route.backend):
+                return principal, route.backend, True, sha256(encode(can)).digest()
+        return principal, route.backend, modern, b""
 
     # --- the legacy era
 
@@ -777,17 +785,6 @@ def _status(frame: bytes) -> int:
 def _say(exchange: Exchange, status: int, text: str) -> None:
     """An error of HTTP's, before there is a message to answer."""
     exchange.reply(status, error_frame(b"null", INVALID_REQUEST, text, {"by": "aegis"}))
-
-
-def _common(principal: Principal, route: Route, frame: Frame, *, modern: bool) -> Common:
-    """What requests have in common that share a session.
-
-    What their clients can do, too: a legacy server is told once for the session, by whoever asks first.
-    """
-    if not modern:
-        return principal, route.backend, False, b""
-    can = frame.params["_meta"].get(META_CAPABILITIES)
-    return principal, route.backend, True, sha256(encode(can)).digest() if can else b""
 
 
 def _refuse(exchange: Exchange, frame: Frame, status: int, code: int, text: str) -> None:

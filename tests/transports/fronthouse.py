@@ -135,6 +135,8 @@ class House:
         self.results: dict[str, Any] = {"initialize": {"protocolVersion": "2025-11-25", "capabilities": {}}}
         self.parties: list[Party] = []
         self.drops: Counter[str] = Counter()
+        self.legacy = False
+        """whether the servers may be of the legacy era"""
         self.app_saw: list[tuple[str, str, bytes]] = []
         self.app_holds = asyncio.Event()
         self.app_holds.set()
@@ -164,6 +166,9 @@ class House:
             client.refuse("the server does not start")
             client.close(127)
         return party
+
+    def apart(self, principal: Principal, backend: str | None) -> bool:
+        return self.legacy
 
     def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
         self.drops[reason] += 1

@@ -635,15 +635,19 @@ def test_a_fault_in_one_connections_request_does_not_lead_anothers_answer_astray
     run(play())
 
 
-def test_clients_that_can_do_different_things_do_not_share_a_session(run: Run) -> None:
+@pytest.mark.parametrize(("legacy", "sessions"), [(True, 3), (False, 1)])
+def test_clients_that_can_do_different_things_share_no_session_with_a_server_that_is_told_once(
+    run: Run, legacy: bool, sessions: int
+) -> None:
     async def play() -> None:
         async with opened() as (house, connection):
+            house.legacy = legacy
             for can in ({}, {"sampling": {}}, {}, {"sampling": {}}, {"sampling": {"tools": {}}}):
                 frame = modern(call(1))
                 frame["params"]["_meta"][META_CAPABILITIES] = can
                 connection.post(AMY, frame, dict(mirrors(frame)))
                 assert (await connection.answer()).status == 200
-            assert len(house.parties) == 3
+            assert len(house.parties) == sessions
 
     run(play())
 
