@@ -67,7 +67,10 @@ class Session:
 
     def _handshake(self) -> bool:
         """Until the session is open; False where its connection was closed before."""
-        for attempt in range(100):
+        until = time.monotonic() + BOUND_S  # a daemon on a busy machine takes its time to start, again and again
+        attempt = 0
+        while time.monotonic() < until:
+            attempt += 1
             id = f"init{attempt}"
             self.agent.says(request(id, "initialize", **INITIALIZE))
             self.agent.wait(lambda id=id: id in self.agent.answers or self.agent.eof, "the handshake")
