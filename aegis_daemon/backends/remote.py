@@ -14,6 +14,7 @@ from aegis_daemon import __version__
 from aegis_daemon.backends.http_client import header_lines
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.descriptor import Outbox
+from aegis_daemon.wire.headers import is_protocols_own
 from aegis_daemon.wire.jsonrpc import Frame, WireFault, parse
 
 OnLines = Callable[[list[bytes], int | None], None]
@@ -28,21 +29,12 @@ HELD: Final = 1 << 20
 MOST_HELD: Final = 1024
 """Frames that may wait at all."""
 
-_OURS: Final = frozenset(
-    {
-        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect",
-        "host", "keep-alive", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id",
-        "origin", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
-    }
-)  # fmt: skip
-_OURS_BEGIN: Final = ("mcp-param-", "sec-websocket-")
-
 
 def check_names(headers: Mapping[str, str]) -> dict[str, str]:
     """A backend's own headers, with who we are. Raises `ValueError` for one that the protocol sets itself."""
     for name in headers:
         low = name.lower()
-        if low in _OURS or low.startswith(_OURS_BEGIN):
+        if is_protocols_own(low):
             raise ValueError(f"the header `{name[:60]}` is set by the protocol; take it out of `headers`")
     given = {name.lower() for name in headers}
     if len(given) != len(headers):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_daemon.core.text import visible as seen
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,12 +26,6 @@ AWAY: Final = 3
 """the daemon is not running"""
 
 CELL_MAX: Final = 100
-_UNSEEN: Final = frozenset(
-    {0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}.union(
-        range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0)
-    )
-)
-"""Characters that count as printable and show nothing (Unicode `Default_Ignorable_Code_Point`, and braille blank)."""
 
 
 class Problem(Exception):
@@ -52,15 +48,7 @@ def visible(text: str, limit: int | None = None) -> str:
     """
     if limit is not None and len(text) > limit:
         text = text[: limit - 1] + "…"  # the escapes below are longer; a cell may grow, an escape is never cut
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if c.isprintable() and ord(c) not in _UNSEEN else _escape(c) for c in text)
-
-
-def _escape(char: str) -> str:
-    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char)
-    code = ord(char)
-    return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return seen(text)
 
 
 def compact(arguments: str) -> str:

@@ -29,18 +29,12 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from aegis_daemon.config.source import HIDDEN_NAME
 from aegis_daemon.core.units import UnitError, go_duration, parse_duration, parse_rate, short_duration
+from aegis_daemon.wire.headers import is_protocols_own
 
 MASK: Final = "********"
 NO_PLACEHOLDER: Final = "`${env:…}` and `${file:…}` are not replaced here"
 PLACEHOLDERS: Final = "they work in tokens, secrets, urls, `args`, `env` and `headers`; write the value itself"
 
-_PROTOCOL_HEADERS: Final = frozenset(
-    {
-        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect",
-        "host", "keep-alive", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id",
-        "origin", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
-    }
-)  # fmt: skip
 _HIDDEN = re.compile(HIDDEN_NAME, re.IGNORECASE)
 _LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")
 
@@ -175,7 +169,7 @@ def _as_header(value: object) -> str:
     text = _as_plain(value, "a header's name")
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text):  # RFC 9110 §5.6.2
         raise fault(f"`{text[:60]}` cannot be a header's name", "write it like `X-Api-Key`")
-    if text.lower() in _PROTOCOL_HEADERS or text.lower().startswith(("mcp-param-", "sec-websocket-")):
+    if is_protocols_own(text):
         raise fault(f"the header `{text}` is the protocol's own", "remove it; it is set where it belongs")
     return text
 

@@ -39,6 +39,20 @@ _MOST_DIGITS: Final = 4300
 """Digits that the interpreter converts between text and integer."""
 
 
+_OWN: Final = frozenset(
+    {
+        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect",
+        "host", "keep-alive", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id",
+        "origin", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+
+
+def is_protocols_own(name: str) -> bool:
+    """Whether a header is one that HTTP or MCP sets, so that no configuration may."""
+    return name.lower() in _OWN or name.lower().startswith(("mcp-param-", "sec-websocket-"))
+
+
 class Param(msgspec.Struct, frozen=True):
     """One annotated parameter of a tool: where it is in `arguments`, its header, and the type it was declared with."""
 
