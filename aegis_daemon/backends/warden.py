@@ -123,11 +123,21 @@ def mark_of(pid: int, base: int) -> int:
     words = limits[limits.find(b"Max file locks") :].split(None, 4)
     if len(words) > 3 and words[3].isdigit() and base <= int(words[3]) < base + SPAN:
         return int(words[3])
-    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
+    for entry in _environment(pid).split(b"\0"):
         name, _, value = entry.partition(b"=")
         if name == VARIABLE and value.isdigit() and base <= int(value) < base + SPAN:
             return int(value)
     return 0
+
+
+def _environment(pid: int) -> bytes:
+    """Return the environment of `pid`. In the middle of an exec there is none, nor a command line: that is waited out."""
+    for _ in range(50):
+        found = _read(f"/proc/{pid}/environ")
+        if found or _read(f"/proc/{pid}/cmdline") or b"\nState:\tZ" in _read(f"/proc/{pid}/status"):
+            return found
+        time.sleep(0.002)
+    return b""
 
 
 class Tree:

@@ -33,6 +33,8 @@ KEEP_ALIVE_S: Final = 75.0
 """How long a connection may lie idle."""
 FIRST_S: Final = 30.0
 """How long a new connection may take to ask for something."""
+LINGER_S: Final = 5.0
+"""How long is read on, unseen, behind an answer that ended the connection."""
 HEADERS: Final = 1 << 16
 """Bytes of one request's headers."""
 FRAMING: Final = 1 << 19
@@ -202,7 +204,9 @@ class Front(HttpToolsProtocol):
         """the request under way on the short way: being read, or being answered"""
         self._stage = _IDLE
         self._deaf = False
-        """nothing further is read: the connection ends with the answer that is under way"""
+        """nothing further is looked at: the connection ends with the answer that is under way"""
+        self._lingers = False
+        """that answer has left"""
         self._piece = 0
         """bytes of the piece that is being parsed"""
         self._framing = 0
@@ -322,7 +326,7 @@ class Front(HttpToolsProtocol):
         if self._exchange is not None or (cycle is not None and not cycle.response_complete):
             self._last()
             return
-        if self.transport.is_closing():
+        if self._deaf or self.transport.is_closing():
             return  # it came behind one that ended the connection (RFC 9112 §9.6)
         url, lines, parser = self.url, self.headers, self.parser
         if parser.should_upgrade() and not self._to_upgrade(url):
@@ -456,7 +460,9 @@ class Front(HttpToolsProtocol):
         if exchange.slow:
             exchange.paces(False)  # what is left of it is bounded, and nothing more comes
         exchange.on_gone = exchange.on_full = None
-        if exchange.close:
+        if self._deaf:
+            self._linger()
+        elif exchange.close:
             self.transport.close()
 
     def on_response_complete(self) -> None:
@@ -511,7 +517,7 @@ class Front(HttpToolsProtocol):
         self._exchange = None
         self._body = None
         stage, self._stage = self._stage, _PAST
-        if self.transport.is_closing():
+        if self._lingers or self.transport.is_closing():
             return
         if stage == _APPS:
             cycle = self.cycle
@@ -525,7 +531,16 @@ class Front(HttpToolsProtocol):
             b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
             % (self.port.head(status), len(body), body)
         )
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Ends our half of the connection and reads on for a moment.
+
+        Closed with something unread, it would be reset, and the client would lose the answer (RFC 9112 §9.6).
+        """
+        self._deaf = self._lingers = True
+        self.since = monotonic()
+        self.transport.write_eof()
 
     @property
     def holds(self) -> int:
@@ -541,6 +556,9 @@ class Front(HttpToolsProtocol):
         if self._full:
             if waits > write_s:
                 self.transport.abort()
+        elif self._lingers:
+            if waits > LINGER_S:
+                self.transport.close()
         elif self._stage != _IDLE:
             if waits > (first if self._stage == _HEAD else read_s):
                 self._misread(408, "the request did not come in time")

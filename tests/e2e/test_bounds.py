@@ -254,8 +254,9 @@ def test_stderr_and_the_exit_status_are_the_servers(home: Home, way: str) -> Non
 
 @LATER_WAY
 def test_a_signal_ends_the_wrapper_and_its_server(home: Home, way: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for turn, number in enumerate((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), 1):
         agent = home.count(way=way).handshake()
+        until(lambda turn=turn: [words[0] for words in home.logged()].count("initialized") == turn, "its handshake")
         agent.kill(number)
         assert agent.ends() == 128 + number
         until(lambda: not home.servers(), "the end of its server")

@@ -355,6 +355,19 @@ def test_a_body_over_the_limit_is_413(run: Run, path: str, chunked: bool) -> Non
     run(play())
 
 
+def test_a_client_that_writes_all_before_it_reads_still_learns_why_it_was_refused(run: Run) -> None:
+    async def play() -> None:
+        async with opened() as (_house, connection):
+            connection.ask("POST", AMY, {"Content-Length": str(20_000_000), "Content-Type": "application/json"})
+            for _ in range(20):
+                connection.send(b" " * 1_000_000)
+                await connection.writer.drain()
+            assert (await connection.answer()).status == 413
+            assert await connection.reader.read() == b""
+
+    run(play())
+
+
 def test_a_body_at_the_limit_is_read(run: Run) -> None:
     async def play() -> None:
         async with opened() as (_house, connection):
