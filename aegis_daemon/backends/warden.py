@@ -131,7 +131,7 @@ def mark_of(pid: int, base: int) -> int:
 
 
 def _environment(pid: int) -> bytes:
-    """Return the environment of `pid`. In the middle of an exec there is none, nor a command line: that is waited out."""
+    """Return the environment of `pid`; where there is neither it nor a command line, an exec is waited out."""
     for _ in range(50):
         found = _read(f"/proc/{pid}/environ")
         if found or _read(f"/proc/{pid}/cmdline") or b"\nState:\tZ" in _read(f"/proc/{pid}/status"):
