@@ -154,6 +154,40 @@ class Desk(Protocol):
         ...
 
 
+class Grant(Protocol):
+    """A remembered approval: calls of one shape need no person until it ends. `id` and `by` are for the records."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def by(self) -> str:
+        """Who gave it."""
+        ...
+
+
+class Grants(Protocol):
+    """The remembered approvals."""
+
+    def find(self, hold: Hold) -> Any:
+        """The `Grant` under which the call needs nobody's word now, or None. Uses nothing up."""
+        ...
+
+    def use(self, grant: Any) -> bool:
+        """Takes one use of it, on disk; False where it has none left or that cannot be kept."""
+        ...
+
+
+class Brake(Protocol):
+    """What people have stopped."""
+
+    def stops(self, call: Call) -> Reason | None:
+        """Why this call must not go on now, None where nothing stops it."""
+        ...
+
+
 class Story(Protocol):
     """The records of one call; what is set on it goes into the next record."""
 

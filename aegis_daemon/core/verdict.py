@@ -43,10 +43,11 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """What a person is asked: which rule wants it, how long there is, in seconds."""
+    """What a person is asked: which rule wants it, how long there is, in seconds, and how many must agree."""
 
     rule: str
     timeout_s: float
+    people: int = 1
 
 
 class Pass(msgspec.Struct, frozen=True):

@@ -18,8 +18,10 @@ from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import (
     AuditLog,
     AuditUnavailable,
+    Brake,
     Desk,
     Fault,
+    Grants,
     Lanes,
     Lease,
     Limits,
@@ -58,7 +60,8 @@ def _at_once(work: Callable[[], None]) -> None:
 class Shell(msgspec.Struct):
     """What every call needs of the daemon. `runtime` is today's configuration, `now` gives monotonic seconds.
 
-    `after` does something once what the event under way caused has left, and before the next event.
+    `after` does something once what the event under way caused has left, and before the next event. `brake` is None
+    while nobody has stopped anything.
     """
 
     runtime: Runtime
@@ -68,6 +71,8 @@ class Shell(msgspec.Struct):
     lanes: Lanes
     desk: Desk
     after: Callable[[Callable[[], None]], None] = _at_once
+    grants: Grants | None = None
+    brake: Brake | None = None
 
 
 class Kept(msgspec.Struct):
@@ -238,6 +243,9 @@ class Flight(msgspec.Struct, eq=False):
             return None, verdict
         ticket: Ticket | None = None
         if kind is Hold:
+            granted = self._granted(verdict)  # type: ignore[arg-type]
+            if granted is not None:
+                return None, granted
             ticket = self.shell.desk.find(verdict)  # type: ignore[arg-type]
             if ticket is not None:
                 if ticket.state == "consumed":
@@ -255,8 +263,28 @@ class Flight(msgspec.Struct, eq=False):
             ticket.turn, self.turn = self.turn, None
         return None, refusal
 
+    def _granted(self, hold: Hold) -> Verdict | None:
+        """What comes of a call for which a remembered approval holds; None where there is none."""
+        grants = self.shell.grants
+        grant = grants.find(hold) if grants is not None else None
+        if grant is None:
+            return None
+        refusal = self._reserve(hold.claims)
+        if refusal is not None:
+            return refusal
+        if not grants.use(grant):  # type: ignore[union-attr]
+            return Deny(unrecorded())
+        story = self.story
+        story.approval, story.approver, story.ticket = "granted", grant.by, grant.id
+        self.agreed = True
+        return self._admit()
+
     def _admit(self) -> Verdict:
         shell = self.shell
+        if shell.brake is not None:
+            stopped = shell.brake.stops(self.call)
+            if stopped is not None:
+                return Deny(stopped)
         pipeline = shell.runtime.pipeline
         return pipeline.resume(self.call, shell.now()) if self.agreed else pipeline.admit(self.call, shell.now())
 

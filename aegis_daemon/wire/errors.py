@@ -36,6 +36,7 @@ REFUSALS: Final = {
     for row in (
         Refusal("acl", -32001, -31001, "the agent, the backend or the name is not allowed"),
         Refusal("policy", -32001, -31001, "a policy forbids the call"),
+        Refusal("paused", -32001, -31001, "a person has paused the agent, or all of them"),
         Refusal("rate_limit", -32002, -31002, "a limit is used up; global limits are asked before the agent's own"),
         Refusal("queue", -32003, -31003, "the lane is full, or too many calls are in flight"),
         Refusal("approval", -32004, -31004, "a person rejected the call, or nobody decided in time"),
@@ -47,7 +48,7 @@ REFUSALS: Final = {
         Refusal("internal", INTERNAL_ERROR, INTERNAL_ERROR, "a fault in Aegis itself; nothing was forwarded"),
     )
 }
-SEED_STAGES: Final = frozenset({"acl", "policy", "rate_limit", "queue", "approval"})
+SEED_STAGES: Final = frozenset({"acl", "policy", "paused", "rate_limit", "queue", "approval"})
 """Stages whose refusal of a `tools/call` may be a tool result; the others are protocol errors in every style."""
 DENIAL_KEY: Final = "aegis/denial"
 
