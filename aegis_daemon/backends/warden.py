@@ -123,21 +123,21 @@ def mark_of(pid: int, base: int) -> int:
     words = limits[limits.find(b"Max file locks") :].split(None, 4)
     if len(words) > 3 and words[3].isdigit() and base <= int(words[3]) < base + SPAN:
         return int(words[3])
-    for entry in _environment(pid).split(b"\0"):
+    for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
         name, _, value = entry.partition(b"=")
         if name == VARIABLE and value.isdigit() and base <= int(value) < base + SPAN:
             return int(value)
     return 0
 
 
-def _environment(pid: int) -> bytes:
-    """Return the environment of `pid`; where there is neither it nor a command line, an exec is waited out."""
+def _settle(pid: int) -> None:
+    """Wait until `pid` is not in the middle of an exec, where it has neither an environment nor a command line."""
     for _ in range(50):
-        found = _read(f"/proc/{pid}/environ")
-        if found or _read(f"/proc/{pid}/cmdline") or b"\nState:\tZ" in _read(f"/proc/{pid}/status"):
-            return found
+        if _read(f"/proc/{pid}/environ") or _read(f"/proc/{pid}/cmdline"):
+            return
+        if b"\nState:\tZ" in _read(f"/proc/{pid}/status"):
+            return
         time.sleep(0.002)
-    return b""
 
 
 class Tree:
@@ -432,6 +432,7 @@ class Warden:
             pids = map(int, listed)
         for pid in pids:
             if pid not in self.owner:
+                _settle(pid)
                 tree = self.trees.get(mark_of(pid, self.base) - self.base, self.strays)
                 self.owner[pid] = tree
                 tree.kin.add(pid)
