@@ -66,6 +66,11 @@ def code(key: bytes, bound: bytes) -> str:
     return f"{int.from_bytes(mac[:8], 'big') % 1_000_000:06d}"
 
 
+def proof(key: bytes, bound: bytes) -> str:
+    """16 url-safe characters that an answer from a chat repeats; the message about this very ticket carries them."""
+    return _text(hmac.digest(key, _joined(b"aegis approval answer", bound), "sha256")[:12])
+
+
 def url(key: bytes, base: str, ticket: Ticket, action: Action) -> str:
     """The link for one action. `base` is `approval.callback_base_url`."""
     bound = Bound(binding(ticket), int(ticket.expires))

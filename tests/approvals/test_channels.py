@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis_daemon.approvals.channels import CHANNELS
+from aegis_daemon.approvals.channels import CHANNELS, Made, make
 from aegis_daemon.approvals.channels.feishu import SHOWN_BYTES, Feishu, shown, sign
 from aegis_daemon.approvals.channels.generic import Generic, key_of, signature
 from aegis_daemon.approvals.channels.notice import Notice
+from aegis_daemon.config.schema import Config
+from aegis_daemon.daemon.channels import values
 
 URL = "https://hooks.example/secret-path"
 NOW = 1_763_715_600.9
@@ -28,8 +30,56 @@ def notice(**changes: Any) -> Notice:
     return Notice(**{**facts, **changes})
 
 
-def test_every_channel_is_in_the_table_under_its_own_name() -> None:
-    assert {name: make(URL, None).name for name, make in CHANNELS.items()} == {name: name for name in CHANNELS}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "feishu": {"webhook_url": URL, "secret": None},
+    "generic": {"webhook_url": URL, "secret": None},
+    "slack": {"webhook_url": URL, "bot_token": None, "channel": None, "approvers": {}},
+    "discord": {"webhook_url": URL},
+    "teams": {"webhook_url": URL},
+    "telegram": {"bot_token": "1:x", "chat_id": "1", "approvers": {}},
+    "ntfy": {"topic_url": "https://ntfy.example/topic", "reply_topic_url": None, "token": None},
+    "desktop": {"enabled": True, "buttons": False},
+}
+
+
+def made(before: dict[str, Made] | None = None, **sections: dict[str, Any]) -> dict[str, Made]:
+    refused: list[str] = []
+    found = make({**SECTIONS, **sections}, before or {}, lambda name, error: refused.append(f"{name}: {error}"))
+    assert set(found) | {one.partition(":")[0] for one in refused} | {
+        n for n, v in sections.items() if not any(v.values())
+    } == set(CHANNELS)
+    return found
+
+
+def test_every_channel_is_in_the_table_under_its_own_name_and_a_section_of_the_configuration() -> None:
+    assert {name: one.channel.name for name, one in made().items()} == {name: name for name in CHANNELS}
+    approval = Config().approval
+    for name, factory in CHANNELS.items():
+        assert factory(**values(getattr(approval, name))) is None, "nothing is configured by default"
+
+
+def test_a_channel_whose_values_stay_is_the_same_one_and_a_changed_one_is_new() -> None:
+    first = made()
+    again = made(first, generic={"webhook_url": URL + "2", "secret": None}, teams={"webhook_url": None})
+    assert "teams" not in again
+    assert again["generic"].channel is not first["generic"].channel
+    assert all(again[name].channel is first[name].channel for name in set(CHANNELS) - {"generic", "teams"})
+
+
+def test_a_channel_that_cannot_be_takes_no_other_with_it() -> None:
+    found = made(generic={"webhook_url": URL, "secret": "whsec_???"}, ntfy={"topic_url": "https://n.example/"})
+    assert set(CHANNELS) - set(found) == {"generic", "ntfy"}
+
+
+def test_a_test_message_has_no_link_and_no_proof_whatever_the_channel() -> None:
+    for one in made().values():
+        if one.channel.name == "desktop":
+            continue
+        post = one.channel.post(notice(test=True, approve_url="", reject_url=""), NOW)
+        assert b"http" not in post.body.replace(b"http://adaptivecards.io", b"").replace(
+            b"https://adaptivecards.io", b""
+        )
+        assert b"test" in post.body.lower()
 
 
 # --- generic ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aegis_daemon.approvals.channels.notice import Notice, Post
+from aegis_daemon.approvals.channels.notice import TEST_TITLE, Notice, Post, cut
 from aegis_daemon.core.text import visible
 
 SHOWN_BYTES: Final = 500
@@ -52,6 +52,19 @@ class Feishu:
             return "it answered 200 without a code"
         return None if said == 0 else f"it answered code {said}"
 
+    def handle(self, body: bytes) -> str:
+        """A bot of a webhook cannot change what it sent."""
+        return ""
+
+    def closing(self, notice: Notice, handle: str, how: str) -> Post | None:
+        """As `handle` says."""
+        return None
+
+
+def configured(*, webhook_url: str | None = None, secret: str | None = None) -> Feishu | None:
+    """The channel of a section, None where it has no webhook."""
+    return Feishu(webhook_url, secret) if webhook_url else None
+
 
 def sign(secret: str, timestamp: str) -> str:
     """Base64 of HMAC-SHA256 over nothing, keyed by `timestamp`, a line end and the secret."""
@@ -64,6 +77,11 @@ def card(notice: Notice) -> dict[str, Any]:
     fields = [_field("Agent", notice.agent), _field("Tool", notice.tool), _field("Backend", notice.backend)]
     if notice.code:
         fields.append(_field("Code for the page", notice.code))
+    if notice.test:
+        return {
+            "header": {"title": _plain(TEST_TITLE), "template": "grey"},
+            "elements": [{"tag": "div", "fields": fields}],
+        }
     arguments = f"**Arguments:**\n```\n{shown(notice.arguments)}\n```"
     return {
         "header": {"title": _plain("🔐 Agent Approval Request"), "template": "orange"},
@@ -92,7 +110,7 @@ def shown(arguments: str) -> str:
 
 def _field(name: str, value: str) -> dict[str, Any]:
     # Plain text: what an agent calls itself or its tool is no markdown.
-    return {"is_short": True, "text": _plain(f"{name}: {visible(value[:_NAME_CHARS])}")}
+    return {"is_short": True, "text": _plain(f"{name}: {visible(cut(value, _NAME_CHARS))}")}
 
 
 def _plain(text: str) -> dict[str, str]:

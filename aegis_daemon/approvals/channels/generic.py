@@ -1,7 +1,7 @@
 """A webhook of anybody's gets seed A's eight fields, and a signature (Standard Webhooks) where a secret is set.
 
 Receivers written for seed A read on as before: no field is renamed and none is added, but for `code` where
-`approval.confirm: code` asks for one, without which nobody could decide.
+`approval.confirm: code` asks for one, without which nobody could decide. A test (`aegis notify test`) is `event: test`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Generic:
     def post(self, notice: Notice, now: float) -> Post:
         """Standard Webhooks: the id stays the same over all tries, the time is that of this one."""
         fields = {
-            "event": "approval_request",
+            "event": "test" if notice.test else "approval_request",
             "id": notice.id,
             "agent_id": notice.agent,
             "tool_name": notice.tool,
@@ -53,6 +53,19 @@ class Generic:
     def fault(self, status: int, body: bytes) -> str | None:
         """Any 2xx is a yes."""
         return None if 200 <= status < 300 else f"it answered {status}"
+
+    def handle(self, body: bytes) -> str:
+        """What was posted cannot be changed."""
+        return ""
+
+    def closing(self, notice: Notice, handle: str, how: str) -> Post | None:
+        """As `handle` says."""
+        return None
+
+
+def configured(*, webhook_url: str | None = None, secret: str | None = None) -> Generic | None:
+    """The channel of a section, None where it has no webhook."""
+    return Generic(webhook_url, secret) if webhook_url else None
 
 
 def key_of(secret: str) -> bytes:
