@@ -33,12 +33,18 @@ class Usage(msgspec.Struct, frozen=True):
 class Window:
     """One limit's calls."""
 
-    __slots__ = ("claim", "reserved", "times")
+    __slots__ = ("claim", "extras", "reserved", "times")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.times: deque[float] = deque()
         self.reserved = 0
+        self.extras: tuple[tuple[float, int], ...] = ()
+        """what people allow beyond the limit: until when, and how many"""
+
+    def most(self, now: float) -> int:
+        """How many calls may count at that time, what people allow more included."""
+        return self.claim.max_count + sum(count for until, count in self.extras if now < until)
 
     def expire(self, now: float) -> None:
         """Drops the calls that no longer count."""
@@ -57,11 +63,15 @@ class Window:
             self.times.append(at)
 
     def retry_after(self, now: float) -> float | None:
-        """Seconds until the next call that counts leaves; None where that frees nothing."""
-        excess = len(self.times) + self.reserved - self.claim.max_count
-        if excess < 0 or excess >= len(self.times):
+        """Seconds until so many of the calls that count have left that there is room; None where that frees nothing."""
+        used = len(self.times) + self.reserved
+        if used < self.most(now):
             return None
-        return max(0.0, self.times[excess] + self.claim.window_s - now)
+        for index in range(max(0, used - self.most(now)), len(self.times)):
+            free = self.times[index] + self.claim.window_s
+            if used - index - 1 < self.most(free):  # what is allowed beyond the limit may have ended by then
+                return max(0.0, free - now)
+        return None
 
 
 class Lease:
@@ -119,7 +129,8 @@ class Limits:
             times = window.times
             if times and times[0] <= now - claim.window_s:
                 window.expire(now)
-            if len(times) + window.reserved >= claim.max_count:
+            used = len(times) + window.reserved
+            if used >= claim.max_count and (not window.extras or used >= window.most(now)):
                 return Deny(_full(window, now))
             windows.append(window)
         for window in windows:
@@ -131,18 +142,37 @@ class Limits:
         window = self._window(claim)
         window.times = deque(sorted([*window.times, *times]))
 
+    def allow_more(self, key: Key, count: int, until: float) -> None:
+        """Up to `until` the window may hold `count` calls more than its limit says.
+
+        What counted by then goes on counting, so that afterwards nothing passes before the limit itself has room.
+        `key` is scope, agent, backend and tool of its claim. Several such leaves add up.
+        """
+        window = self._windows.get(key)
+        if window is None:
+            scope, agent, backend, tool = key
+            # The limit's own numbers come with the first call that is measured by it.
+            window = self._windows[key] = Window(Claim(scope, agent, backend, tool, 0.0, 0))
+        window.extras = (*window.extras, (until, count))
+
+    def beyond(self, claim: Claim, now: float) -> int:
+        """How many calls more than the claim's limit may count at present."""
+        return self._window(claim).most(now) - claim.max_count
+
     def usage(self, claim: Claim, now: float) -> Usage:
         """How full the claim's window is."""
         window = self._window(claim)
         window.expire(now)
-        full = len(window.times) + window.reserved >= claim.max_count
+        full = len(window.times) + window.reserved >= window.most(now)
         return Usage(claim, len(window.times), window.reserved, window.retry_after(now) if full else None)
 
     def sweep(self, now: float) -> None:
         """Forgets windows that nothing fills, so that old configurations leave nothing behind."""
         for key, window in list(self._windows.items()):
             window.expire(now)
-            if not window.times and not window.reserved:
+            if window.extras:
+                window.extras = tuple(extra for extra in window.extras if now < extra[0])
+            if not window.times and not window.reserved and not window.extras:
                 del self._windows[key]
                 self._found.pop(id(window.claim), None)
 
@@ -163,7 +193,7 @@ def _full(window: Window, now: float) -> Reason:
     when = "once a call under way has ended" if after is None else f"in {go(ceil(after) if after >= 1 else after)}"
     return Reason(
         "rate_limit",
-        f"rate limit exceeded for {claim.tool}: {used}/{claim.max_count} calls in {go(claim.window_s)} window "
+        f"rate limit exceeded for {claim.tool}: {used}/{window.most(now)} calls in {go(claim.window_s)} window "
         f"({whose}); not executed; try again {when}",
         retryable=True,
         retry_after_ms=None if after is None else milliseconds(after),

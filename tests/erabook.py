@@ -17,9 +17,9 @@ from playbook import Clock, call, error, like, modern, note, raw, request, resul
 from aegis_daemon import __version__
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.relay.eras import Bridge, EraMemory
-from aegis_daemon.relay.eras.frames import META_CLIENT, META_SERVER
+from aegis_daemon.relay.eras.frames import META_SERVER
 from aegis_daemon.wire.jsonrpc import Frame, parse
-from aegis_daemon.wire.methods import META_CAPABILITIES, META_SUBSCRIPTION, META_VERSION, MODERN_VERSION
+from aegis_daemon.wire.methods import META_CAPABILITIES, META_CLIENT, META_SUBSCRIPTION, META_VERSION, MODERN_VERSION
 
 ALL = {"elicitation": {}, "sampling": {}, "roots": {}}
 FOUND = {

@@ -29,6 +29,7 @@ from typing import Any
 import msgspec
 
 from aegis_daemon.approvals.desk import Desk
+from aegis_daemon.approvals.patience import Patience
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
 from aegis_daemon.audit.story import Scribe, Story
@@ -44,6 +45,7 @@ from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import CallIds, Conversation, Load
+from aegis_daemon.relay.own_tasks import OwnTasks
 from aegis_daemon.wire.jsonrpc import Frame
 from aegis_daemon.wire.methods import META_CAPABILITIES, META_VERSION, MODERN_VERSION
 
@@ -251,9 +253,16 @@ class Store(TicketStore):
     failing = False
 
     def put(self, ticket: Ticket) -> None:
+        self._may_fail()
+        super().put(ticket)
+
+    def take(self, ticket: Ticket) -> bool:
+        self._may_fail()
+        return super().take(ticket)
+
+    def _may_fail(self) -> None:
         if self.failing:
             raise sqlite3.OperationalError("database or disk is full")
-        super().put(ticket)
 
 
 # --- the two ends -----------------------------------------------------------------------------------------------------
@@ -642,11 +651,16 @@ class Session:
         return self.servers[-1]
 
     def handshake(
-        self, capabilities: Any = None, server_capabilities: Any = None, version: str = "2025-11-25"
+        self,
+        capabilities: Any = None,
+        server_capabilities: Any = None,
+        version: str = "2025-11-25",
+        client: str | None = None,
     ) -> Session:
         """The legacy handshake, start to end; its records are not kept for the script."""
+        info = {} if client is None else {"name": client, "version": "1"}
         self.client.says(
-            request("init", "initialize", protocolVersion=version, capabilities=capabilities or {}, clientInfo={})
+            request("init", "initialize", protocolVersion=version, capabilities=capabilities or {}, clientInfo=info)
         )
         self.play.log.sync()
         heard = self.server.hears("initialize")
@@ -716,6 +730,7 @@ class Play:
         self.scribe = _Scribe(self.log)
         runtime = self._read(config)
         self.shell = Shell(runtime, self.clock.monotonic, self.scribe, self.limits, self.lanes, self.desk)
+        self.shell.tasks = OwnTasks(self.clock.wall)
         self.ids = CallIds()
         self.load = Load()
         self.errors: list[str] = []
@@ -741,6 +756,10 @@ class Play:
         self.desk.max_pending = runtime.pending_limit
         return runtime
 
+    def be_impatient(self) -> None:
+        """Clients are known for how long they wait, as in the daemon; else they wait as long as it takes."""
+        self.shell.patience = Patience(self.store.db, self.clock.wall)
+
     def reload(self, config: str) -> None:
         """As the daemon does it: everything new is built, then one reference is swapped."""
         self.shell.runtime = self._read(config)
@@ -755,7 +774,12 @@ class Play:
             lease = self.limits.reserve(ticket.claims, self.clock.now) if ticket.claims else None
             ticket.lease = None if isinstance(lease, Deny) else lease
 
+        for timer in self.desk._timers.values():
+            timer.cancel()
+        for ticket in self.desk.pending():
+            self.desk.free(ticket)  # the old daemon's windows are gone with it
         self.desk = self.shell.desk = self._new_desk()
+        self.shell.tasks = OwnTasks(self.clock.wall)
         self.desk.restore(reserve)
 
     def session(

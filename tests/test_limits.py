@@ -290,3 +290,92 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+# --- more than the limit says -----------------------------------------------------------------------------------------
+
+KEY = ("agent", "amy", "files", "post")
+
+
+def test_what_is_allowed_beyond_a_limit_ends_and_leaves_the_limit_as_it_was() -> None:
+    limits, one = Limits(), claim(1, 60.0)
+    reserved(limits, one, at=0.0).commit(0.0)
+    full(limits, one, at=1.0)
+    limits.allow_more(KEY, 1, 30.0)
+    assert limits.beyond(one, 1.0) == 1
+    reserved(limits, one, at=2.0).commit(2.0)
+    refused = full(limits, one, at=3.0)
+    assert "2/2 calls" in refused.reason.text
+    assert limits.beyond(one, 30.0) == 0
+    full(limits, one, at=61.0)  # the second still counts, and there is one place again
+    reserved(limits, one, at=62.0).commit(62.0)
+    full(limits, one, at=62.0)
+
+
+def test_what_is_allowed_for_one_limit_is_for_no_other() -> None:
+    limits = Limits()
+    limits.allow_more(KEY, 5, 100.0)
+    for other in (claim(1, agent="bob"), claim(1, agent=None), claim(1, tool="read")):
+        reserved(limits, other, at=0.0)
+        full(limits, other, at=0.0)
+
+
+def test_it_may_be_allowed_before_the_first_call_and_outlives_a_sweep_and_a_reload() -> None:
+    limits = Limits()
+    limits.allow_more(KEY, 1, 100.0)
+    limits.sweep(50.0)
+    limits.allow_more(KEY, 1, 80.0)
+    for _ in range(3):
+        reserved(limits, claim(1, 3600.0), at=60.0)
+    full(limits, claim(1, 3600.0), at=60.0)
+    assert limits.beyond(claim(1, 3600.0), 90.0) == 1
+    limits = Limits()
+    limits.allow_more(KEY, 1, 100.0)
+    limits.sweep(100.0)
+    assert list(limits) == []
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["call", "commit", "release", "more"]),
+        st.floats(0.0, 20.0),
+        st.integers(1, 3),
+        st.floats(1.0, 60.0),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS, st.integers(1, 4))
+def test_no_more_than_limit_and_extra_ever_count_and_no_more_than_the_limit_once_that_is_over(
+    steps: list[tuple[str, float, int, float]], count: int
+) -> None:
+    limits, limit = Limits(), claim(count, 60.0)
+    extras: list[tuple[float, int]] = []
+    held: list[Lease] = []
+    counted: list[float] = []
+    now = 0.0
+    for what, pause, number, lasts in steps:
+        now += pause
+        allowed = count + sum(more for until, more in extras if now < until)
+        used = len(held) + sum(at > now - 60.0 for at in counted)
+        if what == "call":
+            lease = limits.reserve((limit,), now)
+            assert isinstance(lease, Lease) == (used < allowed)
+            if isinstance(lease, Lease):
+                held.append(lease)
+            elif lease.reason.retry_after_ms is not None:
+                then = now + lease.reason.retry_after_ms / 1000
+                after = count + sum(more for until, more in extras if then < until)
+                assert len(held) + sum(at > then - 60.0 for at in counted) < after
+        elif what == "more":
+            extras.append((now + lasts, number))
+            limits.allow_more(KEY, number, now + lasts)
+        elif held:
+            lease = held.pop()
+            if what == "commit":
+                lease.commit(now)
+                counted.append(now)
+            else:
+                lease.release()
+        assert limits.beyond(limit, now) == sum(more for until, more in extras if now < until)

@@ -11,7 +11,6 @@ import msgspec
 
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.verdict import Ask, Claim
-from aegis_daemon.loop.strand import Waiter
 
 CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -24,8 +23,22 @@ OPEN: Final = frozenset({PENDING, APPROVED})
 """States in which a ticket may still let its call run."""
 
 
-class Ticket(msgspec.Struct):
-    """All that is kept of one ask. Times are seconds since the epoch. Only the desk changes one."""
+class Vote(msgspec.Struct, frozen=True):
+    """One yes: `voter` tells persons apart, `by` names them, `via` is the way it came, `at` since the epoch."""
+
+    voter: str
+    by: str
+    via: str = ""
+    note: str = ""
+    at: float = 0.0
+
+
+class Ticket(msgspec.Struct, eq=False):
+    """All that is kept of one ask. Times are seconds since the epoch. Only the desk changes one.
+
+    `people` must agree, `votes` are those who have; `client` is what the client calls itself; `task` is the id under
+    which a client polls it, where one does.
+    """
 
     id: str
     call_id: str
@@ -44,14 +57,28 @@ class Ticket(msgspec.Struct):
     note: str = ""
     outcome: bytes | None = None
     """the answer's result while nobody has received it"""
-    waiter: Waiter[Any] | None = None
+    people: int = 1
+    votes: tuple[Vote, ...] = ()
+    client: str = ""
+    via: str = ""
+    """how the decision came"""
+    task: str = ""
+    seats: list[Any] = []
+    """who waits for it, the newest last"""
+    runner: Any = None
+    """the seat of the call that runs, or is about to; it is one of `seats`"""
     lease: Any = None
     turn: Any = None
 
     @property
     def attended(self) -> bool:
         """Whether a client waits for it."""
-        return self.waiter is not None
+        return bool(self.seats)
+
+    @property
+    def idle(self) -> bool:
+        """Whether its call may still run and none is about to: then its lease and place are the ticket's own."""
+        return self.state in OPEN and self.runner is None
 
 
 def digest(call: Call, ask: Ask) -> str:
@@ -60,14 +87,12 @@ def digest(call: Call, ask: Ask) -> str:
     SHA-256, hex, over JSON with sorted keys (hard rule 5). There are no pins yet; theirs will be one more key.
     """
     params = {key: value for key, value in call.frame.params.items() if key != "_meta"}
-    bound = {
-        "agent": call.principal.agent,
-        "backend": call.backend,
-        "method": call.method,
-        "params": params,
-        "rule": ask.rule,
-        "tenant": call.principal.tenant,
-    }
+    return seal(call.principal.tenant, call.principal.agent, call.backend, call.method, params, ask.rule)
+
+
+def seal(tenant: str, agent: str, backend: str, method: str, params: dict[str, Any], rule: str) -> str:
+    """The same over the parts; `params` are without `_meta`."""
+    bound = {"agent": agent, "backend": backend, "method": method, "params": params, "rule": rule, "tenant": tenant}
     return hashlib.sha256(msgspec.json.encode(bound, order="sorted")).hexdigest()
 
 
@@ -86,3 +111,23 @@ def new_id(taken: Container[str]) -> str:
 def spoken(text: str) -> str:
     """An id as typed by a person: case, and the letters Crockford left out, do not matter."""
     return text.strip().upper().translate(str.maketrans("OIL", "011"))
+
+
+def params_of(ticket: Ticket, tenant: str) -> dict[str, Any] | None:
+    """The parameters of the ticket's call, without `_meta`: those that give its digest, which no others do.
+
+    None where nothing does: what was kept is not what was asked.
+    """
+    content = msgspec.json.decode(ticket.arguments)
+    found: list[dict[str, Any]] = [{"name": ticket.name, "arguments": content}]
+    if type(content) is dict:
+        if not content:
+            found.append({"name": ticket.name})
+        if "arguments" in content:
+            found.append({"name": ticket.name, **content})
+            if content["arguments"] == {}:
+                found.append({"name": ticket.name, **{key: content[key] for key in content if key != "arguments"}})
+    for params in found:
+        if seal(tenant, ticket.agent, ticket.backend, ticket.method, params, ticket.rule) == ticket.digest:
+            return params
+    return None

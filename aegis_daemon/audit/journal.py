@@ -132,6 +132,8 @@ class Journal:
         self.durability = durability
         self.bell: Callable[[], None] | None = None
         """Called at the first append after each `checkpoint`."""
+        self.listener: Callable[[Record, Intent | Hold | None], None] | None = None
+        """Called with each record, and with the intent or hold of the call that it ends; never raises."""
         self.trouble = ""
         """What keeps records from reaching SQLite; the writer's handle sets it."""
         self._db_path = db_path
@@ -399,16 +401,19 @@ class Journal:
             self._written = seq
         self._seq = seq
         self._head = head.decode()
+        ended = None
         if kind is Intent or kind is Hold:
             self._open[record.call] = record  # type: ignore[union-attr, assignment]
         elif kind is Outcome or (kind is Denied and not record.would):  # type: ignore[union-attr]
-            self._open.pop(record.call, None)  # type: ignore[union-attr]
+            ended = self._open.pop(record.call, None)  # type: ignore[union-attr]
         if self._full:
             self._unsynced.append((seq, prev, line))
         if not self._rung:
             self._rung = True
             if self.bell is not None:
                 self.bell()
+        if self.listener is not None:
+            self.listener(record, ended)
         return seq
 
     def _write(self, data: bytes) -> None:

@@ -200,7 +200,10 @@ class Dropped(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Approval(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What became of a ticket. `decision`: approved, rejected, expired, cancelled, consumed or attached."""
+    """What became of a ticket. `decision`: voted, approved, rejected, expired, cancelled, consumed or attached.
+
+    Of a grant, whose id stands in `ticket`: granted or revoked.
+    """
 
     KIND: ClassVar = "approval"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -280,11 +281,12 @@ class Reader:
         limit: int = 50,
         before: int | None = None,
         bodies: bool = True,
+        patience_s: float = float("inf"),
     ) -> list[CallView]:
         """Calls, newest first. `tool` is a glob; times are microseconds since the epoch, `until` excluded.
 
         `text` is looked for in the arguments, in any case (ASCII). `before` is the `seq` of the last row of the page
-        before this one.
+        before this one. Raises `TimeoutError` where it takes longer than `patience_s` seconds.
         """
         where: list[str] = []
         given: list[Any] = []
@@ -320,8 +322,8 @@ class Reader:
             add("a.body LIKE ? ESCAPE '\\'", f"%{pattern}%")
         condition = f" WHERE {' AND '.join(where)}" if where else ""
         given.append(limit)
-        rows = self._db.execute(f"{select}{condition} ORDER BY c.ts DESC, c.seq DESC LIMIT ?", given)
-        return [_view(row) for row in rows]
+        question = f"{select}{condition} ORDER BY c.ts DESC, c.seq DESC LIMIT ?"
+        return [_view(row) for row in self.ask(question, tuple(given), until=time.monotonic() + patience_s)]
 
     def show(self, id: str) -> Shown:
         """A call by its id, the beginning of its id, or its ticket. Raises `NotFound`, `Ambiguous`."""
@@ -359,6 +361,18 @@ class Reader:
             (after_seq, limit),
         )
         return [_record_view(row) for row in rows]
+
+    def ask(self, question: str, given: tuple[object, ...], *, until: float) -> list[tuple[Any, ...]]:
+        """The rows of a query of ours. Raises `TimeoutError` where it is not done by then (`time.monotonic`)."""
+        self._db.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+        try:
+            return self._db.execute(question, given).fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname == "SQLITE_INTERRUPT":
+                raise TimeoutError("the audit store did not answer in time") from None
+            raise
+        finally:
+            self._db.set_progress_handler(None, 0)
 
     def last_seq(self) -> int:
         """The newest record."""

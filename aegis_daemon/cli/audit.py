@@ -166,6 +166,8 @@ def show_call(
     for record in records:
         kind = record["record"].get("kind", "unreadable") if isinstance(record["record"], dict) else "unreadable"
         print(f"  {record['seq']}  {local(record['created_at'])}  {visible(str(kind)):8}  {record['hash'][:16]}…")
+    if call["stage"] == "acl" and (call["exec_status"] == "denied" or call["would"]):
+        say(f"the rules refused it; `aegis allow {call['call_id'][:12]}` shows what would let it pass, and asks")
 
 
 @app.command()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from aegis_daemon.cli.console import (
     USAGE,
     WRONG,
     Problem,
+    compact,
     complain,
     emit,
     instant,
@@ -52,8 +55,13 @@ Ids = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-def decide(ids: list[str], *, approve: bool, yes: bool, note: str, as_json: bool) -> int:
-    """Decides each of them; 1 where one could not be. Those that could stay decided."""
+def decide(
+    ids: list[str], *, approve: bool, yes: bool, note: str, as_json: bool, grant: dict[str, Any] | None = None
+) -> int:
+    """Decides each of them; 1 where one could not be. Those that could stay decided.
+
+    `grant` (the fields of `shapes.GrantAsk`) is asked for with each.
+    """
     word = "approve" if approve else "reject"
     if len(note) > NOTE_MAX:
         raise Problem(f"the note has {len(note)} characters", f"{NOTE_MAX} are kept; shorten it", USAGE)
@@ -65,27 +73,47 @@ def decide(ids: list[str], *, approve: bool, yes: bool, note: str, as_json: bool
     with link.connect() as daemon:
         for typed in dict.fromkeys(ids):
             try:
-                exact = typed if yes else _asked(daemon, typed, word)
+                exact = typed if yes else _asked(daemon, typed, word, grant)
                 if exact is None:
                     say(f"left {visible(typed)} as it is")
                     code = WRONG
                     continue
-                row = send(daemon, exact, approve=approve, note=note, key=key)
+                row = send(daemon, exact, approve=approve, note=note, key=key, grant=grant)
             except Refused as refused:
                 complain(f"{typed}: {refused.message}", refused.hint)
                 code = WRONG
                 continue
             rows.append(row)
-            say(f"{row['state']} {row['id']}")
+            say(told(row))
     if as_json:
         emit(rows)
     return code
 
 
-def send(daemon: Connection, id: str, *, approve: bool, note: str = "", key: str | None = None) -> dict[str, Any]:
+def send(
+    daemon: Connection,
+    id: str,
+    *,
+    approve: bool,
+    note: str = "",
+    key: str | None = None,
+    grant: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """One decision. Raises `Refused`."""
-    found: dict[str, Any] = daemon.call("decide", id=id, approve=approve, note=note, key=key)
+    found: dict[str, Any] = daemon.call("decide", id=id, approve=approve, note=note, key=key, grant=grant)
     return found
+
+
+def told(row: dict[str, Any]) -> str:
+    """What became of a decision."""
+    if row["state"] == "pending":
+        left = row["needed"] - row["given"]
+        others = "another person" if left == 1 else f"{left} other people"
+        return f"{row['id']}: {row['given']} of {row['needed']} have agreed; it waits for {others} to approve it"
+    text = f"{row['state']} {row['id']}"
+    if row.get("grant"):
+        text += f"; remembered as {row['grant']}: see `aegis grants list`, end it with `aegis grants revoke`"
+    return text
 
 
 def own_key() -> str | None:
@@ -111,7 +139,9 @@ def describe(ticket: dict[str, Any]) -> list[str]:
     shown = [
         f"{ticket['id']}  {visible(what(ticket))}",
         f"  agent      {visible(ticket['agent_id'])}",
+        *([f"  client     {visible(ticket['client'], 80)}"] if ticket.get("client") else []),
         f"  rule       {visible(ticket['rule'])}",
+        *([f"  agreed     {agreement(ticket)}"] if ticket.get("needed", 1) > 1 else []),
         f"  expires in {span(left)}" + ("" if ticket["waiting"] else "  (its client has gone; it runs on a retry)"),
         "  arguments",
         *(f"    {line}" for line in lines[:LINES_MAX]),
@@ -121,13 +151,53 @@ def describe(ticket: dict[str, Any]) -> list[str]:
     return shown
 
 
+def agreement(ticket: dict[str, Any]) -> str:
+    """`1 of 2 people; another one must`, for a ticket that needs several."""
+    given, needed = ticket["given"], ticket["needed"]
+    left = needed - given
+    rest = "" if left <= 0 else "; another one must" if left == 1 else f"; {left} different ones must"
+    return f"{given} of {needed} people{rest}"
+
+
+def remembered(ticket: dict[str, Any], grant: dict[str, Any], now: float) -> str:
+    """What a grant would let through: `create_issue on gh for amy: repo = "a/x", title = anything; until 14:32, …`."""
+    uses = grant["uses"] or 100
+    names = arguments(ticket)
+    if grant["any_arguments"]:
+        given = "any arguments at all"
+    else:
+        given = ", ".join(
+            f"{visible(name, 60)} = " + ("anything" if name in grant["free"] else compact(json.dumps(value))[:80])
+            for name, value in names.items()
+        )
+    what = f"{visible(ticket['tool_name'])} on {visible(ticket['backend_id'])} for {visible(ticket['agent_id'])}"
+    count = "1 use" if uses == 1 else f"{uses} uses"
+    return f"{what}: {given or 'without arguments'}; until {moment(now + grant['seconds'], now)}, {count}"
+
+
+def moment(at: float, now: float) -> str:
+    """`14:32`, with the day where that is another one than today."""
+    then, today = time.localtime(at), time.localtime(now)
+    same = then[:3] == today[:3]
+    return time.strftime("%H:%M" if same else "%Y-%m-%d %H:%M", then)
+
+
+def arguments(row: dict[str, Any]) -> dict[str, Any]:
+    """The named arguments of a ticket or grant; none where they have no names."""
+    try:
+        found = json.loads(row["arguments"])
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def what(ticket: dict[str, Any]) -> str:
     """`backend.tool`, or the method where it is no tool call."""
     name = f"{ticket['backend_id']}.{ticket['tool_name']}" if ticket["tool_name"] else str(ticket["backend_id"])
     return name if ticket["method"] == "tools/call" else f"{ticket['method']} {name}"
 
 
-def _asked(daemon: Connection, typed: str, word: str) -> str | None:
+def _asked(daemon: Connection, typed: str, word: str, grant: dict[str, Any] | None = None) -> str | None:
     """The call id of the ticket once a person has seen it and said yes; None for no."""
     from aegis_daemon.approvals.ticket import spoken
 
@@ -139,6 +209,16 @@ def _asked(daemon: Connection, typed: str, word: str) -> str | None:
         return typed  # unknown, or decided before: the daemon says which
     for line in describe(ticket):
         say(line)
+    if grant is not None:
+        known = arguments(ticket)
+        for name in grant["free"]:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                raise Problem(
+                    f"the call has no argument `{name}`", f"did you mean `{near[0]}`?" if near else "see them above"
+                )
+        say(f"remember it: {remembered(ticket, grant, time.time())}")
+        word = f"{word} and remember"
     sure = typer.confirm(f"{word} {ticket['id']}?", default=False, err=True)
     # The call id, since a ticket id may name another call by the time a person has read this one.
     return str(ticket["call_id"]) if sure else None

@@ -55,6 +55,19 @@ def since_epoch(text: str | None) -> float | None:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
+def seconds(option: str, text: str) -> float:
+    """A duration given with an option, more than none. Raises `Problem`."""
+    from aegis_daemon.core.units import UnitError, parse_duration
+
+    try:
+        found = parse_duration(text)
+    except UnitError as error:
+        raise Problem(f"{option}: {error.message}", error.hint, USAGE) from None
+    if not found:
+        raise Problem(f"{option}: `{text}` is no time at all", "write it like `15m` or `1h30m`", USAGE)
+    return found
+
+
 def pick(
     rows: Iterable[dict[str, Any]],
     *,

@@ -22,6 +22,7 @@ COLUMNS = {
     "arguments": "arguments",
     "left": "expires in",
     "state": "state",
+    "agreed": "agreed",
     "waiting": "client waits",
 }
 
@@ -64,6 +65,7 @@ def pending(
             "what": what(row),
             "arguments": compact(row["arguments"]),
             "left": span(instant(row["expires_at"]) - now),
+            "agreed": f"{row['given']}/{row['needed']}",
         }
         for row in rows
     ]

@@ -54,6 +54,7 @@ def _print(found: dict[str, Any]) -> None:
     facts(
         [
             ("aegis", f"{found['version']}, process {found['pid']}, up {span(found['uptime_s'])}"),
+            *((("PAUSED", _pause(pause))) for pause in found["paused"]),
             ("mode", str(found["mode"])),
             ("tier", tier.get(found["tier"], str(found["tier"]))),
             ("config", visible(found["config"] or "none: everything is denied; begin with `aegis config init`")),
@@ -69,6 +70,17 @@ def _print(found: dict[str, Any]) -> None:
     now = time.time()
     rows = [{**row, "since": span(now - instant(row["since"]))} for row in found["sessions"]]
     show(rows, SESSION, "no agent is connected")
+
+
+def _pause(pause: dict[str, Any]) -> str:
+    """`claude-code, by ann 5m ago (note): aegis resume claude-code`."""
+    import time
+
+    agent = pause["agent_id"]
+    since = span(time.time() - instant(pause["since"]))
+    note = f" ({visible(pause['note'], 200)})" if pause["note"] else ""
+    undo = "aegis resume" if agent is None else f"aegis resume {visible(agent)}"
+    return f"{visible(agent or 'all agents')}, by {visible(pause['by'])} {since} ago{note}; `{undo}` lifts it"
 
 
 def _late(count: int) -> str:

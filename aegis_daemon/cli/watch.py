@@ -17,7 +17,7 @@ import msgspec
 
 from aegis_daemon.cli import link
 from aegis_daemon.cli.console import Problem, compact, instant, pretty, rich, span, visible
-from aegis_daemon.cli.decision import own_key, send, what
+from aegis_daemon.cli.decision import own_key, send, told, what
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _decide(decision: Decision, key: str | None) -> str:
             row = send(daemon, ticket["call_id"], approve=decision.approve, key=key)
     except (DaemonAway, Refused, Problem) as error:
         return visible(f"{ticket['id']}: {error}")
-    return f"{row['state']} {row['id']}"
+    return told(row)
 
 
 class Keyboard:

@@ -18,6 +18,7 @@ _PLACEHOLDER: Final = {
     "backends": "<backend>",
     "queue": "<backend>",
     "agents": "<agent>",
+    "approvers": "<user>",
     "rate_limits": "<tool>",
     "global_rate_limits": "<tool>",
 }

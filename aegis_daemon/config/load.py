@@ -383,7 +383,16 @@ class _Reading:
         if approval.get("get_decides") is True:
             message = "whatever opens a link decides, the previews of chats and mail programs included"
             self._warn(("approval", "get_decides"), message, "remove it; the page asks for one more click")
-        webhooks = [_table(approval, name).get("webhook_url") for name in ("feishu", "generic")]
+        linked = ("feishu", "generic", "slack", "discord", "teams")
+        webhooks = [_table(approval, name).get("webhook_url") for name in linked]
+        for name, key, needs in _CHANNEL_NEEDS:
+            section = _table(approval, name)
+            if section.get(key) and not section.get(needs) and self.source.complete:
+                message = f"`{key}` without `{needs}` does nothing"
+                self._fault(("approval", name, key), message, f"add `{needs}`, or remove `{key}`", key=True)
+        if _table(approval, "desktop").get("buttons") is True:
+            message = "whatever program reaches the desktop can press Approve, an agent's shell included"
+            self._warn(("approval", "desktop", "buttons"), message, "leave it out where agents run as the same user")
         if any(webhooks) and not approval.get("callback_base_url") and self.source.complete:
             message = "links in messages lead to this machine alone, since `callback_base_url` is not set"
             self._warn(("approval",), message, "set it to the address by which people reach this daemon")
@@ -490,6 +499,18 @@ class _NotFoundError(Exception):
 
 _TOKEN: Final = re.compile(rb"""^[^#\n]*(?:_token|secret)["']?\s*:\s*(?!["']?\$\{)\S""", re.MULTILINE)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_CHANNEL_NEEDS: Final = (
+    ("telegram", "bot_token", "chat_id"),
+    ("telegram", "chat_id", "bot_token"),
+    ("telegram", "approvers", "bot_token"),
+    ("ntfy", "reply_topic_url", "topic_url"),
+    ("slack", "bot_token", "channel"),
+    ("slack", "channel", "bot_token"),
+    ("slack", "app_token", "bot_token"),
+    ("slack", "signing_secret", "bot_token"),
+    ("desktop", "buttons", "enabled"),
+)
+"""Of a channel's section: a key, and the one without which it does nothing."""
 _NO_EFFECT: Final[tuple[Any, ...]] = (None, "", False, [], {})
 
 

@@ -10,7 +10,7 @@ from aegis_daemon.config.schema import Access, Config, reveal
 from aegis_daemon.core.names import Names
 from aegis_daemon.core.pipeline import Pipeline
 from aegis_daemon.core.principal import Principal
-from aegis_daemon.core.runtime import AgentRule, BackendRule, Runtime
+from aegis_daemon.core.runtime import AgentRule, BackendRule, HoldRule, Runtime
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import Claim
 from aegis_daemon.lanes import LaneRule
@@ -74,6 +74,7 @@ def build(config: Config, digest: str) -> Runtime:
         sessions_limit=config.server.max_sessions_agent,
         pending_limit=config.approval.max_pending_per_agent,
         unlisted_open=config.defaults.unlisted == "observe",
+        hold=_hold(config),
         closed=_closed(config),
         isolated=isolated,
         digest=digest,
@@ -134,10 +135,20 @@ def _rate_limit(config: Config) -> RateLimit:
 
 
 def _approval(config: Config) -> Approval:
-    required = {
-        (name, backend): Names(access.approval_required)
-        for name, agent in config.agents.items()
-        for backend, access in agent.backends.items()
-        if access.approval_required
-    }
-    return Approval(required, config.approval.timeout)
+    routes = [
+        ((name, backend), access) for name, agent in config.agents.items() for backend, access in agent.backends.items()
+    ]
+    return Approval(
+        {key: Names(access.approval_required) for key, access in routes if access.approval_required},
+        config.approval.timeout,
+        {key: Names(access.second_approver) for key, access in routes if access.second_approver},
+    )
+
+
+def _hold(config: Config) -> HoldRule:
+    approval = config.approval
+    return HoldRule(
+        default=None if isinstance(approval.hold, str) else approval.hold,
+        clients=tuple(approval.hold_clients.items()),
+        agents={name: agent.hold for name, agent in config.agents.items() if agent.hold is not None},
+    )

@@ -282,7 +282,29 @@ def _as_fact(value: object) -> Any:
     raise fault(f"{shown(value)} is not a fact", "write a text, a whole number, `true` or `false`, or a list of those")
 
 
+def _as_chat_id(value: object) -> str:
+    text = str(value) if type(value) is int else _as_plain(value, "an id")
+    if not re.fullmatch(r"[@#]?-?[A-Za-z0-9_.-]{1,64}", text):
+        raise fault(f"{shown(value)} is not the id of a chat or a chat's user", "copy it from the chat")
+    return text
+
+
+def _as_person(value: object) -> str:
+    text = _as_plain(value, "a person's name")
+    if not text.strip() or text != text.strip() or len(text) > 64 or not text.isprintable():
+        raise fault(f"{shown(value)} is not a person's name", "write up to 64 characters; best the user name here")
+    return text
+
+
 OFF: Final = "off"
+
+
+AUTO: Final = "auto"
+
+
+def _as_hold(value: object) -> str | float:
+    seconds: str | float = AUTO if value == AUTO else _as_seconds(0)(value)
+    return seconds
 
 
 def _as_listen(value: object) -> str:
@@ -337,6 +359,13 @@ _DURATION = (
 _TEXT = (PlainSerializer(_mask), WithJsonSchema({"type": "string"}))
 
 Seconds = Annotated[float, BeforeValidator(_as_seconds(0)), *_DURATION]
+Hold = Annotated[
+    float | Literal["auto"],
+    PlainValidator(_as_hold),
+    PlainSerializer(lambda value: value if value == AUTO else go_duration(value), return_type=str, when_used="json"),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, *_DURATION_SCHEMA["anyOf"]]}),
+    Kind("`auto` or duration"),
+]
 Timeout = Annotated[float, BeforeValidator(_as_seconds(0.001)), *_DURATION]
 Flag = Annotated[bool, Field(strict=True), Kind("true or false")]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000), Kind("number")]
@@ -359,6 +388,8 @@ Glob = Annotated[str, BeforeValidator(_as_glob), Kind("pattern")]
 ToolName = Annotated[str, BeforeValidator(_as_tool), Kind("name")]
 HostName = Annotated[str, BeforeValidator(_as_host), Kind("name")]
 Origin = Annotated[str, BeforeValidator(_as_origin), Kind("origin")]
+ChatId = Annotated[str, BeforeValidator(_as_chat_id), Kind("id")]
+Person = Annotated[str, BeforeValidator(_as_person), Kind("name")]
 Listen = Annotated[str, BeforeValidator(_as_listen), Kind("address")]
 FactValue = Annotated[
     str | bool | int | tuple[str | bool | int, ...],
@@ -509,6 +540,9 @@ class Access(Section):
     prompt_denylist: tuple[Glob, ...] = Field(default=(), description="Prompts hidden from the agent and refused.")
     rate_limits: dict[ToolName, RateLimit] = Field(default={}, description="Limit of each tool for this agent.")
     approval_required: tuple[Glob, ...] = Field(default=(), description="Tools whose every call waits for a person.")
+    second_approver: tuple[Glob, ...] = Field(
+        default=(), description="Tools whose every call waits for two different people, who both have to agree."
+    )
     server_requests: tuple[Literal["sampling", "elicitation", "roots"], ...] = Field(
         default=(), description="What the backend may ask of the agent; nothing unless listed."
     )
@@ -531,6 +565,9 @@ class Agent(Section):
     roles: tuple[Name, ...] = Field(default=(), description="Roles, for policies.")
     attributes: dict[Name, FactValue] = Field(default={}, description="Facts about the agent, for policies.")
     tenant: Name = Field(default="default", description="Tenant the agent belongs to.")
+    hold: Seconds | None = Field(
+        default=None, description="How long a call of this agent is held for a person; see `approval.hold`."
+    )
 
 
 class Feishu(Section):
@@ -547,15 +584,97 @@ class Generic(Section):
     secret: SigningSecret | None = Field(default=None, description="Signs the posts (Standard Webhooks) when set.")
 
 
+class Slack(Section):
+    """Approval requests to Slack: `webhook_url` for links alone, `bot_token` and `channel` for buttons."""
+
+    webhook_url: Webhook = Field(default=None, description="Incoming webhook, which has links alone; empty for none.")
+    bot_token: SigningSecret | None = Field(default=None, description="Bot token (`xoxb-…`), to send with buttons.")
+    channel: ChatId | None = Field(default=None, description="Channel that the bot writes to, by its id.")
+    app_token: SigningSecret | None = Field(
+        default=None, description="App-level token (`xapp-…`): hears clicks by Socket Mode, without a public address."
+    )
+    signing_secret: SigningSecret | None = Field(
+        default=None, description="Checks clicks that Slack posts to `/callback/slack`, where that is public."
+    )
+    approvers: dict[ChatId, Person] = Field(
+        default={}, description="Who may decide there: a Slack user's id, and the person's name."
+    )
+    api_url: WebUrl = Field(default="https://slack.com/api", description="Where Slack's methods are, if elsewhere.")
+
+
+class Discord(Section):
+    """Approval requests to a Discord channel."""
+
+    webhook_url: Webhook = Field(default=None, description="Webhook of the channel; empty for none.")
+
+
+class Teams(Section):
+    """Approval requests to Microsoft Teams."""
+
+    webhook_url: Webhook = Field(default=None, description="Address of the Teams workflow; empty for none.")
+
+
+class Telegram(Section):
+    """Approval requests by a Telegram bot, decided there without a public address."""
+
+    bot_token: SigningSecret | None = Field(default=None, description="The bot's token; no other program may poll it.")
+    chat_id: ChatId | None = Field(default=None, description="Chat that the bot writes to, by its number or `@name`.")
+    approvers: dict[ChatId, Person] = Field(
+        default={}, description="Who may decide there: a Telegram user's number, in quotes, and the person's name."
+    )
+    api_url: WebUrl = Field(
+        default="https://api.telegram.org", description="Bot API server, for those who run their own."
+    )
+
+
+class Ntfy(Section):
+    """Approval requests by ntfy."""
+
+    topic_url: Webhook = Field(
+        default=None, description="Topic to publish to; whoever knows it reads every request, so keep it secret."
+    )
+    token: SigningSecret | None = Field(default=None, description="Access token for both topics, where they need one.")
+    reply_topic_url: Webhook = Field(
+        default=None, description="Topic for answers; whoever reads `topic_url` can decide with it. Empty: links alone."
+    )
+
+
+class Desktop(Section):
+    """Approval requests on the desktop of the daemon's user."""
+
+    enabled: Flag = Field(default=False, description="Shows notifications (`notify-send`, or `osascript` on macOS).")
+    buttons: Flag = Field(
+        default=False,
+        description="Adds Approve and Reject; whoever, or whatever program, reaches the desktop then decides as you.",
+    )
+
+
 class Approval(Section):
     """How calls that need a person's word ask for it."""
 
     timeout: Timeout = Field(default=600.0, description="How long a request waits before it is refused.")
+    hold: Hold = Field(
+        default=AUTO,
+        description="How long a call is held for a person before the agent is told to repeat it later: `auto` for what "
+        "the client is known to bear, a duration, or `0s` to hold none.",
+    )
+    hold_clients: dict[Glob, Seconds] = Field(
+        default={}, description="The same by the name that a client gives itself, or a pattern of names."
+    )
     max_pending_per_agent: Count = Field(
         default=64, description="Requests one agent may have waiting; more are refused."
     )
+    max_grant: Seconds = Field(
+        default=28800.0, description="How long an approval may be remembered (`aegis approve --for`); `0` is never."
+    )
     feishu: Feishu = Field(default=Feishu(), description="Feishu or Lark.")
     generic: Generic = Field(default=Generic(), description="Any webhook.")
+    slack: Slack = Field(default=Slack(), description="Slack.")
+    discord: Discord = Field(default=Discord(), description="Discord.")
+    teams: Teams = Field(default=Teams(), description="Microsoft Teams.")
+    telegram: Telegram = Field(default=Telegram(), description="Telegram.")
+    ntfy: Ntfy = Field(default=Ntfy(), description="ntfy.")
+    desktop: Desktop = Field(default=Desktop(), description="The desktop.")
     callback_base_url: WebUrl | None = Field(default=None, description="What approval links start with.")
     listen: Listen | None = Field(default=None, description="A second address that serves the approval page alone.")
     confirm: Literal["button", "code"] = Field(default="button", description="What the approval page asks for.")

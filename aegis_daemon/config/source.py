@@ -54,11 +54,11 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\
 
 HIDDEN_NAME: Final = (
     r"[\w.-]*(?:token|secret|passw(?:or)?d|passphrase|[_-]pass\b|[_-]key\b|apikey|credential|authorization|cookie"
-    r"|webhook_url)[\w.-]*"
+    r"|webhook_url|topic_url)[\w.-]*"
 )
 """Names whose values are hidden wherever they stand; matched without regard to case."""
 # lines that may hold a secret are never shown whole
-_HIDDEN_SECTION = "env|headers|args|feishu|generic"
+_HIDDEN_SECTION = "env|headers|args|feishu|generic|slack|discord|teams|telegram|ntfy"
 _HIDDEN_VALUE = re.compile(rf"(?i)(\b(?:{HIDDEN_NAME}[\"']?\s*[:=\s]|(?:{_HIDDEN_SECTION})[\"']?\s*:)\s*)\S.*")
 _HIDDEN_KEY = re.compile(rf"(?i){HIDDEN_NAME}|{_HIDDEN_SECTION}")
 _KEY_OF_LINE = re.compile(r"(\s*(?:- +)*)[\"']?([^\s:\"'#][^:\"'#]*)[\"']?\s*:(?=\s|$)(.*)")

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.runtime import HoldRule
 from aegis_daemon.core.session import Open
-from aegis_daemon.core.verdict import Claim, Hold, Permit, Reason
+from aegis_daemon.core.verdict import Claim, Ended, Hold, Permit, Reason
 from aegis_daemon.wire.jsonrpc import Answer, Frame
 
 
@@ -111,46 +112,92 @@ class Lanes(Protocol):
 
 
 class Ticket(Protocol):
-    """One ask. It owns its call's lease and place while nobody waits for it."""
+    """One ask. It owns its call's lease and place, but while a call runs, or is about to, under it."""
 
     id: str
     call_id: str
+    agent: str
+    backend: str
     state: str
     by: str
+    note: str
+    people: int
+    created: float
+    expires: float
     outcome: bytes | None
+    task: str
+    seats: list[Any]
+    runner: Any
     lease: Any
     turn: Any
 
+    @property
+    def idle(self) -> bool:
+        """Whether its call may still run and none is about to."""
+        ...
+
 
 class Desk(Protocol):
-    """Where people decide."""
+    """Where people decide. All that wait for one ticket are one call: one of them runs it, the others hear how."""
 
     def find(self, hold: Hold) -> Any:
         """The `Ticket` that an identical call attaches to, or None."""
         ...
 
-    def open(self, hold: Hold) -> Any:
+    def open(self, hold: Hold, client: str = "") -> Any:
         """A new `Ticket`, or `Deny`."""
         ...
 
-    def attach(self, ticket: Any, call: Call) -> Awaited:
-        """Waits for the ticket's `Decision`."""
+    def attach(self, ticket: Any, call: Call, patience: float | None = None) -> Awaited:
+        """A seat: waits for the ticket's `Decision`, at most `patience` seconds."""
         ...
 
-    def leave(self, ticket: Any) -> None:
-        """Nobody waits for the ticket any more; it stays."""
+    def leave(self, ticket: Any, seat: Any) -> None:
+        """Whoever has the seat waits no more, or does not run the call after all; the ticket stays."""
+        ...
+
+    def withdraw(self, ticket: Any) -> None:
+        """Nobody is asked after all."""
         ...
 
     def consume(self, ticket: Any) -> bool:
         """Takes the ticket's one use; False where it has none."""
         ...
 
-    def finish(self, ticket: Any, undelivered: bytes | None) -> None:
-        """The call ran; an answer that nobody received is kept."""
+    def unused(self, ticket: Any) -> bool:
+        """Nothing left under that use: the ticket has it again; False where that cannot be kept."""
+        ...
+
+    def finish(self, ticket: Any, ended: Ended, delivered: bool) -> None:
+        """The call is over; an answer that nobody received is kept."""
         ...
 
     def delivered(self, ticket: Any) -> None:
         """The kept answer was received."""
+        ...
+
+    def polled(self, ticket: Any, task: str) -> bool:
+        """From now on the ticket is polled under this id, "" for none; False where that cannot be kept."""
+        ...
+
+    def by_task(self, task: str) -> Any:
+        """The `Ticket` that is polled under this id, open or ended; None where there is none."""
+        ...
+
+    def params(self, ticket: Any, tenant: str) -> dict[str, Any] | None:
+        """The parameters of the ticket's call, without `_meta`; None where they cannot be had."""
+        ...
+
+
+class Patience(Protocol):
+    """How long clients wait for one answer."""
+
+    def budget(self, rule: HoldRule, agent: str, client: str) -> float:
+        """Seconds that a call of this client may be held."""
+        ...
+
+    def gave_up(self, agent: str, client: str, age_s: float) -> None:
+        """This client cancelled a held call of this age."""
         ...
 
 
@@ -177,6 +224,10 @@ class Grants(Protocol):
 
     def use(self, grant: Any) -> bool:
         """Takes one use of it, on disk; False where it has none left or that cannot be kept."""
+        ...
+
+    def holds(self, id: str) -> bool:
+        """Whether what was begun under it may still go on: it was not taken back, and its time is not over."""
         ...
 
 

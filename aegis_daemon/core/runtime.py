@@ -39,6 +39,17 @@ class AgentRule(msgspec.Struct, frozen=True):
     token: bytes | None = None
 
 
+class HoldRule(msgspec.Struct, frozen=True):
+    """How long calls are held for a person, in seconds. `default` None: what suits the client.
+
+    `agents` goes before `clients`, whose patterns are in the order of the file, and those before `default`.
+    """
+
+    default: float | None = None
+    clients: tuple[tuple[str, float], ...] = ()
+    agents: Mapping[str, float] = {}
+
+
 class Runtime(msgspec.Struct, frozen=True):
     """`server_requests` maps (agent, backend) to what the server may ask of the client."""
 
@@ -56,6 +67,7 @@ class Runtime(msgspec.Struct, frozen=True):
     unlisted_open: bool
     isolated: bool
     digest: str
+    hold: HoldRule = HoldRule()
     closed: frozenset[tuple[str, str]] = frozenset()
     """(agent, backend) pairs that say `allowed: false`"""
 

@@ -44,6 +44,10 @@ class Open(msgspec.Struct, eq=False):
     number: int = 0
     slot: int = -1
     deadline: float = 0.0
+    held: float = 0.0
+    """since when it has waited for a person; 0 where it does not"""
+    alone: bool = False
+    """nobody waits for its answer: it goes on for a task of ours"""
     beats: int = 0
     strand: Any = None
     waiter: Any = None
@@ -133,8 +137,8 @@ class OpenRequests:
             del self._by_token[opened.token]
 
     def newest(self) -> Open | None:
-        """The request that came last and is still open."""
-        return next(reversed(self._by_request.values()), None)
+        """The request that came last and is still open; those that go on alone are nobody's."""
+        return next((one for one in reversed(self._by_request.values()) if not one.alone), None)
 
     def all(self) -> list[Open]:
         """Every open request, oldest first."""

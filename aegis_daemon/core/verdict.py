@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from aegis_daemon.core.call import Call
+from aegis_daemon.wire.jsonrpc import Answer
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -103,10 +104,21 @@ class Allow(msgspec.Struct, frozen=True):
 Verdict = Allow | Deny | Hold
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """How an approved call ended, for those who waited with it: the server's answer, or why there is none."""
+
+    answer: Answer | None = None
+    reason: Reason | None = None
+
+
 class Decision(msgspec.Struct, frozen=True):
-    """What became of an ask: approved, rejected, expired or withdrawn; by whom, and which ticket it was."""
+    """What became of an ask: approved, rejected, expired; pending, where the client's patience ended first; or ended.
+
+    `approved` is told to one who waits, who runs the call. The others are told how it `ended`.
+    """
 
     outcome: str
     ticket: str
     by: str = ""
     note: str = ""
+    ended: Ended | None = None

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aegis_daemon import __version__
-from aegis_daemon.approvals import links
 from aegis_daemon.approvals import ticket as tickets
+from aegis_daemon.approvals.changes import Changes
 from aegis_daemon.approvals.desk import Decided, Desk, NoSuchTicket
+from aegis_daemon.approvals.notifier import Notifier, TooManyTests
 from aegis_daemon.approvals.ticket import spoken
 from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.record import Admin
 from aegis_daemon.audit.store import Reader
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.backends.children import Nursery
@@ -24,17 +29,26 @@ from aegis_daemon.config.load import masked
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.session import State
 from aegis_daemon.core.units import go_duration
+from aegis_daemon.daemon.asked import Asks
+from aegis_daemon.daemon.feed import Feed
+from aegis_daemon.daemon.reading import Reading
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits, milliseconds
 from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.manage import ancestry, api, shapes
+from aegis_daemon.manage.ui.sessions import TOKEN_S, Logins, Person
 
-_EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "decided", "expired", "consumed"]] = {
+if TYPE_CHECKING:
+    from aegis_daemon.approvals.grants import Grant
+    from aegis_daemon.daemon.orders import Orders
+
+_EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "voted", "decided", "expired", "consumed"]] = {
     "opened": "opened",
     "attached": "attached",
     "waiter_gone": "waiter_gone",
+    "voted": "voted",
     "approved": "decided",
     "rejected": "decided",
     "expired": "expired",
@@ -42,13 +56,14 @@ _EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "decided", "expi
 }
 
 
+NAMED = "user:"
+"""How a voter begins who is a person with a name; all others may be anybody, and twice the same."""
 AUDIT_READERS = 2
 """Requests that read the audit store at once."""
 AUDIT_WAIT_S = 10.0
 AUDIT_FLUSH_S = 2.0
 """How long a reader waits for what was recorded last."""
 AUDIT_STEP = 1000
-_USE_COMMAND = "see `aegis pending`, and decide there with `aegis approve` or `aegis reject`"
 
 
 def instant(seconds: float) -> str:
@@ -71,7 +86,23 @@ def ticket_row(ticket: tickets.Ticket) -> shapes.Ticket:
         state=ticket.state,  # type: ignore[arg-type]
         waiting=ticket.attended,
         rule=ticket.rule,
+        needed=ticket.people,
+        given=_agreed(ticket),
+        client=ticket.client,
+        decided_by=ticket.by,
     )
+
+
+def _person(voter: str) -> str:
+    """The same for one person however the name is spelled in chats and on machines: `Ann` is `ann`."""
+    return unicodedata.normalize("NFKC", voter).casefold()
+
+
+def _agreed(ticket: tickets.Ticket) -> int:
+    """How many people have said yes."""
+    if ticket.state in (tickets.APPROVED, tickets.CONSUMED):
+        return ticket.people
+    return len(ticket.votes)
 
 
 def _audit_rows(path: Path, limit: int, offset: int) -> list[shapes.AuditRow]:
@@ -127,8 +158,16 @@ class Governor:
         key: str,
         audit_db: Path | None = None,
         links_key: bytes = b"",
+        changes: Changes | None = None,
         http: Callable[[], str | None] = lambda: None,
+        notifier: Notifier | None = None,
+        feed: Feed | None = None,
+        orders: Orders | None = None,
     ) -> None:
+        self._standing = orders
+        self.logins = Logins(monotonic, partial(secrets.token_urlsafe, 32))
+        self._feed = feed or Feed(journal)
+        self._notifier = notifier
         self._http = http
         self._socket = socket
         self._in_force = in_force
@@ -143,8 +182,9 @@ class Governor:
         self._nursery = nursery
         self._key = key
         self._audit_db = audit_db
-        self._links_key = links_key
+        self._asks = Asks(desk, links_key, changes, row=ticket_row, limits=self.limits)
         self._readers = asyncio.Semaphore(AUDIT_READERS)
+        self._log = Reading(audit_db, writer, self._readers) if audit_db is not None else None
         self._began = monotonic()
         self._watchers: set[asyncio.Queue[shapes.TicketEvent]] = set()
 
@@ -182,6 +222,7 @@ class Governor:
             servers_alive=self._nursery.alive,
             reaped_late=self._nursery.late,
             pending=len(self._desk.pending()),
+            paused=self._standing.paused() if self._standing is not None else (),
             audit=shapes.AuditState(
                 seq=self._journal.last_seq,
                 ingested=self._journal.ingested_seq,
@@ -189,7 +230,7 @@ class Governor:
                 healthy=self._journal.healthy,
                 detail=self._journal.detail,
             ),
-            warnings=force.warnings,
+            warnings=(*force.warnings, *(self._notifier.warnings() if self._notifier is not None else ())),
         )
 
     def pending(self) -> Sequence[shapes.Ticket]:
@@ -210,10 +251,42 @@ class Governor:
 
     def happened(self, event: str, ticket: tickets.Ticket) -> None:
         """Something happened to a ticket: every watcher hears of it."""
+        self._asks.happened(event, ticket)
         if self._watchers:
             made = shapes.TicketEvent(event=_EVENTS[event], ticket=ticket_row(ticket), by=ticket.by or None)
             for events in self._watchers:
                 events.put_nowait(made)
+
+    def channels(self) -> Sequence[shapes.ChannelRow]:
+        """How each channel is doing."""
+        rows = self._notifier.rows() if self._notifier is not None else []
+        return [
+            shapes.ChannelRow(
+                name=row.name,
+                ways="buttons" if row.buttons else "link",
+                state=row.state,
+                sent=row.sent,
+                failed=row.failed,
+                waiting=row.waiting,
+                last_error=row.last_error,
+                last_ok_at=None if row.last_ok_at is None else instant(row.last_ok_at),
+            )
+            for row in rows
+        ]
+
+    def posted(self, channel: str, headers: Mapping[str, str], body: bytes) -> bool:
+        """An answer that a channel's platform posted."""
+        return self._notifier is not None and self._notifier.posted(channel, headers, body)
+
+    async def test_channels(self, channel: str | None) -> Sequence[shapes.ChannelTest]:
+        """Test messages."""
+        try:
+            found = await self._notifier.test(channel) if self._notifier is not None else []
+        except KeyError:
+            raise api.NotFound(f"no channel `{channel}` is configured", "see `aegis notify list`") from None
+        except TooManyTests:
+            raise api.Unavailable("there were tests only just now", "repeat it in a minute") from None
+        return [shapes.ChannelTest(name=name, ok=not why, detail=why) for name, why in found]
 
     def limits(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.LimitRow]:
         """The windows and how full they are."""
@@ -239,6 +312,7 @@ class Governor:
                     current=usage.current,
                     reserved=usage.reserved,
                     retry_after_ms=None if after is None else milliseconds(after),
+                    extra=self._limits.beyond(claim, now),
                 )
             )
         return rows
@@ -314,6 +388,81 @@ class Governor:
         except (OSError, sqlite3.Error) as error:
             raise api.Unavailable(f"the audit store cannot be read: {error}", "see `aegis status`") from None
 
+    # --- the inbox ----------------------------------------------------------------------------------------------
+
+    def invite(self, by: str, voter: str) -> shapes.Login:
+        """A one-time login to the inbox."""
+        address = self._http()
+        if address is None:
+            raise api.Unavailable("nothing is served over HTTP, so there is no inbox to open", "set `server.listen`")
+        # An address of all interfaces is no place that a browser can go to.
+        host, _, port = address.rpartition(":")
+        place = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104
+        token = self.logins.invite(Person(by, voter))
+        return shapes.Login(url=f"http://{place}:{port}/ui/login#{token}", by=by, expires_at=instant(wall() + TOKEN_S))
+
+    def logged_in(self, by: str, place: str) -> None:
+        """Records that a session of the inbox begins."""
+        try:
+            self._journal.append(Admin(action="ui_login", by=by, detail=f"from {place}"))
+        except AuditUnavailable as error:
+            raise api.Unavailable(f"the login cannot be recorded: {error}", "see `aegis status`") from None
+
+    def waiting(self) -> int:
+        """How many tickets want a person's word."""
+        return sum(ticket.state == tickets.PENDING for ticket in self._desk.pending())
+
+    def inbox(self, most: int) -> shapes.Inbox:
+        """The oldest tickets that wait."""
+        found = self._desk.pending()
+        waiting = [ticket for ticket in found if ticket.state == tickets.PENDING]
+        agreed = [ticket for ticket in found if ticket.state == tickets.APPROVED]
+        return shapes.Inbox(
+            asked=tuple(self._asks.about(ticket.id) for ticket in waiting[:most]),
+            pending=len(waiting),
+            agreed=tuple(map(ticket_row, agreed[:most])),
+        )
+
+    def ask_of(self, call_id: str) -> shapes.Asked:
+        """One ticket."""
+        try:
+            ticket = self._desk.get(call_id)
+        except NoSuchTicket:
+            ticket = None
+        if ticket is None or ticket.state not in tickets.OPEN:
+            why = f"`{call_id[:64]}` waits no more" if ticket is None else str(Decided(ticket))
+            raise api.NotFound(why, "see the inbox for what waits")
+        return self._asks.about(ticket.id)
+
+    def watch_calls(self) -> AsyncIterator[shapes.CallEvent]:
+        """Calls as they happen."""
+        return self._feed.watch()
+
+    async def figures(self) -> shapes.Figures:
+        """The overview's numbers."""
+        return await self._logged().figures()
+
+    async def seen_tools(self) -> Sequence[shapes.ToolRow]:
+        """Tools that were called within a week."""
+        return await self._logged().tools()
+
+    async def audit_search(self, ask: shapes.AuditQuery) -> Sequence[shapes.AuditCall]:
+        """Calls of the log, newest first."""
+        return await self._logged().search(ask)
+
+    async def audit_story(self, id: str) -> shapes.AuditStory:
+        """One call with its records."""
+        return await self._logged().story(id)
+
+    async def recent_calls(self, agents: Sequence[str], count: int) -> dict[str, Sequence[shapes.AuditCall]]:
+        """The last named calls of each agent."""
+        return await self._logged().recent(agents, count)
+
+    def _logged(self) -> Reading:
+        if self._log is None:
+            raise api.Unavailable("this daemon has no audit store to read")
+        return self._log
+
     # --- deciding -----------------------------------------------------------------------------------------------
 
     def may_decide(self, pid: int | None, key: str | None) -> str | None:
@@ -341,26 +490,33 @@ class Governor:
 
     def follow(self, id: str, action: str, token: str) -> shapes.Linked:
         """What an approval link speaks of."""
-        bound = links.read(self._links_key, id, action, token) if self._links_key else None
-        if bound is None:
-            raise api.Forbidden("this link was not made by this daemon, or something was changed in it", _USE_COMMAND)
-        try:
-            ticket = self._desk.get(id)
-        except NoSuchTicket:
-            ticket = None
-        # A short id is given out again once it is free, so what stands under it now may be another call's.
-        if ticket is None or links.binding(ticket) != bound.binding:
-            raise api.NotFound(f"`{id}` was decided, or expired, and is no longer known", _USE_COMMAND)
-        if ticket.state != tickets.PENDING:
-            raise api.NotFound(str(Decided(ticket)))
-        if bound.expires < wall():
-            raise api.NotFound(f"`{id}` expired")
-        return shapes.Linked(ticket=ticket_row(ticket), code=links.code(self._links_key, bound.binding))
+        return self._asks.follow(id, action, token)
 
-    async def decide(self, id: str, approve: bool, *, by: str, via: str, note: str) -> shapes.Decided:
-        """One decision on one ticket."""
+    async def decide(
+        self,
+        id: str,
+        approve: bool,
+        *,
+        by: str,
+        via: str,
+        note: str,
+        voter: str = "",
+        grant: shapes.GrantAsk | None = None,
+    ) -> shapes.Decided:
+        """One decision on one ticket, and the grant that remembers it where one is asked for."""
+        named = spoken(id) if len(id) < 16 else id
+        if grant is not None and not approve:
+            raise api.BadRequest("a rejection is not remembered", "reject the call alone, or change its rules")
         try:
-            ticket = self._desk.decide(spoken(id) if len(id) < 16 else id, approve, by, note)
+            asked = self._desk.get(named)
+            if approve and asked.people > 1 and not voter.startswith(NAMED):
+                raise api.Forbidden(
+                    f"{asked.people} people must agree to `{asked.id}`, and nobody can tell who says yes here",
+                    "approve it with `aegis approve`, in the inbox, or in a chat where you are mapped; "
+                    "rejecting is possible from everywhere",
+                )
+            draft = self._orders.draft(asked, grant, by) if grant is not None else None
+            ticket = self._desk.decide(named, approve, by, note, via=via, voter=_person(voter or f"{via}:{by}"))
         except NoSuchTicket:
             raise api.NotFound(f"no ticket `{id}` waits", "see `aegis pending`") from None
         except Decided as decided:
@@ -369,7 +525,57 @@ class Governor:
             raise api.Refusal(
                 f"the decision could not be kept ({error}), so it was not taken", "free space on the disk and repeat it"
             ) from None
-        return shapes.Decided(id=ticket.id, call_id=ticket.call_id, state="approved" if approve else "rejected")
+        waits = ticket.state == tickets.PENDING  # for another person's yes
+        if draft is not None and not waits:
+            self._orders.keep(draft, via, note)
+            self._let_go(draft, by)
+        return shapes.Decided(
+            id=ticket.id,
+            call_id=ticket.call_id,
+            state="pending" if waits else "approved" if approve else "rejected",
+            grant=draft.id if draft is not None and not waits else None,
+            needed=ticket.people,
+            given=_agreed(ticket),
+        )
+
+    def _let_go(self, grant: Grant, by: str) -> None:
+        """Calls of a new grant's shape that wait already go on, too, each for one of its uses."""
+        for ticket in self._desk.pending():
+            if ticket.state == tickets.PENDING and self._orders.takes(grant, ticket):
+                try:
+                    self._desk.decide(ticket.call_id, True, by, grant.id, via="grant", voter=f"grant:{grant.id}")
+                except (NoSuchTicket, Decided, sqlite3.Error):
+                    continue  # it stays as it is: a person can still decide it
+
+    # --- what holds beyond a call -------------------------------------------------------------------------------
+
+    @property
+    def _orders(self) -> Orders:
+        if self._standing is None:
+            raise api.Unavailable("this daemon keeps nothing beyond single calls")
+        return self._standing
+
+    def grants(self) -> Sequence[shapes.Grant]:
+        """Remembered approvals."""
+        return self._orders.granted()
+
+    def revoke_grants(self, ids: Sequence[str] | None, *, by: str, via: str) -> Sequence[shapes.Grant]:
+        """Ends them."""
+        return self._orders.revoke(ids, by, via)
+
+    def pause(self, agent: str | None, *, by: str, note: str) -> shapes.Pause:
+        """Stops an agent, or everything."""
+        return self._orders.pause(agent, by, note)
+
+    def resume(self, agent: str | None, *, by: str) -> shapes.Pause:
+        """Lifts a pause."""
+        return self._orders.resume(agent, by)
+
+    def grant_quota(
+        self, agent: str | None, backend: str, tool: str, count: int, seconds: float | None, *, by: str, note: str
+    ) -> shapes.Quota:
+        """Raises a limit for a while."""
+        return self._orders.allow_more(agent, backend, tool, count, seconds, by, note)
 
     def cancel_queued(self, call_id: str) -> bool:
         """Refuses a call that has not been sent."""

@@ -9,7 +9,6 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import msgspec
 
 from aegis_daemon import __version__
-from aegis_daemon.approvals.channels import CHANNELS
-from aegis_daemon.approvals.desk import Desk
+from aegis_daemon.approvals.changes import Changes as ApprovedCalls
+from aegis_daemon.approvals.desk import Desk, NoSuchTicket
 from aegis_daemon.approvals.notifier import Notifier, Settings
+from aegis_daemon.approvals.patience import Patience
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
 from aegis_daemon.audit.journal import Journal
@@ -29,14 +29,17 @@ from aegis_daemon.audit.story import Scribe
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.backends.children import Nursery
 from aegis_daemon.backends.http_client import HttpPool
-from aegis_daemon.config.load import ConfigFaults, reveal
+from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.config.paths import PathError, Paths
-from aegis_daemon.core.ports import AuditUnavailable
+from aegis_daemon.core.ports import AuditUnavailable, Brake
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import reload as reloading
+from aegis_daemon.daemon.channels import Channels, answer
 from aegis_daemon.daemon.governor import Governor
 from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, secret_key, socket_mode
 from aegis_daemon.daemon.network import Network
+from aegis_daemon.daemon.orders import Orders
+from aegis_daemon.daemon.reach import DaemonReach
 from aegis_daemon.daemon.reception import Reception
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.servers import Servers
@@ -48,6 +51,7 @@ from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.server import ManageServer
 from aegis_daemon.relay.carry import Shell
+from aegis_daemon.relay.own_tasks import OwnTasks
 from aegis_daemon.transports.unix_relay import Peer, UnixRelay
 
 _log = logging.getLogger("aegis")
@@ -91,13 +95,25 @@ class Daemon:
             lanes=self._lanes,
             desk=self._desk,
             after=outbox.after,
+            patience=Patience(self._tickets.db, wall),
+            tasks=OwnTasks(wall),
         )
+        self._orders = Orders(
+            self._tickets.db,
+            self._journal,
+            self._limits,
+            in_force=lambda: self._force,
+            brake=self._brake,
+            agents=lambda: [session.conversation.principal.agent for session in self._sessions],
+        )
+        self._shell.grants = self._orders.grants
         self._pool = HttpPool(loop)
         self._sessions = Sessions(loop, self._shell, Servers(loop, outbox, self._nursery, self._pool), outbox)
         self._network = Network(
             loop, outbox, Reception(self._sessions, self._shell), self._pool, in_force=lambda: self._force
         )
         self._notifier: Notifier | None = None
+        self._channels = Channels()
         self._relay = UnixRelay(
             loop,
             Path(paths.socket),
@@ -135,7 +151,13 @@ class Daemon:
         self._desk.restore(self._reserve)
         self._nursery.start()
         links_key = secret_key(Path(self._paths.links_key)).encode()
-        self._notifier = Notifier(links_key, self._post, wall=wall)
+        self._notifier = Notifier(
+            links_key,
+            DaemonReach(self._pool),
+            wall=wall,
+            find=self._ticket,
+            decide=partial(answer, lambda: self._governor),
+        )
         self._governor = Governor(
             socket=self._paths.socket,
             in_force=lambda: self._force,
@@ -151,32 +173,30 @@ class Daemon:
             key=secret_key(Path(self._paths.approver_key)),
             audit_db=self._db_path,
             links_key=links_key,
+            changes=ApprovedCalls(self._tickets.db),
             http=lambda: self._network.address,
+            orders=self._orders,
+            notifier=self._notifier,
         )
         await self._network.open(self._governor)
-        self._notifier.settings = self._channels()
+        self._notifier.use(self._telling())
         self._manage = ManageServer(self._governor, self._paths.manage_socket)
         await self._manage.start()
         self._relay.open()
         self._tick()
 
-    async def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
-        response = await self._pool.fetch("POST", url, headers, body, timeout=10.0, limit=1 << 16)
-        return response.status, response.body
+    def _telling(self) -> Settings:
+        config = self._force.config
+        return self._channels.settings(config, self._network.address or config.server.listen)
 
-    def _channels(self) -> Settings:
-        approval = self._force.config.approval
-        channels = []
-        for name, make in CHANNELS.items():
-            section = getattr(approval, name)
-            if section.webhook_url is not None:
-                secret = section.secret.reveal() if section.secret is not None else None
-                channels.append(make(section.webhook_url.reveal(), secret))
-        base = approval.callback_base_url
-        where = (
-            reveal(base) if base is not None else f"http://{self._network.address or self._force.config.server.listen}"
-        )
-        return Settings(tuple(channels), where.rstrip("/"), approval.confirm == "code")
+    def _ticket(self, id: str) -> Ticket | None:
+        try:
+            return self._desk.get(id)
+        except NoSuchTicket:
+            return None
+
+    def _brake(self, brake: Brake | None) -> None:
+        self._shell.brake = brake
 
     def _restore_limits(self) -> None:
         """Fills the windows with the calls that still count, by the boot clock where that is the same boot's."""
@@ -255,10 +275,11 @@ class Daemon:
                 _log.exception("a sweep failed")
 
     def _ticket_event(self, event: str, ticket: Ticket) -> None:
-        if event in ("approved", "rejected", "expired", "consumed", "attached"):
-            record = Approval(
-                call=ticket.call_id, decision=event, ticket=ticket.id, by=ticket.by, note=ticket.note, via="desk"
-            )
+        if event in ("voted", "approved", "rejected", "expired", "consumed", "attached"):
+            by, note, via = ticket.by, ticket.note, ticket.via
+            if ticket.votes and event in ("voted", "approved"):  # the word that was given now
+                by, note, via = ticket.votes[-1].by, ticket.votes[-1].note, ticket.votes[-1].via
+            record = Approval(call=ticket.call_id, decision=event, ticket=ticket.id, by=by, note=note, via=via or "desk")
             try:
                 self._journal.append(record)
             except AuditUnavailable as error:
@@ -291,11 +312,12 @@ class Daemon:
         self._shell.runtime = force.runtime
         self._lanes.configure(dict(force.runtime.lanes))
         self._desk.max_pending = force.runtime.pending_limit
+        self._orders.reloaded()
         self._relay.set_mode(socket_mode(force.runtime.agents.values(), os.geteuid()))
         self._sessions.reloaded()
         self._network.reloaded()
         if self._notifier is not None:
-            self._notifier.settings = self._channels()
+            self._notifier.use(self._telling())
         _log.info("configuration reloaded: %s", ", ".join(changed) or "nothing changed")
         return shapes.Reloaded(
             message="config reloaded", changed=changed, restart_required=restart, warnings=force.warnings

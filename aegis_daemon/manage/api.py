@@ -7,14 +7,15 @@ raising `Refusal`. Who the caller is comes from the kernel; no request can say i
 from __future__ import annotations
 
 import pwd
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, Protocol
 
 import msgspec
 from pydantic import ValidationError
 
-from aegis_daemon.manage import shapes
+from aegis_daemon.manage import refusals, shapes
+from aegis_daemon.manage.ui.sessions import Logins
 
 
 class Refusal(Exception):
@@ -79,17 +80,114 @@ class Governor(Protocol):
         """
         ...
 
-    async def decide(self, id: str, approve: bool, *, by: str, via: str, note: str) -> shapes.Decided:
+    async def decide(
+        self,
+        id: str,
+        approve: bool,
+        *,
+        by: str,
+        via: str,
+        note: str,
+        voter: str = "",
+        grant: shapes.GrantAsk | None = None,
+    ) -> shapes.Decided:
         """Takes the decision. `id` is a ticket id or a call id, as a person typed it.
 
-        :raises NotFound: no such ticket. :raises Conflict: decided before, and by whom.
+        :param via: cli, api, link, ui, or a channel's name. :param voter: tells persons apart, else `via` and `by` do.
+        :raises NotFound: no such ticket. :raises Conflict: decided before, and by whom. :raises BadRequest: the grant
+            cannot be given, and then nothing is decided.
         """
+        ...
+
+    def grants(self) -> Sequence[shapes.Grant]:
+        """Remembered approvals that hold, oldest first."""
+        ...
+
+    def revoke_grants(self, ids: Sequence[str] | None, *, by: str, via: str) -> Sequence[shapes.Grant]:
+        """Ends grants, all of them with None; gives those that it ended.
+
+        :raises NotFound: one of the ids is no grant's; the others were ended.
+        """
+        ...
+
+    def pause(self, agent: str | None, *, by: str, note: str) -> shapes.Pause:
+        """Stops an agent, or everything. :raises NotFound: no such agent."""
+        ...
+
+    def resume(self, agent: str | None, *, by: str) -> shapes.Pause:
+        """Lifts a pause, and gives it. :raises NotFound: it is not paused."""
+        ...
+
+    def grant_quota(
+        self, agent: str | None, backend: str, tool: str, count: int, seconds: float | None, *, by: str, note: str
+    ) -> shapes.Quota:
+        """Raises one limit for a while. :raises NotFound: no such limit. :raises BadRequest: longer than its window."""
+        ...
+
+    @property
+    def logins(self) -> Logins:
+        """Who is logged in to the inbox."""
+        ...
+
+    def invite(self, by: str, voter: str) -> shapes.Login:
+        """A one-time login to the inbox. :raises Unavailable: nothing is served over HTTP."""
+        ...
+
+    def logged_in(self, by: str, place: str) -> None:
+        """Records that a session of the inbox begins. :raises Unavailable: it cannot be, so none may."""
+        ...
+
+    def waiting(self) -> int:
+        """How many tickets want a person's word."""
+        ...
+
+    def inbox(self, most: int) -> shapes.Inbox:
+        """The oldest tickets that wait, at most so many of each kind."""
+        ...
+
+    def ask_of(self, call_id: str) -> shapes.Asked:
+        """One ticket. :raises NotFound: there is none that could still let its call run."""
+        ...
+
+    def watch_calls(self) -> AsyncIterator[shapes.CallEvent]:
+        """What happens to calls from now on. Is closed with `aclose` when the watcher leaves."""
+        ...
+
+    async def figures(self) -> shapes.Figures:
+        """The overview's numbers, up to some seconds old. Raises `Unavailable`."""
+        ...
+
+    async def seen_tools(self) -> Sequence[shapes.ToolRow]:
+        """Tools that were called within a week, the most called first. Raises `Unavailable`."""
+        ...
+
+    async def audit_search(self, ask: shapes.AuditQuery) -> Sequence[shapes.AuditCall]:
+        """Calls of the log, newest first. Raises `Unavailable`, `BadRequest`."""
+        ...
+
+    async def audit_story(self, id: str) -> shapes.AuditStory:
+        """One call with its records. Raises `Unavailable`, `NotFound`."""
+        ...
+
+    async def recent_calls(self, agents: Sequence[str], count: int) -> dict[str, Sequence[shapes.AuditCall]]:
+        """The last named calls of each agent, newest first. Raises `Unavailable`."""
         ...
 
     def may_decide(self, pid: int | None, key: str | None) -> str | None:
         """None, or why the process may not decide: it descends from a governed agent and has no valid key.
 
         `pid` is None where the kernel does not tell it. See `manage.ancestry`.
+        """
+        ...
+
+    def channels(self) -> Sequence[shapes.ChannelRow]:
+        """The configured ways to reach people, and how they are doing."""
+        ...
+
+    async def test_channels(self, channel: str | None) -> Sequence[shapes.ChannelTest]:
+        """Sends a test message through one channel or all. Decides nothing.
+
+        :raises NotFound: no such channel. :raises Unavailable: there were several only just now.
         """
         ...
 
@@ -133,10 +231,16 @@ class Governor(Protocol):
         ...
 
     def follow(self, id: str, action: str, token: str) -> shapes.Linked:
-        """What an approval link speaks of. Decides nothing.
+        """What an approval link speaks of, and how that ended where it did. Decides nothing.
 
-        :raises Forbidden: the token was not made here for this id and action.
-        :raises NotFound: the ticket is decided, expired or forgotten; the text says which where it is known.
+        :raises Forbidden: the token was not made here for this id and action. :raises NotFound: the ask is forgotten.
+        """
+        ...
+
+    def posted(self, channel: str, headers: Mapping[str, str], body: bytes) -> bool:
+        """Takes an answer that a channel's platform posted to us; False where it did not send it, or not now.
+
+        Returns at once; the person is told there what became of it. Names of headers are lower case.
         """
         ...
 
@@ -198,17 +302,94 @@ def watch_pending(governor: Governor, caller: Caller, ask: shapes.Nothing) -> As
     return governor.watch_pending()
 
 
-async def decide(governor: Governor, caller: Caller, ask: shapes.DecideRequest) -> shapes.Decided:
-    """One person's decision. An agent's shell is refused here, whatever program it uses to ask."""
-    refusal = governor.may_decide(caller.pid, ask.key)
-    if refusal is None and ask.key is None and not caller.present():
+def _person(governor: Governor, caller: Caller, key: str | None) -> None:
+    """Raises `Forbidden` unless a person asks: an agent's shell is refused here, whatever program it uses to ask."""
+    refusal = governor.may_decide(caller.pid, key)
+    if refusal is None and key is None and not caller.present():
         # A process that hands its connection on and exits could otherwise be judged by whoever has its pid now.
         refusal = "the process that asked is gone, so nobody knows who it was"
     if refusal is not None:
         raise Forbidden(
             refusal, "decide from a terminal of your own, or set AEGIS_APPROVER_KEY to the path of the approver key"
         )
-    return await governor.decide(ask.id, ask.approve, by=caller.name, via="cli", note=ask.note)
+
+
+async def decide(governor: Governor, caller: Caller, ask: shapes.DecideRequest) -> shapes.Decided:
+    """One person's decision."""
+    _person(governor, caller, ask.key)
+    return await governor.decide(
+        ask.id,
+        ask.approve,
+        by=caller.name,
+        via="cli",
+        note=ask.note,
+        voter=f"user:{caller.name}",
+        grant=ask.grant,
+    )
+
+
+async def grants(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.Grant]:
+    """What is remembered."""
+    return governor.grants()
+
+
+async def revoke_grant(governor: Governor, caller: Caller, ask: shapes.RevokeRequest) -> Sequence[shapes.Grant]:
+    """Forgets it."""
+    _person(governor, caller, ask.key)
+    if ask.all == bool(ask.ids):
+        raise BadRequest("say which grants: some ids, or all", "see `aegis grants list`")
+    return governor.revoke_grants(None if ask.all else ask.ids, by=caller.name, via="cli")
+
+
+async def pause(governor: Governor, caller: Caller, ask: shapes.PauseRequest) -> shapes.Pause:
+    """Stops an agent, or everything."""
+    _person(governor, caller, ask.key)
+    return governor.pause(ask.agent, by=caller.name, note=ask.note)
+
+
+async def resume(governor: Governor, caller: Caller, ask: shapes.ResumeRequest) -> shapes.Pause:
+    """Lets it go on."""
+    _person(governor, caller, ask.key)
+    return governor.resume(ask.agent, by=caller.name)
+
+
+async def grant_quota(governor: Governor, caller: Caller, ask: shapes.QuotaRequest) -> shapes.Quota:
+    """Raises one limit for a while."""
+    _person(governor, caller, ask.key)
+    return governor.grant_quota(
+        ask.agent, ask.backend, ask.tool, ask.count, ask.seconds, by=caller.name, note=ask.note
+    )
+
+
+async def ui_login(governor: Governor, caller: Caller, ask: shapes.LoginRequest) -> shapes.Login:
+    """A way into the inbox, or the end of every session there."""
+    _person(governor, caller, ask.key)
+    if ask.end:
+        return shapes.Login(by=caller.name, ended=governor.logins.end_all())
+    return governor.invite(caller.name, f"user:{caller.name}")
+
+
+def watch_calls(governor: Governor, caller: Caller, ask: shapes.Nothing) -> AsyncIterator[shapes.CallEvent]:
+    """Calls as they happen."""
+    return governor.watch_calls()
+
+
+async def explain_refusal(governor: Governor, caller: Caller, ask: shapes.ExplainRequest) -> shapes.Explained:
+    """Why a call was refused, with the rule: for a person who may change it, never for the agent that met it."""
+    _person(governor, caller, ask.key)
+    return refusals.explained((await governor.audit_story(ask.id)).call)
+
+
+async def notify_list(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.ChannelRow]:
+    """Channels."""
+    return governor.channels()
+
+
+async def notify_test(
+    governor: Governor, caller: Caller, ask: shapes.NotifyTestRequest
+) -> Sequence[shapes.ChannelTest]:
+    """Test messages, which have nothing in them to decide with."""
+    return await governor.test_channels(ask.channel)
 
 
 async def limits(governor: Governor, caller: Caller, ask: shapes.LimitsQuery) -> Sequence[shapes.LimitRow]:
@@ -257,6 +438,16 @@ HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
     "pending": (shapes.Nothing, pending, Permit.READ),
     "watch_pending": (shapes.Nothing, watch_pending, Permit.READ),
     "decide": (shapes.DecideRequest, decide, Permit.WRITE),
+    "grants": (shapes.Nothing, grants, Permit.READ),
+    "revoke_grant": (shapes.RevokeRequest, revoke_grant, Permit.WRITE),
+    "pause": (shapes.PauseRequest, pause, Permit.WRITE),
+    "resume": (shapes.ResumeRequest, resume, Permit.WRITE),
+    "grant_quota": (shapes.QuotaRequest, grant_quota, Permit.WRITE),
+    "ui_login": (shapes.LoginRequest, ui_login, Permit.WRITE),
+    "watch_calls": (shapes.Nothing, watch_calls, Permit.READ),
+    "explain_refusal": (shapes.ExplainRequest, explain_refusal, Permit.WRITE),
+    "notify_list": (shapes.Nothing, notify_list, Permit.READ),
+    "notify_test": (shapes.NotifyTestRequest, notify_test, Permit.WRITE),
     "limits": (shapes.LimitsQuery, limits, Permit.READ),
     "queue": (shapes.Nothing, queue, Permit.READ),
     "cancel_queued": (shapes.CancelRequest, cancel_queued, Permit.WRITE),

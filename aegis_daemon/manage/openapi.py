@@ -25,6 +25,7 @@ _WHY: Final = {
     403: "The credential may not do this, or a page of another site sent the request.",
     404: "There is no such thing, or it was decided before.",
     408: "The body did not come in time.",
+    410: "It is over: decided before, or expired; the text says by whom, when, and what became of it.",
     413: "The body is too large.",
     415: "The body is not of the type named here.",
     422: "The request can be read and says something that cannot be.",
@@ -72,6 +73,9 @@ class PageRow(msgspec.Struct, frozen=True):
     path: str
     summary: str
     statuses: tuple[int, ...]
+    body: type[shapes.Request] | None = None
+    """What a program sends as JSON in place of the form, which is answered in JSON too."""
+    answer: Any = None
 
 
 def document(
@@ -83,12 +87,14 @@ def document(
     ]
     models += [(row.answer, "serialization", TypeAdapter(row.answer)) for row in rows]
     models += [(row.body, "validation", TypeAdapter(row.body)) for row in rows if row.body is not None]
+    models += [(page.body, "validation", TypeAdapter(page.body)) for page in pages if page.body is not None]
+    models += [(page.answer, "serialization", TypeAdapter(page.answer)) for page in pages if page.answer is not None]
     made, definitions = TypeAdapter.json_schemas([(key, mode, of) for key, mode, of in models], ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, made, security)
     for page in pages:
-        paths.setdefault(page.path, {})[page.method.lower()] = _page(page)
+        paths.setdefault(page.path, {})[page.method.lower()] = _page(page, made)
     return {
         "openapi": "3.1.1",
         "info": {
@@ -148,7 +154,7 @@ def _refusal(status: int) -> dict[str, Any]:
     return described
 
 
-def _page(page: PageRow) -> dict[str, Any]:
+def _page(page: PageRow, made: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
     texts = {
         "id": {"type": "string", "minLength": 1, "maxLength": shapes.ID_MAX},
         "action": {"enum": ["approve", "reject"]},
@@ -159,17 +165,37 @@ def _page(page: PageRow) -> dict[str, Any]:
         "operationId": f"{page.method.lower()}_approval_page",
         "summary": page.summary,
         "security": [],
-        "parameters": [
-            {"name": name, "in": "query", "required": True, "schema": schema} for name, schema in texts.items()
-        ],
         "responses": {
             str(status): {"description": f"{HTTPStatus(status).phrase}. {why}", "content": HTML}
             for status, why in statuses.items()
         },
     }
-    if page.method == "POST":
+    if page.body is None:
+        operation["parameters"] = [
+            {"name": name, "in": "query", "required": True, "schema": schema} for name, schema in texts.items()
+        ]
+    else:
+        # A browser sends the first three in the address, where its page is.
         code = {"type": "string", "pattern": "^[0-9]{6}$", "description": "Where `approval.confirm` is `code`."}
-        form = {"type": "object", "properties": {"code": code}}
-        content = {"application/x-www-form-urlencoded": {"schema": form}}
-        operation["requestBody"] = {"required": False, "content": content}
+        form = {
+            "type": "object",
+            "required": list(texts),
+            "properties": {
+                **texts,
+                "form": {"type": "string", "description": "What the page's own form has; good once."},
+                "decision": {"enum": ["approve", "reject"], "description": "By default what the link is for."},
+                "code": code,
+                "note": {"type": "string", "maxLength": shapes.NOTE_MAX},
+            },
+        }
+        operation["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/x-www-form-urlencoded": {"schema": form},
+                "application/json": {"schema": made[page.body, "validation"]},
+            },
+        }
+        for status, response in operation["responses"].items():
+            answer = made[page.answer, "serialization"] if status == str(_OK) else _PROBLEM
+            response["content"] = {**HTML, "application/json": {"schema": answer}}
     return operation

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 ID_MAX = 64
 """Characters in the longest ticket id or call id that is looked at."""
 NOTE_MAX = 500
+NAME_MAX = 1024
+USES_MAX = 1_000_000
+"""Calls that one grant, or one addition to a limit, can be for at most."""
 KEY_MAX = 4096
 TOKEN_MAX = 128
 """Characters in the longest token of an approval link that is looked at."""
@@ -47,12 +50,81 @@ class LimitsQuery(Request):
     tool: str | None = None
 
 
+class GrantAsk(Request):
+    """What to remember of an approval: for how long, which arguments may have any value, and how many calls.
+
+    `free` names top-level arguments; `any_arguments` leaves all of them free, others than the call's too. `uses` None:
+    as many as usual.
+    """
+
+    seconds: float = Field(gt=0, le=10 * 365 * 86400)
+    free: tuple[str, ...] = Field(default=(), max_length=64, strict=False)
+    any_arguments: bool = False
+    uses: int | None = Field(default=None, ge=1, le=USES_MAX)
+
+
+class LoginRequest(Request):
+    """A login to the inbox for whoever asks; `end` ends every session instead. `key` as in a decision."""
+
+    end: bool = False
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
 class DecideRequest(Request):
-    """One decision on one ticket, by ticket id or call id. `key` is the content of an approver key file."""
+    """One decision on one ticket, by ticket id or call id. `key` is the content of an approver key file.
+
+    `grant`: an approval that is remembered for calls like it.
+    """
 
     id: str = Field(min_length=1, max_length=ID_MAX)
     approve: bool
     note: str = Field(default="", max_length=NOTE_MAX)
+    grant: GrantAsk | None = None
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class RevokeRequest(Request):
+    """Which grants end: those with these ids, or `all`."""
+
+    ids: tuple[str, ...] = Field(default=(), max_length=1000, strict=False)
+    all: bool = False
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class PauseRequest(Request):
+    """Stops one agent, or all of them where `agent` is None."""
+
+    agent: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    note: str = Field(default="", max_length=NOTE_MAX)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class ResumeRequest(Request):
+    """Lifts the pause of one agent, or the one of all where `agent` is None."""
+
+    agent: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class QuotaRequest(Request):
+    """`count` calls more than a limit says: for the agent's own limit, or with `agent` None for the one over all.
+
+    `seconds` None: as long as the limit's window, which is the longest.
+    """
+
+    agent: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    backend: str = Field(min_length=1, max_length=NAME_MAX)
+    tool: str = Field(min_length=1, max_length=NAME_MAX)
+    count: int = Field(default=1, ge=1, le=USES_MAX)
+    seconds: float | None = Field(default=None, gt=0, le=10 * 365 * 86400)
+    note: str = Field(default="", max_length=NOTE_MAX)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class ExplainRequest(Request):
+    """Which refused call to explain: its id, or the beginning of it. `key` as in a decision."""
+
+    id: str = Field(min_length=1, max_length=ID_MAX)
     key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
@@ -66,6 +138,12 @@ class StopRequest(Request):
     """`restart`: tells the agents' sessions to wait for the next daemon and start one if none comes."""
 
     restart: bool = False
+
+
+class NotifyTestRequest(Request):
+    """Which channel to test; None: every one."""
+
+    channel: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
 
 
 class Note(Request):
@@ -115,6 +193,15 @@ class AuditState(Shape):
     detail: str = ""
 
 
+class Pause(Shape):
+    """What a person has stopped: one agent, or everything where `agent_id` is None."""
+
+    agent_id: str | None
+    by: str
+    note: str = ""
+    since: str
+
+
 class Status(Shape):
     """The daemon at a glance."""
 
@@ -133,6 +220,7 @@ class Status(Shape):
     servers_alive: int = 0
     reaped_late: int = 0
     pending: int = 0
+    paused: tuple[Pause, ...] = ()
     audit: AuditState
     warnings: tuple[str, ...] = ()
 
@@ -155,22 +243,66 @@ class Ticket(Shape):
     state: Literal["pending", "approved", "rejected", "expired", "consumed"]
     waiting: bool
     rule: str
+    needed: int = 1
+    """how many people must agree, of whom `given` have"""
+    given: int = 0
+    client: str = ""
+    """what the client calls itself"""
+    decided_by: str = ""
 
 
 class TicketEvent(Shape):
     """Something happened to a ticket, which is shown as it is afterwards; `by` is who decided."""
 
-    event: Literal["opened", "attached", "waiter_gone", "decided", "expired", "consumed"]
+    event: Literal["opened", "attached", "waiter_gone", "voted", "decided", "expired", "consumed"]
     ticket: Ticket
     by: str | None = None
 
 
 class Decided(Shape):
-    """The answer to a decision."""
+    """The answer to a decision. `pending`: it was a yes, and `needed` people must agree, of whom `given` have.
+
+    `grant` is the id of the grant that was made with it.
+    """
 
     id: str
     call_id: str
-    state: Literal["approved", "rejected"]
+    state: Literal["approved", "rejected", "pending"]
+    grant: str | None = None
+    needed: int = 1
+    given: int = 0
+
+
+class Grant(Shape):
+    """A remembered approval. `arguments` is JSON text, as in the call it was given for; those named in `free` may have
+    any value (`*`: all of them, and others than these)."""
+
+    id: str
+    agent_id: str
+    backend_id: str
+    method: str
+    tool_name: str
+    arguments: str
+    free: tuple[str, ...] = ()
+    rule: str
+    by: str
+    created_at: str
+    expires_at: str
+    uses_left: int
+    from_call: str
+
+
+class Quota(Shape):
+    """What was added to a limit: `count` until `until`, and `extra` in all that holds now."""
+
+    scope: Literal["agent", "global"]
+    agent_id: str | None
+    backend_id: str
+    tool: str
+    count: int
+    until: str
+    max_count: int
+    extra: int
 
 
 class LimitRow(Shape):
@@ -185,6 +317,29 @@ class LimitRow(Shape):
     current: int
     reserved: int
     retry_after_ms: int | None
+    extra: int = 0
+    """how many more than `max_count` people allow at present"""
+
+
+class ChannelRow(Shape):
+    """One way to reach people. `deaf`: what they answer cannot be heard; `unused`: nothing was sent yet."""
+
+    name: str
+    ways: Literal["link", "buttons"]
+    state: Literal["ok", "failing", "deaf", "unused"]
+    sent: int
+    failed: int
+    waiting: int
+    last_error: str = ""
+    last_ok_at: str | None = None
+
+
+class ChannelTest(Shape):
+    """What became of a test message."""
+
+    name: str
+    ok: bool
+    detail: str = ""
 
 
 class QueueRow(Shape):
@@ -198,6 +353,29 @@ class QueueRow(Shape):
     state: Literal["held", "waiting", "delay", "running"]
     waited_ms: int
     starts_in_ms: int | None
+
+
+class Explained(Shape):
+    """A call of the log as the rules look at it, and what they said.
+
+    `subject` is tool, resource, prompt, task or server_request; empty for a call that names nothing, `unknown` where
+    the log does not tell. `names` are what it was for, one unless it subscribes to several resources.
+    """
+
+    call_id: str
+    agent_id: str
+    backend_id: str
+    method: str
+    tool_name: str
+    subject: str
+    names: tuple[str, ...]
+    exec_status: str
+    would: bool
+    """refused, and observe mode let it pass"""
+    stage: str
+    reason: str
+    rule: str
+    created_at: str
 
 
 class Cancelled(Shape):
@@ -228,6 +406,147 @@ class Stopping(Shape):
 
     pid: int
     restart: bool
+
+
+# --- what the inbox shows ---------------------------------------------------------------------------------------------
+
+
+class Login(Shape):
+    """A way into the inbox, good once and for two minutes; or how many sessions were ended."""
+
+    url: str = Field(default="", repr=False)
+    by: str
+    expires_at: str = ""
+    ended: int = 0
+
+
+class CallRow(Shape):
+    """One call as one of its records leaves it. `held` waits for a person, `running` was sent."""
+
+    seq: int
+    at: str
+    call_id: str
+    agent_id: str
+    backend_id: str
+    method: str
+    tool_name: str
+    state: Literal["held", "running", "success", "error", "unknown", "denied"]
+    would: bool = False
+    """refused, and observe mode let it pass"""
+    duration_us: int | None = None
+    stage: str = ""
+    detail: str = ""
+    ticket: str = ""
+    approver: str = ""
+
+
+class CallEvent(Shape):
+    """Something happened to a call; or `lost` events were dropped, since the watcher read too slowly."""
+
+    event: Literal["call", "lost"]
+    call: CallRow | None = None
+    lost: int = 0
+
+
+class AuditQuery(Request):
+    """Which calls of the log to show; None is any. `tool` is a glob, times are RFC 3339, `before` pages back."""
+
+    agent: str | None = None
+    backend: str | None = None
+    tool: str | None = None
+    status: str | None = None
+    since: str | None = None
+    until: str | None = None
+    text: str | None = None
+    before: int | None = None
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+class AuditCall(Shape):
+    """One call of the log, whatever its method. `arguments` and `result` are JSON text, empty where not kept."""
+
+    seq: int
+    call_id: str
+    agent_id: str
+    principal: str
+    backend_id: str
+    method: str
+    tool_name: str
+    arguments: str = ""
+    result: str = ""
+    acl_result: str
+    rate_limit_result: str
+    approval_result: str
+    approver: str
+    ticket: str
+    exec_status: str
+    exec_duration_us: int
+    queue_wait_ms: int
+    error_code: int
+    error_message: str
+    stage: str
+    rule: str
+    would: bool
+    created_at: str
+
+
+class AuditRecord(Shape):
+    """One record of a call: `record` is its canonical JSON, `hash` its link in the chain."""
+
+    seq: int
+    kind: str
+    hash: str
+    record: str
+    created_at: str
+
+
+class AuditStory(Shape):
+    """One call with all its records, oldest first."""
+
+    call: AuditCall
+    records: tuple[AuditRecord, ...]
+
+
+class HourBar(Shape):
+    """How the calls of one hour ended."""
+
+    at: str
+    success: int = 0
+    error: int = 0
+    denied: int = 0
+    unknown: int = 0
+    waiting: int = 0
+
+
+class ToolRow(Shape):
+    """One tool as the log has seen it lately; times are of calls that were answered."""
+
+    backend_id: str
+    tool_name: str
+    count: int
+    last_at: str
+    success: int = 0
+    error: int = 0
+    denied: int = 0
+    unknown: int = 0
+    waiting: int = 0
+    p50_us: int | None = None
+    p95_us: int | None = None
+
+
+class Figures(Shape):
+    """What the overview draws. `capped`: more calls than are counted, so the newest of them stand for all."""
+
+    at: str
+    hours: tuple[HourBar, ...] = ()
+    """the last 24, oldest first, by the machine's clock"""
+    tools: tuple[ToolRow, ...] = ()
+    """of the last 24 hours, the most called first"""
+    decided_s: tuple[float, ...] = ()
+    """how long calls waited for a person's word, in seconds"""
+    week: tuple[tuple[int, ...], ...] = ()
+    """calls of the last seven days, by weekday (Monday first) and hour, by the machine's calendar"""
+    capped: bool = False
 
 
 # --- rows of the HTTP API ---------------------------------------------------------------------------------------------
@@ -271,12 +590,15 @@ class AuditRow(Shape):
 
 
 class Acted(Shape):
-    """The answer to a decision over HTTP."""
+    """The answer to a decision over HTTP. `pending`: it was a yes, and `needed` people must agree, `given` have."""
 
     status: Literal["ok"] = "ok"
     action: Literal["approve", "reject"]
     id: str
     call_id: str
+    state: Literal["approved", "rejected", "pending"]
+    needed: int = 1
+    given: int = 0
 
 
 class Health(Shape):
@@ -312,8 +634,82 @@ class Problem(Shape):
     faults: tuple[ConfigFault, ...] = ()
 
 
+# --- what a person is shown of one ask --------------------------------------------------------------------------------
+
+
+class Argument(Shape):
+    """One argument of a call, as JSON text. `change` and `was` compare it with the call that was approved last."""
+
+    name: str
+    value: str
+    change: Literal["", "same", "changed", "new", "gone"] = ""
+    was: str = ""
+
+
+class Vote(Shape):
+    """One person's yes or no."""
+
+    by: str
+    via: str
+    at: str
+    note: str = ""
+
+
+class Asked(Shape):
+    """One ask with all that helps to decide it, whatever shows it. Texts are as they came: escape them.
+
+    The arguments are compared with those of the last approved call of the same agent, backend and tool, where there is
+    one (`compared_at`, `compared_by`). `limits` are those of the tool; `holds` tells that this call has a place in each
+    of them already. `history` is filled in where an inbox shows it: the agent's last calls, the newest first.
+    """
+
+    ticket: Ticket
+    arguments: tuple[Argument, ...]
+    compared_at: str | None = None
+    compared_by: str = ""
+    limits: tuple[LimitRow, ...] = ()
+    holds: bool = False
+    votes: tuple[Vote, ...] = ()
+    history: tuple[AuditCall, ...] = ()
+
+
+class Inbox(Shape):
+    """What waits: for a person's word (`pending` of them in all), and, approved, for the agent to ask again."""
+
+    asked: tuple[Asked, ...]
+    pending: int
+    agreed: tuple[Ticket, ...] = ()
+
+
+class Over(Shape):
+    """How an ask ended: `state` of the ticket, who decided it, how and when; `ran_at` where that is known."""
+
+    state: Literal["approved", "rejected", "expired", "consumed"]
+    by: str = ""
+    via: str = ""
+    note: str = ""
+    at: str | None = None
+    ran_at: str | None = None
+
+
 class Linked(Shape):
     """What an approval link speaks of, and the digits that its page asks for where it asks for any."""
 
-    ticket: Ticket
+    asked: Asked
+    over: Over | None = None
     code: str = Field(repr=False)
+
+    @property
+    def ticket(self) -> Ticket:
+        """The ask itself."""
+        return self.asked.ticket
+
+
+class LinkRequest(Request):
+    """A decision that a program takes with an approval link: what stands in the link, and the code of the message."""
+
+    id: str = Field(min_length=1, max_length=ID_MAX)
+    action: Literal["approve", "reject"]
+    token: str = Field(min_length=1, max_length=TOKEN_MAX, repr=False)
+    code: str = Field(default="", max_length=16, repr=False)
+    note: str = Field(default="", max_length=NOTE_MAX)

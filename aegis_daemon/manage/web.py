@@ -12,7 +12,8 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -32,8 +33,12 @@ from aegis_daemon.config.load import ConfigFaults, Secret
 from aegis_daemon.loop.clock import wall
 from aegis_daemon.manage import api, openapi, pages, shapes
 from aegis_daemon.manage.api import Permit
+from aegis_daemon.manage.forms import Forms
 from aegis_daemon.manage.openapi import PageRow, Row
 from aegis_daemon.transports.guard import bearer
+
+if TYPE_CHECKING:
+    from aegis_daemon.manage.ui.routes import Ui
 
 _log = logging.getLogger("aegis.web")
 BODY_MAX: Final = 16 * 1024
@@ -59,6 +64,7 @@ _STATUS: Final = {
     "forbidden": 403,
     "not_found": 404,
     "conflict": 404,  # seed A's answer to a second decision; the code tells the two apart
+    "gone": 410,
     "method_not_allowed": 405,
     "too_slow": 408,
     "too_large": 413,
@@ -193,8 +199,14 @@ async def decide_approval(web: Web, ask: Ask) -> shapes.Acted:
     if action not in ("approve", "reject"):
         raise api.BadRequest("the action is neither `approve` nor `reject`", "end the path with one of the two")
     by = f"{ask.visitor.name} ({ask.peer})"
-    done = await web.governor.decide(ask.path["id"], action == "approve", by=by, via="api", note=ask.body.text)
-    return shapes.Acted(action="approve" if done.state == "approved" else "reject", id=done.id, call_id=done.call_id)
+    # All who have a credential are one voter: nobody knows who of those that share it this is.
+    done = await web.governor.decide(
+        ask.path["id"], action == "approve", by=by, via="api", note=ask.body.text, voter="api"
+    )
+    return shapes.Acted(
+        action="approve" if action == "approve" else "reject", id=done.id, call_id=done.call_id, state=done.state,
+        needed=done.needed, given=done.given,
+    )  # fmt: skip
 
 
 async def audit_logs(web: Web, ask: Ask) -> Sequence[shapes.AuditRow]:
@@ -242,11 +254,18 @@ ROUTES: Final = (
 )  # fmt: skip
 
 CALLBACK: Final = "/callback/approval"
-_PAGE: Final = (400, 403, 404, 500, 503)
+POSTED: Final = "/callback/slack"
+"""Where Slack posts clicks, signed, if it is told to; described by Slack and not by the API's document."""
+POSTED_MAX: Final = 256 * 1024
+"""Bytes of a click: the whole message comes back with it, encoded twice."""
+_PAGE: Final = (400, 403, 404, 410, 500, 503)
 PAGES: Final = (
     PageRow("GET", CALLBACK, "Shows the call that an approval link is about.", _PAGE),
-    PageRow("POST", CALLBACK, "Does what the link is for.", tuple(sorted((*_PAGE, 408, 413, 415)))),
-)
+    PageRow(
+        "POST", CALLBACK, "Decides: the page's own form, or JSON with what stands in the link.",
+        tuple(sorted((*_PAGE, 408, 413, 415, 422))), shapes.LinkRequest, shapes.Decided,
+    ),
+)  # fmt: skip
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
@@ -272,7 +291,7 @@ class Throttle:
 
 
 class Web:
-    """Two ASGI applications over one governor: `app` serves everything, `page_app` the approval page alone.
+    """Two ASGI applications over one governor: `app` serves everything, `page_app` what people decide by from afar.
 
     :param access: what the configuration in force says; asked for each request, as `paging` is.
     :param probe: each backend's health, by name: `healthy`, `no_health_url` or `unhealthy: …`.
@@ -296,11 +315,17 @@ class Web:
         self._refuses = refuses
         self._wrong_logins = Throttle(WRONG_LOGINS)
         self._wrong_codes = Throttle(WRONG_CODES)
+        self._forms = Forms()
         self._probing: asyncio.Task[Mapping[str, str]] | None = None
         self._probed_at = 0.0
         page = Route(CALLBACK, self._callback, methods=["GET", "POST"])
-        self.app = _app([*(Route(row.path, self._endpoint(row), methods=[row.method]) for row in ROUTES), page])
-        self.page_app = _app([page])
+        self._ui: Ui | None = None
+        self._wrong_tokens = Throttle(WRONG_LOGINS)
+        inbox = [Route(path, self._inbox, methods=["GET", "POST"]) for path in ("/ui", "/ui/{rest:path}")]
+        rows = [Route(row.path, self._endpoint(row), methods=[row.method]) for row in ROUTES]
+        clicks = Route(POSTED, self._posted, methods=["POST"])
+        self.app = _app([*rows, page, clicks, *inbox])
+        self.page_app = _app([page, clicks])
 
     async def health(self) -> Mapping[str, str]:
         """Each backend's health, asked at most once in a while, however many want to know."""
@@ -381,10 +406,45 @@ class Web:
             _log.warning("too many wrong credentials from %s; none is looked at for a while", peer)
         raise Unauthorized("the credential is not valid here", hint, wrong=True)
 
+    # --- the inbox ------------------------------------------------------------------------------------------------
+
+    async def _inbox(self, request: Request) -> Response:
+        """Everything under `/ui`. What makes its pages is loaded when somebody looks at one."""
+        try:
+            if self._ui is None:
+                self._ui = await asyncio.to_thread(self._make_ui)
+            async with asyncio.timeout(ANSWER_S):
+                return await self._ui.handle(request)
+        except Exception as error:
+            refusal = _refusal(error)
+            return _problem(refusal) if self._ui is None else self._ui.fault(refusal)
+
+    def _make_ui(self) -> Ui:
+        from aegis_daemon.manage.ui.routes import Door, Ui
+
+        door = Door(
+            self._check_site, _address, _local, network_of, _body, shown=self._approver, throttle=self._wrong_tokens
+        )
+        return Ui(self.governor, door)
+
+    def _approver(self, request: Request, credential: str) -> str | None:
+        """Whose credential it is, of those that may decide; whoever may do so without any still shows one here."""
+        access = self.access()
+        if access.api_token is not None and Secret(credential) == access.api_token:
+            return "the API token"
+        return "the approver key" if _local(request) and self.governor.knows_key(credential) else None
+
     # --- the approval page ----------------------------------------------------------------------------------------
 
     async def _callback(self, request: Request) -> Response:
-        """GET and HEAD show, POST decides."""
+        """GET and HEAD show, POST decides: the page's form, or a program's JSON."""
+        if request.method == "POST" and _is_json(request):
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    decided = await self._program(request)
+            except Exception as error:
+                return _problem(_refusal(error))
+            return Response(to_json(decided), 200, _PLAIN, "application/json")
         nonce = secrets.token_urlsafe(16)
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -395,25 +455,80 @@ class Web:
             text = pages.problem("Nothing was decided", refusal.message, refusal.hint, nonce)
         return _html(status, text, nonce)
 
+    async def _posted(self, request: Request) -> Response:
+        """A click in Slack. The answer is empty and at once; the person hears in Slack what became of it."""
+        try:
+            self._check_site(request)
+            body = await _body(request, POSTED_MAX)
+            if not self.governor.posted("slack", dict(request.headers), body):
+                raise api.Forbidden(
+                    "Slack did not sign this, or not now, or takes no answers here",
+                    "check `approval.slack.signing_secret` and this machine's clock",
+                )
+        except Exception as error:
+            return _problem(_refusal(error))
+        return Response(b"", 200, _PLAIN)
+
     async def _page(self, request: Request, nonce: str) -> tuple[int, str]:
         self._check_site(request)
         fields = await _fields(request)
         action = fields["action"]
         linked = self.governor.follow(fields["id"], action, fields["token"])
         ticket, paging = linked.ticket, self._paging()
+        if linked.over is not None:
+            return 410, pages.over(linked.asked, linked.over, nonce)
+        about = (ticket.call_id, action, fields["token"])
         decides = request.method == "POST" or (
             request.method == "GET" and paging.get_decides and not paging.with_code  # never HEAD
         )
         wrong = ""
-        if decides and paging.with_code:
+        if request.method == "POST" and not paging.get_decides:
+            until = datetime.fromisoformat(ticket.expires_at).timestamp()
+            if not self._forms.take(fields.get("form", ""), *about, until=until):
+                wrong = "This form was sent before, or is not of this page. Nothing was decided; press again."
+        decision = fields.get("decision", action) if request.method == "POST" else action
+        if decision != action and decision != "reject":
+            raise api.Forbidden("this link is for rejecting", "open the link for approving, or see `aegis pending`")
+        if decides and not wrong and paging.with_code:
             wrong = self._wrong_code(ticket, linked.code, fields.get("code", ""))
         if wrong or not decides:
-            text = pages.ask(ticket, action, wall(), nonce, with_code=paging.with_code, wrong=wrong)
+            form = self._forms.mint(*about)
+            text = pages.ask(linked.asked, action, wall(), nonce, form=form, with_code=paging.with_code, wrong=wrong)
             return (403 if wrong else 200), text
-        # By the call's own id, which is never given out again.
+        note = fields.get("note", "").strip() if request.method == "POST" else ""
+        try:
+            decided = await self._decide(request, ticket, decision, note)
+        except api.Conflict:
+            now = self.governor.follow(fields["id"], action, fields["token"])
+            if now.over is None:
+                raise  # the same person's second yes
+            return 410, pages.over(now.asked, now.over, nonce)
+        return 200, pages.done(linked.asked, decided, nonce)
+
+    async def _program(self, request: Request) -> shapes.Decided:
+        """What stands in a link decides, without a page; its JSON can be sent by no form of anybody's."""
+        self._check_site(request)
+        ask = await _json(shapes.LinkRequest, request)
+        assert isinstance(ask, shapes.LinkRequest)
+        linked = self.governor.follow(ask.id, ask.action, ask.token)
+        if linked.over is not None:
+            raise _gone(linked)
+        if self._paging().with_code and (wrong := self._wrong_code(linked.ticket, linked.code, ask.code)):
+            raise api.Forbidden(wrong.removesuffix("."), "send the `code` that the message shows")
+        try:
+            return await self._decide(request, linked.ticket, ask.action, ask.note.strip())
+        except api.Conflict:
+            linked = self.governor.follow(ask.id, ask.action, ask.token)
+            if linked.over is None:
+                raise
+            raise _gone(linked) from None
+
+    async def _decide(self, request: Request, ticket: shapes.Ticket, decision: str, note: str) -> shapes.Decided:
+        """By the call's own id, which is never given out again. All who come by links are one voter: who knows them?"""
         by = f"an approval link ({_address(request)})"
-        await self.governor.decide(ticket.call_id, action == "approve", by=by, via="link", note="")
-        return 200, pages.done(ticket, action, nonce)
+        return await self.governor.decide(
+            ticket.call_id, decision == "approve", by=by, via="link", note=note, voter="link"
+        )
 
     def _wrong_code(self, ticket: shapes.Ticket, right: str, given: str) -> str:
         """What is wrong with the code; empty for nothing."""
@@ -423,6 +538,13 @@ class Web:
             return ""
         self._wrong_codes.failed(ticket.call_id)
         return "This is not the code that the message shows. Nothing was decided."
+
+
+def _gone(linked: shapes.Linked) -> api.Refusal:
+    assert linked.over is not None
+    title, lines = pages.ended(linked.over)
+    text = " ".join((f"{title}.", *lines)).removesuffix(".")
+    return api.Refusal(text[:1].lower() + text[1:], code="gone")
 
 
 _NOBODY: Final = Visitor("anybody", frozenset(), shown=False)
@@ -554,6 +676,10 @@ async def _json(model: type[shapes.Request], request: Request) -> shapes.Request
     return _checked(model.model_validate_json, data or b"{}")
 
 
+def _is_json(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
 def _not_json() -> api.Refusal:
     return api.Refusal("the body is not JSON", "send `Content-Type: application/json`, or no body", code="wrong_type")
 
@@ -571,15 +697,15 @@ def _wrong(message: str, hint: str) -> api.Refusal:
     return api.Refusal(message, hint, code="wrong_value")
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, most: int = BODY_MAX) -> bytes:
     """All of it. Raises `Refusal` for one that is too long or does not come."""
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for part in request.stream():
                 data += part
-                if len(data) > BODY_MAX:
-                    raise api.Refusal(f"the body is longer than {BODY_MAX} bytes", code="too_large")
+                if len(data) > most:
+                    raise api.Refusal(f"the body is longer than {most} bytes", code="too_large")
     except TimeoutError:
         raise api.Refusal("the body did not come in time", "send it at once", code="too_slow") from None
     return bytes(data)
@@ -595,7 +721,7 @@ async def _fields(request: Request) -> dict[str, str]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         data = await _body(request)
         if kind not in ("", "application/x-www-form-urlencoded") or (data and not kind):
-            hint = "use the page's own button, or send `code=…` as a form"
+            hint = "use the page's own buttons, or send JSON with the link's `id`, `action` and `token`"
             raise api.Refusal("the body is not a form", hint, code="wrong_type")
         text.append(data.decode("utf-8", "replace"))
     known: dict[str, str] = {}
@@ -604,14 +730,17 @@ async def _fields(request: Request) -> dict[str, str]:
     except ValueError:
         raise _bad_link("there are too many parameters") from None
     for name, value in pairs:
-        if name in known and name in ("id", "action", "token", "code"):
+        if name in known and name in ("id", "action", "token", "code", "form", "decision", "note"):
             raise _bad_link(f"`{name}` is given twice")
         known[name] = value
     for name, most in (("id", shapes.ID_MAX), ("action", 16), ("token", shapes.TOKEN_MAX)):
         if not 0 < len(known.get(name, "")) <= most:
             raise _bad_link(f"`{name}` is missing or cannot be one")
-    if known["action"] not in ("approve", "reject"):
-        raise _bad_link("`action` is neither `approve` nor `reject`")
+    for name in ("action", "decision"):
+        if known.get(name, "reject") not in ("approve", "reject"):
+            raise _bad_link(f"`{name}` is neither `approve` nor `reject`")
+    if len(known.get("note", "")) > shapes.NOTE_MAX:
+        raise api.BadRequest(f"the reason has more than {shapes.NOTE_MAX} characters", "shorten it")
     return known
 
 

@@ -8,14 +8,20 @@ import msgspec
 
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.pipeline import Unreadable
-from aegis_daemon.core.ports import Story
+from aegis_daemon.core.ports import Story, Ticket
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import Open
 from aegis_daemon.core.verdict import Reason
-from aegis_daemon.wire.jsonrpc import Answer, encode, id_text, result_frame
-from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_SUBSCRIPTION, SERVER_REQUESTS, Direction, Rule
+from aegis_daemon.loop.clock import instant
+from aegis_daemon.relay.handshake import TASKS_EXTENSION, offers_tasks
+from aegis_daemon.wire.errors import refusal_frame
+from aegis_daemon.wire.jsonrpc import Answer, Id, encode, id_text, result_frame
+from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_SUBSCRIPTION, SERVER_REQUESTS, Direction, Era, Rule
 
 REPLAYED_KEY = "aegis/replayed"
+PENDING_KEY = "aegis/pending"
+RETRY_MS = 15_000
+"""What a client that comes back for an approval is told to wait at least."""
 UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError)
 """What `released` raises for JSON that is well formed and cannot be decoded, such as 1e999."""
 
@@ -110,9 +116,24 @@ def released(call: Call, opened: Open, answer: Answer, runtime: Runtime, story: 
         version = answer.value().get("protocolVersion") if body.startswith(b"{") else None
         if version not in LEGACY_VERSIONS:
             raise Withheld("unsupported_version", "the server speaks a protocol version that Aegis does not know")
+    if call.method == "server/discover" and offers_tasks(call.frame.params):
+        return result_frame(id_json, with_own_tasks(body)), result
     if call.method == "subscriptions/listen":
         return result_frame(id_json, _under_its_own_id(body, opened)), result
     return answer.with_id(id_json), result
+
+
+def with_own_tasks(body: bytes) -> bytes:
+    """What a server can do, and that its calls may become tasks: those that wait for a person, whatever the server."""
+    found = msgspec.json.decode(body)
+    capabilities = found.get("capabilities") if type(found) is dict else None
+    if type(capabilities) is not dict:
+        return body
+    extensions = capabilities.get("extensions", {})
+    if type(extensions) is not dict or TASKS_EXTENSION in extensions:
+        return body
+    more = {**extensions, TASKS_EXTENSION: {}}
+    return encode({**found, "capabilities": {**capabilities, "extensions": more}})
 
 
 def _under_its_own_id(body: bytes, opened: Open) -> bytes:
@@ -157,3 +178,42 @@ def replayed(body: bytes, id_json: bytes) -> bytes:
     except (msgspec.DecodeError, ValueError, RecursionError):
         pass
     return result_frame(id_json, body)
+
+
+def pending_text(ticket: Ticket) -> str:
+    """What an agent is told that has to come back, and must not look for another way."""
+    if ticket.state == "pending":
+        return (
+            f"PENDING {ticket.id}: not executed. A person has been asked. Repeat the identical call after approval; "
+            "do not work around it."
+        )
+    return (
+        f"PENDING {ticket.id}: approved, and under way for an identical call. Repeat the identical call to hear how it "
+        "ended; do not work around it."
+    )
+
+
+def pending_frame(id: Id, call: Call, ticket: Ticket) -> bytes:
+    """The answer to a call whose client waits no longer while a person has not decided.
+
+    `isError`, since clients check results that are none against the tool's output schema. Where the answer cannot be a
+    tool's result (a legacy call that is to become a task, or another method) it is an error.
+    """
+    text = pending_text(ticket)
+    modern = call.era is Era.MODERN
+    if call.method != "tools/call" or (not modern and "task" in call.frame.params):
+        return refusal_frame(
+            id, stage="approval", text=text, call_id=call.id, era=call.era, method="", retryable=True,
+            retry_after_ms=RETRY_MS, reason="pending",
+        )  # fmt: skip
+    pending = {
+        "by": "aegis",
+        "ticket": ticket.id,
+        "call_id": ticket.call_id,
+        "expires_at": instant(ticket.expires),
+        "retry_after_ms": RETRY_MS,
+    }
+    result: dict[str, Any] = {"content": [{"type": "text", "text": text}], "isError": True}
+    if modern:
+        result = {"resultType": "complete", **result}
+    return result_frame(id_text(id), encode({**result, "_meta": {PENDING_KEY: pending}}))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -25,6 +26,7 @@ from aegis_daemon.core.ports import (
     Lanes,
     Lease,
     Limits,
+    Patience,
     Peer,
     Story,
     Ticket,
@@ -32,11 +34,14 @@ from aegis_daemon.core.ports import (
 )
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import Open, State
-from aegis_daemon.core.verdict import Allow, Claim, Decision, Deny, Hold, Permit, Reason, Verdict, unrecorded
+from aegis_daemon.core.verdict import Allow, Claim, Decision, Deny, Ended, Hold, Permit, Reason, Verdict, unrecorded
 from aegis_daemon.loop.strand import Strand
-from aegis_daemon.relay.answers import UNREADABLE, Task, Withheld, error_code, released, replayed
+from aegis_daemon.relay.answers import UNREADABLE, Task, Withheld, error_code, pending_frame, released, replayed
 from aegis_daemon.wire.errors import INTERNAL_ERROR, refusal_frame
-from aegis_daemon.wire.jsonrpc import Answer, error_frame, id_text
+from aegis_daemon.wire.jsonrpc import Answer, error_frame, id_text, result_frame
+
+if TYPE_CHECKING:
+    from aegis_daemon.relay.own_tasks import OwnTasks
 
 _log = logging.getLogger("aegis.call")
 COMMIT_S = 30.0
@@ -73,14 +78,17 @@ class Shell(msgspec.Struct):
     after: Callable[[Callable[[], None]], None] = _at_once
     grants: Grants | None = None
     brake: Brake | None = None
+    patience: Patience | None = None
+    tasks: OwnTasks | None = None
 
 
 class Kept(msgspec.Struct):
-    """What an `input_required` answer keeps for its retry: its claims, and which ticket whoever agreed had."""
+    """What an `input_required` answer keeps for its retry: its claims, and which ticket who agreed had."""
 
     lease: Lease | None
     ticket: str = ""
     approver: str = ""
+    people: int = 1
 
 
 class Origin(Protocol):
@@ -92,6 +100,22 @@ class Origin(Protocol):
 
     def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
         """Tells the caller from time to time that it has to wait; returns what stops that."""
+        ...
+
+    def client(self, opened: Open) -> str:
+        """What the caller calls itself; "" where nobody knows."""
+        ...
+
+    def patience(self, opened: Open) -> float | None:
+        """Seconds that the caller waits for a person before it wants some answer; None: as long as it takes."""
+        ...
+
+    def task(self, call: Call, ticket: Ticket) -> str:
+        """The id of the task that this call goes on as while it waits; "" where its caller can poll none."""
+        ...
+
+    def detach(self, task: str, flight: Flight) -> bool:
+        """Gives the caller the task, for which the flight goes on; False where it cannot, and the caller has it."""
         ...
 
     def continued(self, opened: Open) -> Kept | None:
@@ -113,7 +137,11 @@ class Origin(Protocol):
 
 def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: Shell) -> None:
     """Carries one call to its end. Every ending is recorded and, unless the caller has gone, answered."""
-    flight = Flight(call, opened, origin, peer, shell, shell.audit.story(call))
+    launch(Flight(call, opened, origin, peer, shell, shell.audit.story(call)))
+
+
+def launch(flight: Flight) -> None:
+    """Carries a call whose records have begun."""
     try:
         permit = flight.judged()
     except Exception as error:
@@ -135,7 +163,15 @@ class Flight(msgspec.Struct, eq=False):
     lease: Lease | None = None
     turn: Turn | None = None
     ticket: Ticket | None = None
+    seat: Any = None
+    """at its ticket, while it waits there or runs what was approved"""
     agreed: bool = False
+    people: int = 1
+    """who have agreed, where somebody has"""
+    alone: bool = False
+    """it goes on for a task, and nobody waits for its answer"""
+    only: Ticket | None = None
+    """it takes up this ticket, and may run under no other"""
     begun: bool = False
     """the server has worked on it already, before it asked for input"""
     would: Reason | None = None
@@ -166,6 +202,10 @@ class Flight(msgspec.Struct, eq=False):
         if type(verdict) is not Allow:
             assert type(verdict) is Deny
             self._refuse(verdict.reason)
+            return None
+        if self.ticket is not None and not self.shell.desk.consume(self.ticket):
+            self._step_back()
+            self._refuse(unrecorded())
             return None
         if verdict.would is not None or self.would is not None:
             self.story.note = "observe"
@@ -212,7 +252,9 @@ class Flight(msgspec.Struct, eq=False):
         if type(error) is Withdrawn:
             self._withdrawn(error)
         elif type(error) is _Replay:
-            self._replay(error.ticket)
+            self._replay(error.ticket, error.ended)
+        elif type(error) is _Pending:
+            self._pend(error.ticket, error.task)
         elif isinstance(error, AuditUnavailable):
             reason = Reason(
                 "audit",
@@ -231,37 +273,65 @@ class Flight(msgspec.Struct, eq=False):
             self.begun = True
             self.lease = kept.lease
             if kept.ticket:
-                self.agreed = True
+                self.agreed, self.people = True, kept.people
                 story = self.story
                 story.approval, story.approver, story.ticket = "approved", kept.approver, kept.ticket
 
     def _prepare(self) -> tuple[Ticket | None, Verdict]:
         """The verdict before anything is waited for, its claims and place reserved; and the ticket to attach to."""
         verdict = self._admit()
-        kind = type(verdict)
-        if kind is Deny:
-            return None, verdict
+        if type(verdict) is Allow and self.only is None:  # what nearly all calls are
+            return None, self._reserve(verdict.claims) or verdict
+        return (None, verdict) if type(verdict) is Deny else self._provided(verdict)
+
+    def _provided(self, verdict: Verdict) -> tuple[Ticket | None, Verdict]:
+        """The same for a call that may go, or that has to wait for a person."""
+        if self.only is not None:
+            return self._taken_up(verdict, self.only)
         ticket: Ticket | None = None
-        if kind is Hold:
-            granted = self._granted(verdict)  # type: ignore[arg-type]
-            if granted is not None:
-                return None, granted
-            ticket = self.shell.desk.find(verdict)  # type: ignore[arg-type]
+        if type(verdict) is Hold:
+            ticket = self.shell.desk.find(verdict)
+            # A ticket that was decided goes before a grant: its call ran, or may run, without a use of it.
+            if ticket is None or ticket.state == "pending":
+                granted = self._granted(verdict)
+                if granted is not None:
+                    return None, granted
             if ticket is not None:
-                if ticket.state == "consumed":
+                if ticket.outcome is not None:
                     raise _Replay(ticket)
-                if ticket.lease is not None:
-                    self._settle_lease(self.begun, self.shell.now())
-                    self.lease, ticket.lease = ticket.lease, None
-                self.turn, ticket.turn = ticket.turn, None
+                refusal = self._join(ticket, verdict.claims)
+                return (ticket, verdict) if refusal is None else (None, refusal)
         refusal = self._reserve(verdict.claims)  # type: ignore[union-attr]
-        if refusal is None:
-            return ticket, verdict
-        if ticket is not None:
-            # What was taken from a ticket returns to it when its call is refused for another reason.
-            ticket.lease, self.lease = self.lease, None
-            ticket.turn, self.turn = self.turn, None
-        return None, refusal
+        return (None, verdict) if refusal is None else (None, refusal)
+
+    def _taken_up(self, verdict: Verdict, ticket: Ticket) -> tuple[Ticket | None, Verdict]:
+        """The same for one that must run under this ticket or not at all, lest it run twice."""
+        if type(verdict) is not Hold or self.shell.desk.find(verdict) is not ticket:
+            text = "the rules for this call have changed since it was asked; not executed; call the tool again"
+            return None, Deny(Reason("approval", text, retryable=True, code="rules_changed"))
+        if ticket.outcome is not None:
+            raise _Replay(ticket)
+        refusal = self._join(ticket, verdict.claims)
+        return (ticket, verdict) if refusal is None else (None, refusal)
+
+    def _join(self, ticket: Ticket, claims: tuple[Claim, ...]) -> Deny | None:
+        """What the ticket lacks is reserved for it; a call that joins holds nothing of its own."""
+        own, self.lease = self.lease, ticket.lease
+        if own is not None:
+            if self.lease is None and ticket.idle:
+                self.lease = own
+            elif self.begun:
+                own.commit(self.shell.now())
+            else:
+                own.release()
+        if not ticket.idle:
+            self.lease = None
+            return None
+        self.turn = ticket.turn
+        refusal = self._reserve(claims)
+        ticket.lease, self.lease = self.lease, None
+        ticket.turn, self.turn = self.turn, None
+        return refusal
 
     def _granted(self, hold: Hold) -> Verdict | None:
         """What comes of a call for which a remembered approval holds; None where there is none."""
@@ -286,7 +356,13 @@ class Flight(msgspec.Struct, eq=False):
             if stopped is not None:
                 return Deny(stopped)
         pipeline = shell.runtime.pipeline
-        return pipeline.resume(self.call, shell.now()) if self.agreed else pipeline.admit(self.call, shell.now())
+        verdict = pipeline.admit(self.call, shell.now())
+        if not self.agreed or type(verdict) is not Hold:
+            return verdict
+        if verdict.ask.people > self.people:
+            text = "the rules have changed, and want another person's word; not executed; repeat the call to ask for it"
+            return Deny(Reason("approval", text, retryable=True, code="rules_changed", detail=verdict.ask.rule))
+        return pipeline.resume(self.call, shell.now())
 
     def _reserve(self, claims: tuple[Claim, ...]) -> Deny | None:
         """Claims and a place, as far as the call does not hold them yet."""
@@ -334,10 +410,8 @@ class Flight(msgspec.Struct, eq=False):
                 return verdict
             # They want a person for it now: it asks, and lines up anew.
             self.turn.leave()
-            self.turn = ticket = None
-            refusal = self._reserve(verdict.claims)
-            if refusal is not None:
-                return refusal
+            self.turn = None
+            ticket, verdict = self._provided(verdict)
 
     async def _stood_in_line(self, turn: Turn) -> bool:
         """Waits for the call's turn; False where it had come already."""
@@ -357,56 +431,74 @@ class Flight(msgspec.Struct, eq=False):
 
     def _today(self) -> Verdict:
         """What today's rules say of a call that had to wait, with what they want it to hold."""
+        story = self.story
+        if story.approval == "granted" and not self.shell.grants.holds(story.ticket):  # type: ignore[union-attr]
+            self.agreed = False  # it was taken back, or ended, while the call stood in line
+            story.approval, story.approver, story.ticket = "not_required", "", ""
         verdict = self._admit()
         if type(verdict) is Deny:
             return verdict
         return self._reserve(verdict.claims) or verdict  # type: ignore[union-attr]
 
     async def _ask(self, hold: Hold, ticket: Ticket | None) -> Deny | None:
-        """Waits for a person. None where the call may go on: then its ticket is used up, on disk."""
-        desk, story = self.shell.desk, self.story
+        """Waits for a person. None where the call may go on: then it runs for all who wait for its ticket."""
+        desk, story, opened = self.shell.desk, self.story, self.opened
         found = ticket is not None
         if ticket is None:
-            made = desk.open(hold)
+            made = desk.open(hold, self.origin.client(opened))
             if type(made) is Deny:
                 return made
             ticket = made
-        assert ticket is not None
-        # From here on the ticket owns them, so that they outlive a client that stops waiting.
-        ticket.lease, self.lease = self.lease, None
-        ticket.turn, self.turn = self.turn, None
+            # From here on the ticket owns them, so that they outlive a client that stops waiting.
+            ticket.lease, self.lease = self.lease, None
+            ticket.turn, self.turn = self.turn, None
         try:
             story.held(ticket.id, hold.ask.rule)
         except AuditUnavailable:
             if not found:
-                desk.finish(ticket, None)
+                desk.withdraw(ticket)
             raise
-        waiter = desk.attach(ticket, hold.call)
+        at_once = ticket.state == "approved" and ticket.idle
+        task = "" if self.alone or at_once else self.origin.task(self.call, ticket)
+        if task and self.shell.tasks is not None and self.shell.tasks.is_waited_for(task):
+            raise _Pending(ticket, task)
+        seat = self.seat = desk.attach(ticket, hold.call, None if task else self.origin.patience(opened))
         self.ticket = ticket
+        if task and not seat.done and not self.origin.detach(task, self):
+            self.ticket = self.seat = None
+            desk.leave(ticket, seat)
+            raise _Pending(ticket)
+        opened = self.opened
         decision: Decision
-        if not waiter.done:
-            id = ticket.id
-            stop = self.origin.heartbeat(self.opened, lambda: f"waiting for approval {id}")
+        if not seat.done:
+            opened.held = self.shell.now()
+            stop = self.origin.heartbeat(opened, partial(_waits_for, ticket))
             try:
-                decision = await waiter
+                decision = await seat
             finally:
                 stop()
+            opened.held = 0.0
         else:
-            decision = await waiter
+            decision = await seat
+        if decision.outcome == "approved":
+            story.approval, story.approver = "approved", decision.by
+            self.lease, ticket.lease = ticket.lease, None
+            self.turn, ticket.turn = ticket.turn, None
+            self.agreed, self.people = True, ticket.people
+            return None
+        self.ticket = self.seat = None
+        if decision.outcome == "pending":
+            raise _Pending(ticket)
+        if decision.ended is not None:
+            story.approver = decision.by
+            if decision.ended.reason is not None:
+                story.approval = "approved"
+                return Deny(decision.ended.reason)
+            raise _Replay(ticket, decision.ended)
         story.approval, story.approver = decision.outcome, decision.by
         if decision.outcome == "expired":
             story.approval = "timeout"
-        if decision.outcome != "approved":
-            self.ticket = None
-            return Deny(_not_approved(decision))
-        if not desk.consume(ticket):
-            desk.leave(ticket)
-            self.ticket = None
-            return Deny(unrecorded())
-        self.lease, ticket.lease = ticket.lease, None
-        self.turn, ticket.turn = ticket.turn, None
-        self.agreed = True
-        return None
+        return Deny(not_approved(decision))
 
     # --- refused, given again, given up -------------------------------------------------------------------------
 
@@ -416,13 +508,35 @@ class Flight(msgspec.Struct, eq=False):
         if self.turn is not None:
             self.turn.leave()
 
-    def _return_ticket(self) -> None:
-        if self.ticket is not None:
-            self.shell.desk.finish(self.ticket, None)
+    def _end_ticket(self, ended: Ended, delivered: bool) -> None:
+        """What the call ran under is over, and whoever waited with it hears how."""
+        ticket, self.ticket, self.seat = self.ticket, None, None
+        if ticket is not None:
+            self.shell.desk.finish(ticket, ended, delivered)
+
+    def _step_back(self) -> None:
+        """The ticket stays, with its lease and a place: another who waits may run the call, or one that comes later."""
+        ticket, seat, turn = self.ticket, self.seat, self.turn
+        if ticket is None:
+            return
+        self.ticket = self.seat = None
+        if self.agreed:
+            ticket.lease, self.lease = self.lease, None
+            self.turn = None
+            if turn is not None:
+                turn.leave()  # it may have lined up; a ticket holds a place, and none in the order
+                place = self.shell.lanes.enter(self.call)
+                ticket.turn = None if type(place) is Deny else place
+        self.shell.desk.leave(ticket, seat)
+
+    @property
+    def joined(self) -> bool:
+        """Whether others wait for the same outcome, so that it must not be cancelled for one who left."""
+        return self.ticket is not None and len(self.ticket.seats) > 1
 
     def _refuse(self, reason: Reason) -> None:
         self._let_go()
-        self._return_ticket()
+        self._end_ticket(Ended(reason=reason), False)
         call = self.call
         if reason.stage == "acl":
             self.story.acl = "denied"
@@ -444,28 +558,48 @@ class Flight(msgspec.Struct, eq=False):
         )
         self.origin.answer(self.opened, frame)
 
-    def _replay(self, ticket: Ticket) -> None:
-        """Gives the kept answer of an earlier, identical call; nothing runs."""
+    def _replay(self, ticket: Ticket, ended: Ended | None) -> None:
+        """Gives the answer of an identical call, which was kept or waited for; nothing runs."""
         self._let_go()
         text = f"the answer of the approved call {ticket.call_id} was given again; nothing was executed"
-        story = self.story
+        story, id_json = self.story, id_text(self.opened.request_id)
         story.ticket, story.approval, story.approver = ticket.id, "replayed", ticket.by
         story.denied(Reason("replay", text, code="replayed"))
-        assert ticket.outcome is not None
-        if self.origin.answer(self.opened, replayed(ticket.outcome, id_text(self.opened.request_id))):
+        answer = ended.answer if ended is not None else None
+        if answer is not None and not answer.ok:
+            frame = answer.with_id(id_json)
+        else:
+            body = answer.body if answer is not None else ticket.outcome
+            assert body is not None
+            frame = replayed(body, id_json)
+        if self.origin.answer(self.opened, frame) and not self.alone:
             self.shell.desk.delivered(ticket)
+
+    def _pend(self, ticket: Ticket, task: str) -> None:
+        """The caller waits no longer than this. It is told to come back, or what to poll; the ticket stays."""
+        self._let_go()
+        self.story.approval = "pending"
+        text = f"the client waits no longer; it was told to repeat the call once {ticket.id} is decided"
+        if task:
+            text = f"the client was given the task of an identical call that waits for {ticket.id}"
+        self.story.denied(Reason("withdrawn", text, code="pending"))
+        id, tasks = self.opened.request_id, self.shell.tasks
+        if task and tasks is not None:
+            self.origin.answer(self.opened, result_frame(id_text(id), tasks.created(task)))
+        else:
+            self.origin.answer(self.opened, pending_frame(id, self.call, ticket))
 
     def _withdrawn(self, gone: Withdrawn) -> None:
         """The caller is not there any more, and nothing was sent."""
         ticket = self.ticket
-        if ticket is not None and not self.agreed:
-            # The ticket keeps its lease and place: an identical call may come back for it.
-            self.shell.desk.leave(ticket)
-            self.lease = self.turn = None
-            self.story.approval = "pending"
+        if ticket is not None:
+            if not self.agreed:
+                self.story.approval = "pending"
+            if not self.agreed or ticket.state != "consumed" or self.shell.desk.unused(ticket):
+                self._step_back()
+            else:
+                self._end_ticket(Ended(reason=unrecorded()), False)
         self._let_go()
-        if self.agreed:
-            self._return_ticket()
         self.story.denied(Reason("withdrawn", str(gone), code="withdrawn"))
         self.origin.answer(self.opened, b"")
 
@@ -518,14 +652,14 @@ class Flight(msgspec.Struct, eq=False):
         if result.waits and (self.lease is not None or self.agreed):
             kept = Kept(self.lease)
             if self.agreed:
-                kept.ticket, kept.approver = self.story.ticket, self.story.approver
+                kept.ticket, kept.approver, kept.people = self.story.ticket, self.story.approver, self.people
             self.origin.suspend(opened, result.requestState, kept)
             self.lease = None
         task = result.started
         if task is not None and not failed:
             # The work goes on: quota, turn and outcome are settled when the task ends.
-            delivered = self.origin.answer(opened, frame)
-            self._finish_ticket(answer.body, delivered)
+            delivered = self.origin.answer(opened, frame) and not self.alone
+            self._end_ticket(Ended(answer), delivered)
             self.origin.follow(task, Settle(self))
             return
         counted = not result.waits and (not failed or shell.runtime.backend(call.backend).count_tool_errors)
@@ -543,7 +677,7 @@ class Flight(msgspec.Struct, eq=False):
         finally:
             shell.after(self._record)
         if self.ticket is not None:
-            self._finish_ticket(answer.body if answer.ok else None, self.delivered)
+            self._end_ticket(Ended(answer), self.delivered and not self.alone)
 
     def _record(self) -> None:
         """The outcome, behind the answer: nobody waits for it."""
@@ -562,7 +696,8 @@ class Flight(msgspec.Struct, eq=False):
         self._settle_lease(self.begun or not error.not_executed, now)  # it may have happened, so it counts
         if self.turn is not None:
             self.turn.leave()
-        self._return_ticket()
+        reason = Reason("forward", error.text, retryable=error.not_executed, code=error.reason)
+        self._end_ticket(Ended(reason=reason), False)
         data = {
             "by": "aegis",
             "call_id": self.call.id,
@@ -588,11 +723,6 @@ class Flight(msgspec.Struct, eq=False):
                 lease.commit(now)
             else:
                 lease.release()
-
-    def _finish_ticket(self, body: bytes | None, delivered: bool) -> None:
-        ticket, self.ticket = self.ticket, None
-        if ticket is not None:
-            self.shell.desk.finish(ticket, None if delivered else body)
 
 
 class Settle:
@@ -620,14 +750,31 @@ class Settle:
 
 
 class _Replay(Exception):
-    """The approved call ran already, and nobody received its answer."""
+    """The approved call ran already, and nobody received its answer; or it `ended` while this one waited with it."""
 
-    def __init__(self, ticket: Ticket) -> None:
+    def __init__(self, ticket: Ticket, ended: Ended | None = None) -> None:
         super().__init__(ticket.id)
         self.ticket = ticket
+        self.ended = ended
 
 
-def _not_approved(decision: Decision) -> Reason:
+class _Pending(Exception):
+    """The caller's patience ended before a person decided, or it polls the `task` that waits already."""
+
+    def __init__(self, ticket: Ticket, task: str = "") -> None:
+        super().__init__(ticket.id)
+        self.ticket = ticket
+        self.task = task
+
+
+def _waits_for(ticket: Ticket) -> str:
+    if ticket.state == "pending":
+        return f"waiting for approval {ticket.id}"
+    return f"approved ({ticket.id}), waiting for the outcome of an identical call"
+
+
+def not_approved(decision: Decision) -> Reason:
+    """Why a call does not run that a person rejected, or nobody decided."""
     if decision.outcome == "rejected":
         note = f": {decision.note}" if decision.note else ""
         text = (

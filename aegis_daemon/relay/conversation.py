@@ -17,14 +17,15 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.ports import Fault, Landing
+from aegis_daemon.core.ports import Fault, Landing, Peer, Ticket
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
 from aegis_daemon.core.verdict import Permit, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.relay import handshake
 from aegis_daemon.relay.answers import Task
-from aegis_daemon.relay.carry import CONTINUE_S, Kept, Settle, Shell, Withdrawn, carry
+from aegis_daemon.relay.carry import CONTINUE_S, Flight, Kept, Settle, Shell, Withdrawn, carry
+from aegis_daemon.relay.own_tasks import TaskPeer, is_ours
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
@@ -185,6 +186,8 @@ class Conversation:
         self.since = 0.0
         self.era = Era.NONE
         self.server: Backend | None = None
+        self._client_name = ""
+        """what a legacy client of this session alone called itself"""
         self._start_server = start_server
         self._ids = ids
         self._load = load
@@ -210,7 +213,8 @@ class Conversation:
         """notifications, each with the request before it that is being written down"""
         self._code = 0
         self._over = False
-        self._to_server_side = _ToServer(self)
+        self.to_server_side = _ToServer(self)
+        self._task_peer = TaskPeer(self)
         self._to_client_side = _ToClient(self)
         client.on_line = self._client_line
         client.on_long = self._client_long
@@ -255,13 +259,14 @@ class Conversation:
         if id is None or frame.method != "initialize":
             self.client.start()
             return
+        self._client_name = handshake.client_name(frame.params)
         frame = handshake.initialize(frame, self.shell.runtime.offers(self.principal.agent, self.backend))
         opened = self._replay = self.to_server.begin(id, {})
         opened.call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_SERVER, TO_SERVER["initialize"],
             None, None, self.backend, Era.LEGACY, frame,
         )  # fmt: skip
-        carry(opened.call, opened, _Replayed(self), self._to_server_side, self.shell)
+        carry(opened.call, opened, _Replayed(self), self.to_server_side, self.shell)
 
     def _replayed(self, opened: Open, taken: bool) -> None:
         self.to_server.end(opened)
@@ -339,7 +344,7 @@ class Conversation:
     def cancel_waiting(self, opened: Open, why: str) -> None:
         """Ends a call that was not sent yet, with an answer."""
         data = {"by": "aegis", "reason": "not_executed", "retryable": True, "retry_after_ms": None}
-        if not opened.cancelled and not self.client.gone and opened is not self._replay:
+        if not opened.cancelled and not self.client.gone and opened is not self._replay and not opened.alone:
             text = f"not executed: {why}; repeat the call if it is still wanted"
             self.client.send(error_frame(id_text(opened.request_id), INTERNAL_ERROR, text, data), opened.slot)
             opened.slot = -1
@@ -509,8 +514,11 @@ class Conversation:
         if row.rule is Rule.PING:  # type: ignore[union-attr]
             self._ping(opened, frame)
             return
-        side = self._to_server_side
-        carry(call, opened, side, side, self.shell)
+        side = self.to_server_side
+        peer: Peer = side
+        if subject == "task" and self.shell.tasks is not None and is_ours(name):
+            peer = self._task_peer
+        carry(call, opened, side, peer, self.shell)
 
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
         self.shell.audit.story(call).denied(reason)
@@ -545,6 +553,7 @@ class Conversation:
             if refusal is not None:
                 return frame, era, refusal
         if frame.method == "initialize":
+            self._client_name = handshake.client_name(frame.params)
             frame = handshake.initialize(frame, self._may_ask())
             self.client.keep_handshake(frame.encoded())
         return frame, era, None
@@ -594,7 +603,7 @@ class Conversation:
         if self.server is None:
             self._answer(opened, result_frame(id_text(opened.request_id), b"{}"))
             return
-        Strand(self._carry_ping(opened, frame, self.to_server, self._to_server_side)).start()
+        Strand(self._carry_ping(opened, frame, self.to_server, self.to_server_side)).start()
 
     async def _carry_ping(self, opened: Open, frame: Frame, requests: OpenRequests, side: _Side) -> None:
         opened.waiter = Waiter()
@@ -651,12 +660,15 @@ class Conversation:
         opened = self.to_server.find(frame.params.get("requestId"))
         if opened is None or opened.call is None or opened.call.method == "initialize" or opened.cancelled:
             return
+        if opened.alone:  # a task has a method of its own for that
+            return
         if opened.state is State.WAITING:
+            self._gave_up(opened)
             if opened.strand is not None:
                 opened.strand.interrupt(Withdrawn("cancelled by the client before it was forwarded"))
             return
         opened.cancelled = True
-        if opened.state is State.SENT and self.server is not None:
+        if opened.state is State.SENT and self.server is not None and not _joined(opened):
             opened.deadline = self.shell.now() + CANCELLED_S
             params = {**frame.params, "requestId": opened.number}
             self.server.cancel(opened.number, encode({**frame.value, "params": params}))
@@ -670,12 +682,21 @@ class Conversation:
         if opened is None or opened.cancelled:
             return
         if opened.state is State.WAITING and opened.strand is not None:
+            if forwarded:
+                self._gave_up(opened)
             opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
             return
         opened.cancelled = True
-        if forwarded and opened.state is State.SENT and self.server is not None:
+        if forwarded and opened.state is State.SENT and self.server is not None and not _joined(opened):
             opened.deadline = self.shell.now() + CANCELLED_S
             params = {"requestId": opened.number, "reason": "the client closed the stream"}
+            self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))
+
+    def give_up(self, opened: Open, why: str) -> None:
+        """Nobody wants the outcome of this request of ours any more; its server is told, unless others wait for it."""
+        if not opened.cancelled and opened.state is State.SENT and self.server is not None and not _joined(opened):
+            opened.deadline = self.shell.now() + CANCELLED_S
+            params = {"requestId": opened.number, "reason": why}
             self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))
 
     def _client_answer(self, frame: Frame) -> None:
@@ -781,6 +802,29 @@ class Conversation:
         """The client's place for what belongs to this request; where nobody can tell, that of the newest."""
         opened = self.to_server.newest() if about is None else self.to_server.peek(about)
         return -1 if opened is None else opened.slot
+
+    def new_id(self) -> str:
+        """The id of a call of ours."""
+        return self._ids()
+
+    def begin_alone(self, task: str) -> Open | None:
+        """A request of ours to the server, for a task; None where there is no room for one more."""
+        if self._ending or not self._load.enter(self.principal.agent, self.shell.runtime.agent_limit):
+            return None
+        try:
+            opened = self.to_server.begin(task, {})
+        except (Duplicate, TooMany):
+            self._load.leave(self.principal.agent)
+            return None
+        opened.alone = True
+        return opened
+
+    def end_alone(self, opened: Open) -> None:
+        """That request is over."""
+        self.to_server.end(opened)
+        self._load.leave(self.principal.agent)
+        if self._held or self._leaving:
+            self.moved()
 
     def _server_request(self, frame: Frame, about: int | None) -> None:
         id = frame.id
@@ -946,6 +990,26 @@ class Conversation:
 
         return stop
 
+    def name_of(self, opened: Open) -> str:
+        """What the client of this request calls itself: modern ones say so each time, legacy ones once."""
+        call = opened.call
+        if call is not None and call.era is Era.MODERN:
+            return handshake.client_name(call.frame.params)
+        return "" if self._shared else self._client_name
+
+    def patience(self, opened: Open) -> float | None:
+        """See `carry.Origin`."""
+        shell = self.shell
+        if shell.patience is None:
+            return None
+        return shell.patience.budget(shell.runtime.hold, self.principal.agent, self.name_of(opened))
+
+    def _gave_up(self, opened: Open) -> None:
+        """The client cancels; if a person was waited for, that tells how long it waits."""
+        if opened.held and self.shell.patience is not None:
+            age = self.shell.now() - opened.held
+            self.shell.patience.gave_up(self.principal.agent, self.name_of(opened), age)
+
     def continued(self, opened: Open) -> Kept | None:
         """See `carry.Origin`."""
         assert opened.call is not None
@@ -1082,6 +1146,12 @@ def _nothing() -> None:
     return None
 
 
+def _joined(opened: Open) -> bool:
+    """Whether others wait for the outcome of this call, so that it goes on without whoever left."""
+    flight = opened.waiter
+    return isinstance(flight, Flight) and flight.joined
+
+
 def _what(fault: WireFault) -> str:
     # Never the fault's own words, which repeat the frame's: each would be a record of its own.
     return "not JSON" if fault.code == PARSE_ERROR else "not exactly one legal message"
@@ -1167,6 +1237,24 @@ class _ToServer(_Side):
         """See `carry.Origin`."""
         return self.conversation.heartbeat(opened, text)
 
+    def client(self, opened: Open) -> str:
+        """See `carry.Origin`."""
+        return self.conversation.name_of(opened)
+
+    def patience(self, opened: Open) -> float | None:
+        """See `carry.Origin`."""
+        return self.conversation.patience(opened)
+
+    def task(self, call: Call, ticket: Ticket) -> str:
+        """See `carry.Origin`."""
+        tasks = self.conversation.shell.tasks
+        return "" if tasks is None else tasks.begin(self.conversation, call, ticket)
+
+    def detach(self, task: str, flight: Flight) -> bool:
+        """See `carry.Origin`."""
+        tasks = self.conversation.shell.tasks
+        return tasks is not None and tasks.detach(task, self.conversation, flight)
+
     def continued(self, opened: Open) -> Kept | None:
         """See `carry.Origin`."""
         return self.conversation.continued(opened)
@@ -1226,6 +1314,22 @@ class _ToClient(_Side):
     def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
         """Servers are not told that they wait."""
         return _nothing
+
+    def client(self, opened: Open) -> str:
+        """A server's name is not asked for."""
+        return ""
+
+    def patience(self, opened: Open) -> float | None:
+        """Servers wait."""
+        return None
+
+    def task(self, call: Call, ticket: Ticket) -> str:
+        """Servers poll nothing of ours."""
+        return ""
+
+    def detach(self, task: str, flight: Flight) -> bool:
+        """See `task`."""
+        return False
 
     def continued(self, opened: Open) -> Kept | None:
         """There is no such thing towards a client."""

@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
+from aegis_daemon.core.text import visible
 from aegis_daemon.wire.jsonrpc import Frame
-from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_CAPABILITIES, META_VERSION, MODERN_VERSION
+from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_CAPABILITIES, META_CLIENT, META_VERSION, MODERN_VERSION
 
+TASKS_EXTENSION: Final = "io.modelcontextprotocol/tasks"
 _GOVERNED: Final = ("sampling", "elicitation", "roots", "tasks")
 
 
@@ -34,13 +36,14 @@ def _masked(capabilities: Any, allowed: frozenset[str]) -> dict[str, Any] | None
     return {name: value for name, value in capabilities.items() if name not in hidden}
 
 
-def _with_params(frame: Frame, params: dict[str, Any]) -> Frame:
+def with_params(frame: Frame, params: dict[str, Any]) -> Frame:
+    """The same request with other parameters."""
     return msgspec.structs.replace(frame, params=params, value={**frame.value, "params": params}, text=b"")
 
 
 def with_token(frame: Frame, token: int | str | None) -> Frame:
     """The same request with another progress token in the place of its own."""
-    return _with_params(frame, {**frame.params, "_meta": {**frame.params["_meta"], "progressToken": token}})
+    return with_params(frame, {**frame.params, "_meta": {**frame.params["_meta"], "progressToken": token}})
 
 
 def initialize(frame: Frame, allowed: frozenset[str]) -> Frame:
@@ -56,7 +59,7 @@ def initialize(frame: Frame, allowed: frozenset[str]) -> Frame:
         params["capabilities"] = masked
     if not known:
         params["protocolVersion"] = LEGACY_VERSIONS[-1]
-    return _with_params(frame, params)
+    return with_params(frame, params)
 
 
 def modern(frame: Frame, allowed: frozenset[str]) -> Frame:
@@ -73,4 +76,23 @@ def modern(frame: Frame, allowed: frozenset[str]) -> Frame:
     masked = _masked(capabilities, allowed)
     if masked is None:
         return frame
-    return _with_params(frame, {**frame.params, "_meta": {**meta, META_CAPABILITIES: masked}})
+    return with_params(frame, {**frame.params, "_meta": {**meta, META_CAPABILITIES: masked}})
+
+
+LONGEST_NAME: Final = 100
+
+
+def offers_tasks(params: dict[str, Any]) -> bool:
+    """Whether a modern request says that its answer may be a task (tasks extension 2026-07-28)."""
+    meta = params.get("_meta")
+    capabilities = meta.get(META_CAPABILITIES) if type(meta) is dict and META_VERSION in meta else None
+    extensions = capabilities.get("extensions") if type(capabilities) is dict else None
+    return type(extensions) is dict and type(extensions.get(TASKS_EXTENSION)) is dict
+
+
+def client_name(params: dict[str, Any]) -> str:
+    """What a client calls itself, in an `initialize` or in a modern request; "" where it does not say."""
+    meta = params.get("_meta")
+    info = meta.get(META_CLIENT) if type(meta) is dict and META_CLIENT in meta else params.get("clientInfo")
+    name = info.get("name") if type(info) is dict else None
+    return visible(name[:LONGEST_NAME]) if type(name) is str else ""

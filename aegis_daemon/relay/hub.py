@@ -39,6 +39,7 @@ from aegis_daemon.relay.branch import Branch, Seat
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import UNKNOWN_METHOD, CallIds, Conversation, too_many, unknown_method
 from aegis_daemon.relay.legs import Asked, Gather, Leg, Listen, Ours, Probe, Request
+from aegis_daemon.relay.own_tasks import is_ours
 from aegis_daemon.relay.ports import Client
 from aegis_daemon.wire.errors import refusal_frame
 from aegis_daemon.wire.jsonrpc import (
@@ -62,6 +63,7 @@ from aegis_daemon.wire.methods import (
     BadParams,
     Direction,
     Era,
+    Method,
     era_of,
     listened_resources,
     subject_of,
@@ -252,11 +254,19 @@ class Hub:
         _, name = subject_of(asked.row, asked.frame.params)
         assert name is not None
         assert asked.row.key is not None
-        found = self._names.find(name)
+        found = self._names.find(name) or self._own_task(asked.row, name)
         if found is None:
             self._unknown(asked)
         else:
             self.send(Request(self, asked), [(self._seats[found[0]], with_param(asked.frame, asked.row.key, found[1]))])
+
+    def _own_task(self, row: Method, name: str) -> tuple[str, str] | None:
+        """The backend of a task of Aegis' own that was begun at that backend's own address, and its name there."""
+        shell = self.shell
+        if row.subject != "task" or shell.tasks is None or not is_ours(name):
+            return None
+        backend = shell.tasks.home(shell.desk, self.principal.agent, name)
+        return (backend, name) if backend is not None and backend in self._seats else None
 
     def _by_uri(self, asked: Asked) -> None:
         """Resources: the backend that listed them, or whoever has them."""
@@ -553,7 +563,8 @@ class Hub:
 
     def renamed(self, leg: Leg, frame: bytes) -> bytes:
         """The answer with its tasks under the names the client knows; the same bytes where it names none."""
-        if _TASK not in frame:
+        asked, sent = leg.request.asked.frame.params.get("taskId"), leg.frame.params.get("taskId")
+        if _TASK not in frame or (asked is not None and asked == sent):
             return frame
         return merge.renamed_answer(frame, id_text(leg.request.asked.id), partial(self._names.known, leg.seat.name))
 

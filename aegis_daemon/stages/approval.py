@@ -1,4 +1,4 @@
-"""Approval: a tool on the agent's list runs only after a person agreed to this one call."""
+"""Approval: a tool on the agent's lists runs only after a person agreed to this one call, or two people did."""
 
 from __future__ import annotations
 
@@ -11,24 +11,35 @@ from aegis_daemon.core.verdict import PASS, Ask, Hold, Opinion
 
 
 class Approval:
-    """`required` maps (agent, backend) to the tools that need a person."""
+    """`required` maps (agent, backend) to the tools that need a person, `second` to those that need two."""
 
     name = "approval"
     by_name = True
 
-    def __init__(self, required: Mapping[tuple[str, str], Names], timeout_s: float) -> None:
+    def __init__(
+        self,
+        required: Mapping[tuple[str, str], Names],
+        timeout_s: float,
+        second: Mapping[tuple[str, str], Names] | None = None,
+    ) -> None:
         self._required = dict(required)
+        self._second = dict(second or {})
         self._timeout = timeout_s
 
     def decide(self, call: Call, now: float) -> Opinion:
         """Holds a call of a listed tool."""
         if call.method != "tools/call":
             return PASS
-        required = self._required.get((call.principal.agent, call.backend))
-        if required is None or call.name is None or call.name not in required:
+        if call.name is None:
             return PASS
-        rule = f"agents.{call.principal.agent}.backends.{call.backend}.approval_required"
-        return Hold(call, Ask(rule, self._timeout))
+        key = (call.principal.agent, call.backend)
+        second = self._second.get(key)
+        if second is not None and call.name in second:
+            return Hold(call, Ask(f"{_rules(*key)}.second_approver", self._timeout, 2))
+        required = self._required.get(key)
+        if required is None or call.name not in required:
+            return PASS
+        return Hold(call, Ask(f"{_rules(*key)}.approval_required", self._timeout))
 
     def visible(self, principal: Principal, backend: str, subject: str, name: str) -> bool:
         """What needs a person is shown, so that the agent can ask."""
@@ -36,5 +47,10 @@ class Approval:
 
     def labels(self, principal: Principal, backend: str, tool: str) -> tuple[str, ...]:
         """`ApprovalRequired`."""
-        required = self._required.get((principal.agent, backend))
-        return ("ApprovalRequired",) if required is not None and tool in required else ()
+        key = (principal.agent, backend)
+        asked = any(tool in lists[key] for lists in (self._required, self._second) if key in lists)
+        return ("ApprovalRequired",) if asked else ()
+
+
+def _rules(agent: str, backend: str) -> str:
+    return f"agents.{agent}.backends.{backend}"

@@ -10,15 +10,24 @@ import pytest
 from making import Clock, tool
 from making import call as made
 
-from aegis_daemon.approvals.desk import KEPT_S, REPLAY_S, Decided, Desk, NoSuchTicket
+from aegis_daemon.approvals.desk import KEPT_S, REPLAY_S, Decided, Desk, NoSuchTicket, Seat, Voted
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import APPROVED, CONSUMED, CROCKFORD, EXPIRED, PENDING, REJECTED, Ticket
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.verdict import Ask, Claim, Decision, Deny, Hold
+from aegis_daemon.core.verdict import Ask, Claim, Decision, Deny, Ended, Hold, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
+from aegis_daemon.wire.jsonrpc import Answer
 
 ASK = Ask("agents.amy.backends.files.approval_required", 600.0)
 CLAIM = Claim("agent", "amy", "files", "post", 60.0, 1)
+
+
+def answer(body: bytes, *, ok: bool = True) -> Answer:
+    return Answer(1, b"", b"", ok, body)
+
+
+RAN = Ended(answer(b'{"content":[]}'))
+"""The call ran, and this came back."""
 
 
 class Kept:
@@ -68,6 +77,11 @@ class Room:
         ticket.lease, ticket.turn = Kept(), Kept()
         return ticket, self.desk.attach(ticket, call)
 
+    def leaves(self, ticket: Ticket) -> None:
+        """Everybody who waits for it."""
+        for seat in list(ticket.seats):
+            self.desk.leave(ticket, seat)
+
     def on_disk(self, ticket: Ticket) -> Any:
         with sqlite3.connect(self.path) as db:
             found = db.execute(
@@ -111,7 +125,7 @@ def test_an_approved_call_may_run_once(room: Room) -> None:
     assert room.desk.consume(ticket)
     assert room.on_disk(ticket)[0] == CONSUMED, "on disk before it leaves"
     assert not room.desk.consume(ticket)
-    room.desk.finish(ticket, None)
+    room.desk.finish(ticket, RAN, True)
     assert room.desk.find(again()) is None
     assert [event for event, _ in room.events] == ["opened", "approved", "consumed"]
 
@@ -137,7 +151,7 @@ def test_the_second_decision_hears_of_the_first(room: Room, first: bool, second:
     room.desk.decide(ticket.id, first, "ann")
     if used and first:
         room.desk.consume(ticket)
-        room.desk.finish(ticket, None)
+        room.desk.finish(ticket, RAN, True)
     with pytest.raises(Decided) as caught:
         room.desk.decide(ticket.id, second, "bea")
     assert caught.value.ticket is ticket
@@ -169,11 +183,11 @@ def test_the_decision_is_on_disk_before_the_call_hears_of_it(room: Room) -> None
         seen.append(room.on_disk(ticket)[0])
         original(decision)
 
-    class Ear(Waiter[Decision]):
+    class Ear(Seat):
         def set(self, value: Decision) -> None:
             hear(value)
 
-    ticket.waiter = Ear()
+    ticket.seats = [Ear()]
     room.desk.decide(ticket.id, True, "ann")
     assert seen == [APPROVED]
 
@@ -186,7 +200,7 @@ def test_a_ticket_lapses_when_its_time_is_over(room: Room, approved: bool) -> No
     ticket, waiter = room.asks()
     lease, turn = ticket.lease, ticket.turn
     if approved:
-        room.desk.leave(ticket)
+        room.leaves(ticket)
         room.desk.decide(ticket.id, True, "ann")
     room.clock.passes(599.9)
     assert room.desk.pending() == [ticket]
@@ -207,7 +221,7 @@ def test_a_ticket_lapses_when_its_time_is_over(room: Room, approved: bool) -> No
 def test_a_machine_that_slept_does_not_lengthen_anybodys_time(room: Room, approved: bool) -> None:
     ticket, _ = room.asks()
     lease = ticket.lease
-    room.desk.leave(ticket)
+    room.leaves(ticket)
     if approved:
         room.desk.decide(ticket.id, True, "ann")
     room.slept = 8 * 3600.0
@@ -245,7 +259,7 @@ def test_a_used_ticket_does_not_lapse_while_its_call_runs(room: Room) -> None:
     room.slept = 86400.0
     with pytest.raises(Decided):
         room.desk.decide(ticket.id, False, "bea")
-    room.desk.finish(ticket, b'{"late":1}')
+    room.desk.finish(ticket, Ended(answer(b'{"late":1}')), False)
     assert room.desk.find(again()) is ticket
     assert lease.ended == [], "its call settles them itself"
 
@@ -256,14 +270,12 @@ def test_a_used_ticket_does_not_lapse_while_its_call_runs(room: Room) -> None:
 def test_a_ticket_stays_when_its_client_goes_and_an_identical_call_attaches(room: Room) -> None:
     ticket, old = room.asks()
     lease, turn = ticket.lease, ticket.turn
-    assert room.desk.find(again()) is None, "somebody waits for it"
-    room.desk.leave(ticket)
+    room.leaves(ticket)
     assert room.desk.pending() == [ticket]
     assert lease.ended == turn.ended == []
     hold = again()
     assert room.desk.find(hold) is ticket
     waiter = room.desk.attach(ticket, hold.call)
-    assert room.desk.find(again()) is None
     room.desk.decide(ticket.id, True, "ann")
     assert told(waiter).outcome == APPROVED
     assert not old.done
@@ -273,15 +285,16 @@ def test_a_ticket_stays_when_its_client_goes_and_an_identical_call_attaches(room
 
 def test_what_was_approved_without_anybody_waiting_runs_on_the_retry_once(room: Room) -> None:
     ticket, _ = room.asks()
-    room.desk.leave(ticket)
+    room.leaves(ticket)
     room.desk.decide(ticket.id, True, "ann")
     hold = again()
     assert room.desk.find(hold) is ticket
     assert told(room.desk.attach(ticket, hold.call)).outcome == APPROVED
-    assert room.desk.find(again()) is None
     assert room.desk.consume(ticket)
-    assert room.desk.find(again()) is None
+    assert room.desk.find(again()) is ticket, "who asks while it runs waits for its outcome"
     assert not room.desk.consume(ticket)
+    room.desk.finish(ticket, RAN, True)
+    assert room.desk.find(again()) is None
 
 
 @pytest.mark.parametrize(
@@ -299,21 +312,11 @@ def test_what_was_approved_without_anybody_waiting_runs_on_the_retry_once(room: 
 )
 def test_any_other_call_asks_anew(room: Room, other: Call) -> None:
     ticket, _ = room.asks()
-    room.desk.leave(ticket)
+    room.leaves(ticket)
     room.desk.decide(ticket.id, True, "ann")
     assert room.desk.find(again(other)) is None
     assert room.desk.find(again(ask=Ask("another rule", 600.0))) is None
     assert room.desk.find(again()) is ticket
-
-
-def test_two_identical_calls_at_once_are_two_asks(room: Room) -> None:
-    one, first = room.asks()
-    two, second = room.asks()
-    assert one.id != two.id
-    room.desk.decide(two.id, True, "ann")
-    assert (first.done, second.done) == (False, True)
-    assert room.desk.consume(two)
-    assert not room.desk.consume(one)
 
 
 # --- answers that nobody received -------------------------------------------------------------------------------------
@@ -324,7 +327,7 @@ def undelivered(room: Room) -> Ticket:
     room.desk.decide(ticket.id, True, "ann")
     ticket.lease = ticket.turn = None  # the call took them
     assert room.desk.consume(ticket)
-    room.desk.finish(ticket, b'{"content":[]}')
+    room.desk.finish(ticket, RAN, False)
     return ticket
 
 
@@ -371,7 +374,7 @@ def test_an_answer_that_arrived_is_not_kept(room: Room) -> None:
     ticket, _ = room.asks()
     room.desk.decide(ticket.id, True, "ann")
     room.desk.consume(ticket)
-    room.desk.finish(ticket, None)
+    room.desk.finish(ticket, RAN, True)
     assert room.on_disk(ticket)[3] is None
     assert room.desk.find(again()) is None
     assert room.clock.armed == 0
@@ -380,7 +383,7 @@ def test_an_answer_that_arrived_is_not_kept(room: Room) -> None:
 def test_a_call_that_ended_before_its_ticket_was_used_leaves_no_answer(room: Room) -> None:
     ticket, _ = room.asks()
     lease = ticket.lease
-    room.desk.finish(ticket, b"{}")
+    room.desk.finish(ticket, RAN, False)
     assert room.desk.find(again()) is None
     assert lease.ended == ["released"]
     assert room.clock.armed == 0
@@ -393,7 +396,7 @@ def _pending(room: Room, ticket: Ticket) -> None: ...
 
 
 def _approved(room: Room, ticket: Ticket) -> None:
-    room.desk.leave(ticket)
+    room.leaves(ticket)
     room.desk.decide(ticket.id, True, "ann", "fine")
 
 
@@ -435,7 +438,7 @@ def test_a_restarted_daemon_knows_every_ticket_that_still_matters(
     assert (found.state, found.by, found.note) == (ticket.state, ticket.by, ticket.note)
     assert (found.name, found.method, found.claims) == ("post", "tools/call", (CLAIM,))
     assert found.arguments == '{"text":"hi"}'
-    assert (found.waiter, found.lease, found.turn) == (None, None, None)
+    assert (found.seats, found.runner, found.lease, found.turn) == ([], None, None, None)
     waiter = room.desk.attach(found, again().call)
     if state == PENDING:
         room.desk.decide(found.id, True, "bea")
@@ -457,7 +460,7 @@ def test_a_restart_does_not_start_the_time_anew(room: Room) -> None:
 
 def test_what_lapsed_while_no_daemon_ran_is_over(room: Room) -> None:
     ticket, _ = room.asks()
-    room.desk.leave(ticket)
+    room.leaves(ticket)
     room.desk.decide(ticket.id, True, "ann")
     room.slept = 600.0
     reserved = room.restarts()
@@ -535,6 +538,7 @@ def broken(room: Room, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             raise sqlite3.OperationalError("database or disk is full")
 
         monkeypatch.setattr(room.store, "put", put)
+        monkeypatch.setattr(room.store, "take", put)
 
     return breaks
 
@@ -591,3 +595,247 @@ def test_a_ticket_shows_the_answers_that_come_with_a_call(room: Room) -> None:
     params = {"name": "post", "arguments": {"text": "hi"}, "inputResponses": answers}
     ticket, _ = room.asks(made(params=params))
     assert msgspec.json.decode(ticket.arguments) == {"arguments": {"text": "hi"}, "inputResponses": answers}
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def joined(room: Room, count: int) -> tuple[Ticket, list[Waiter[Decision]]]:
+    """A ticket with so many who wait for it, the oldest first."""
+    ticket, first = room.asks()
+    seats = [first]
+    for _ in range(count - 1):
+        hold = again()
+        assert room.desk.find(hold) is ticket
+        seats.append(room.desk.attach(ticket, hold.call))
+    return ticket, seats
+
+
+def test_the_newest_who_waits_runs_it_and_the_others_hear_how_it_ended(room: Room) -> None:
+    ticket, seats = joined(room, 3)
+    room.desk.decide(ticket.id, True, "ann")
+    assert [seat.done for seat in seats] == [False, False, True]
+    assert room.desk.consume(ticket)
+    room.desk.finish(ticket, RAN, True)
+    for seat in seats[:2]:
+        decision = told(seat)
+        assert (decision.outcome, decision.by, decision.ended) == ("ended", "ann", RAN)
+    assert room.desk.find(again()) is None
+    assert room.clock.armed == 0
+
+
+def test_one_who_steps_back_before_it_ran_makes_room_for_the_next(room: Room) -> None:
+    ticket, seats = joined(room, 3)
+    room.desk.decide(ticket.id, True, "ann")
+    room.desk.leave(ticket, seats[2])  # type: ignore[arg-type]
+    assert [seat.done for seat in seats] == [False, True, True]
+    assert room.desk.consume(ticket)
+    assert room.desk.unused(ticket)
+    assert room.on_disk(ticket)[0] == APPROVED
+    room.desk.leave(ticket, seats[1])  # type: ignore[arg-type]
+    assert told(seats[0]).outcome == APPROVED
+    assert room.desk.consume(ticket)
+
+
+def test_an_approved_ticket_does_not_lapse_while_its_call_queues_and_does_when_it_steps_back(room: Room) -> None:
+    ticket, seat = room.asks()
+    room.desk.decide(ticket.id, True, "ann")
+    room.clock.passes(3600.0)
+    assert room.desk.find(again()) is ticket
+    room.desk.leave(ticket, seat)  # type: ignore[arg-type]
+    room.clock.passes(0.0)
+    assert ticket.state == EXPIRED
+    assert room.desk.pending() == []
+
+
+def test_whoever_left_is_not_told_and_leaving_twice_is_leaving(room: Room) -> None:
+    ticket, seats = joined(room, 2)
+    for seat in (*seats, *seats):
+        room.desk.leave(ticket, seat)  # type: ignore[arg-type]
+    room.desk.decide(ticket.id, True, "ann")
+    assert not any(seat.done for seat in seats)
+    assert room.events.count(("waiter_gone", ticket.id)) == 1
+
+
+def test_an_outcome_that_one_of_those_who_waited_receives_is_delivered(room: Room) -> None:
+    ticket, seats = joined(room, 2)
+    room.desk.decide(ticket.id, True, "ann")
+    room.desk.consume(ticket)
+    got: list[Decision] = []
+
+    async def receive() -> None:
+        got.append(await seats[0])
+        room.desk.delivered(ticket)
+
+    Strand(receive()).start()
+    room.desk.finish(ticket, RAN, False)
+    assert got[0].ended is RAN
+    assert room.desk.find(again()) is None
+    assert room.on_disk(ticket)[3] is None
+
+
+@pytest.mark.parametrize("why", [Ended(reason=Reason("forward", "lost")), Ended(answer(b"{}", ok=False))])
+def test_an_end_without_a_result_is_told_and_never_kept(room: Room, why: Ended) -> None:
+    ticket, seats = joined(room, 2)
+    room.desk.decide(ticket.id, True, "ann")
+    room.desk.consume(ticket)
+    room.desk.finish(ticket, why, False)
+    assert told(seats[0]).ended is why
+    assert room.desk.find(again()) is None
+    room.restarts()
+    assert room.desk.find(again()) is None
+
+
+def test_only_what_is_approved_on_disk_is_used(room: Room) -> None:
+    ticket, _ = room.asks()
+    room.desk.decide(ticket.id, True, "ann")
+    room.store.db.execute("UPDATE tickets SET state = 'consumed'")
+    assert not room.desk.consume(ticket)
+    assert ("consumed", ticket.id) not in room.events
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+
+def test_patience_ends_before_the_ticket_and_never_after_a_decision(room: Room) -> None:
+    ticket, _ = room.asks()
+    room.leaves(ticket)
+    seats = [room.desk.attach(ticket, again().call, patience) for patience in (5.0, 600.0, 9000.0, None)]
+    room.clock.passes(5.0)
+    assert [seat.done for seat in seats] == [True, False, False, False]
+    assert told(seats[0]).outcome == "pending"
+    assert ticket.attended
+    room.clock.passes(595.0)
+    assert [told(seat).outcome for seat in seats[1:]] == [EXPIRED] * 3
+    assert room.clock.armed == 0
+
+
+def test_nobody_with_no_patience_waits(room: Room) -> None:
+    ticket, _ = room.asks()
+    room.leaves(ticket)
+    assert told(room.desk.attach(ticket, again().call, 0.0)).outcome == "pending"
+    assert not ticket.attended
+    room.desk.decide(ticket.id, True, "ann")
+    assert told(room.desk.attach(ticket, again().call, 0.0)).outcome == APPROVED
+
+
+def test_a_decision_stops_the_clock_of_patience(room: Room) -> None:
+    ticket, _ = room.asks()
+    room.leaves(ticket)
+    seat = room.desk.attach(ticket, again().call, 5.0)
+    room.desk.decide(ticket.id, True, "ann")
+    assert room.clock.armed == 0
+    assert told(seat).outcome == APPROVED
+
+
+# --- two people -------------------------------------------------------------------------------------------------------
+
+BOTH = Ask("agents.amy.backends.files.second_approver", 600.0, 2)
+
+
+def test_two_different_people_must_agree(room: Room) -> None:
+    ticket, seat = room.asks(ask=BOTH)
+    assert ticket.people == 2
+    assert room.desk.decide(ticket.id, True, "ann", "looks right", via="cli", voter="user:ann") is ticket
+    assert (ticket.state, seat.done, len(ticket.votes)) == (PENDING, False, 1)
+    with pytest.raises(Voted, match="somebody else must agree"):
+        room.desk.decide(ticket.id, True, "ann", via="slack", voter="user:ann")
+    assert ticket.state == PENDING
+    room.desk.decide(ticket.id, True, "bob", "yes", via="slack", voter="user:bob")
+    assert (ticket.state, ticket.by, ticket.via, ticket.note) == (APPROVED, "ann and bob", "slack", "yes")
+    assert [(vote.voter, vote.by, vote.via, vote.note) for vote in ticket.votes] == [
+        ("user:ann", "ann", "cli", "looks right"),
+        ("user:bob", "bob", "slack", "yes"),
+    ]
+    assert told(seat).by == "ann and bob"
+    assert [event for event, _ in room.events] == ["opened", "voted", "approved"]
+    with pytest.raises(Decided):
+        room.desk.decide(ticket.id, True, "cyd", voter="user:cyd")
+
+
+def test_who_says_nothing_of_who_they_are_is_told_apart_by_way_and_name(room: Room) -> None:
+    ticket, _ = room.asks(ask=BOTH)
+    room.desk.decide(ticket.id, True, "link", via="link")
+    with pytest.raises(Voted):
+        room.desk.decide(ticket.id, True, "link", via="link")
+    room.desk.decide(ticket.id, True, "api", via="api")
+    assert ticket.state == APPROVED
+
+
+@pytest.mark.parametrize("voter", ["user:ann", "user:bob"])
+def test_one_no_is_enough_also_after_a_yes(room: Room, voter: str) -> None:
+    ticket, seat = room.asks(ask=BOTH)
+    room.desk.decide(ticket.id, True, "ann", via="cli", voter="user:ann")
+    room.desk.decide(ticket.id, False, "bob", "no", via="api", voter=voter)
+    assert (ticket.state, ticket.by, ticket.via) == (REJECTED, "bob", "api")
+    assert told(seat).outcome == REJECTED
+
+
+def test_the_first_yes_survives_a_restart_and_does_not_lengthen_anybodys_time(room: Room) -> None:
+    ticket, _ = room.asks(ask=BOTH)
+    room.desk.decide(ticket.id, True, "ann", via="cli", voter="user:ann")
+    room.restarts()
+    found = room.desk.get(ticket.call_id)
+    assert (found.people, found.votes) == (2, ticket.votes)
+    with pytest.raises(Voted):
+        room.desk.decide(found.id, True, "ann", voter="user:ann")
+    room.clock.passes(600.0)
+    with pytest.raises(Decided, match="expired"):
+        room.desk.decide(found.id, True, "bob", voter="user:bob")
+
+
+def test_a_yes_that_cannot_be_recorded_was_not_said(
+    room: Room, broken: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket, _ = room.asks(ask=BOTH)
+    broken()
+    with pytest.raises(sqlite3.Error):
+        room.desk.decide(ticket.id, True, "ann", voter="user:ann")
+    assert ticket.votes == ()
+    monkeypatch.undo()
+    room.desk.decide(ticket.id, True, "ann", voter="user:ann")
+    assert ticket.state == PENDING
+
+
+def test_a_listener_at_fault_keeps_no_decision_from_being_told(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    ticket, seat = room.asks()
+
+    def listen(event: str, ticket: Ticket) -> None:
+        raise RuntimeError
+
+    room.desk._on_event = listen
+    room.desk.decide(ticket.id, True, "ann")
+    assert told(seat).outcome == APPROVED
+    assert "went wrong" in caplog.text
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_tickets_are_found_one_by_one_without_looking_at_the_others(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.desk.max_pending = 20_000
+    room.store.db.execute("PRAGMA synchronous=OFF")
+    tickets = [room.asks(tool("post", {"n": n}))[0] for n in range(10_000)]
+    assert room.desk.pending() == tickets
+
+    class Sealed(dict[str, Ticket]):
+        """Whoever goes through all of them is found out."""
+
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("it looks at all of them")
+
+        values = items = __iter__  # type: ignore[assignment]
+
+    room.desk._open = Sealed(room.desk._open)
+    ticket = tickets[5000]
+    assert room.desk.get(ticket.call_id) is ticket
+    assert room.desk.get(ticket.id) is ticket
+    assert room.desk.find(again(tool("post", {"n": 5000}))) is ticket
+    room.desk.decide(ticket.call_id, True, "ann")
+    assert room.desk.consume(ticket)
+    room.desk.finish(ticket, RAN, True)
+    room.asks(tool("post", {"n": -1}))
+    room.desk.max_pending = 10_000
+    assert isinstance(room.desk.open(again(tool("post", {"n": -2}))), Deny), "the cap is still counted right"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from making import call, tool
+from making import Clock, call, tool
 
-from aegis_daemon.approvals.store import TicketStore
-from aegis_daemon.approvals.ticket import digest, new_id, spoken
-from aegis_daemon.core.verdict import Ask
+from aegis_daemon.approvals.desk import Desk
+from aegis_daemon.approvals.store import _STEPS, TicketStore
+from aegis_daemon.approvals.ticket import Ticket, Vote, digest, new_id, spoken
+from aegis_daemon.core.verdict import Ask, Hold
 
 ASK = Ask("rule", 60.0)
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -99,3 +101,96 @@ def test_people_see_everything_that_a_call_of_a_tool_brings_with_it() -> None:
     more = {"inputResponses": answers, "requestState": "s"}
     assert call(params={**usual, **more}).content == {"arguments": {"to": "bob"}, **more}
     assert call("prompts/get", {"name": "p", "arguments": {"a": "1"}}).content == {"name": "p", "arguments": {"a": "1"}}
+
+
+# --- files of other versions ------------------------------------------------------------------------------------------
+
+FORMER = """
+CREATE TABLE tickets (
+  call_id TEXT PRIMARY KEY, id TEXT NOT NULL, digest TEXT NOT NULL, agent TEXT NOT NULL, backend TEXT NOT NULL,
+  method TEXT NOT NULL, name TEXT NOT NULL, arguments TEXT NOT NULL, rule TEXT NOT NULL, created REAL NOT NULL,
+  expires REAL NOT NULL, claims TEXT NOT NULL, state TEXT NOT NULL, by TEXT NOT NULL, note TEXT NOT NULL, outcome BLOB
+) STRICT;
+CREATE INDEX tickets_state ON tickets (state, created);
+"""
+ROW = (
+    "c" * 32, "AB12", "d" * 64, "amy", "files", "tools/call", "post", '{"text":"hi"}', "rule", 1.0, 601.0,
+    '[{"scope":"agent","agent":"amy","backend":"files","tool":"post","window_s":60.0,"max_count":1}]',
+    "approved", "ann", "fine", None,
+)  # fmt: skip
+
+
+def former(path: Path) -> None:
+    """A file as the first version left it."""
+    db = sqlite3.connect(path)
+    db.executescript(FORMER)
+    db.execute(f"INSERT INTO tickets VALUES ({','.join('?' * len(ROW))})", ROW)
+    db.commit()
+    db.close()
+
+
+def test_a_file_of_the_first_version_keeps_its_tickets(tmp_path: Path) -> None:
+    former(tmp_path / "state.db")
+    for _ in range(2):
+        store = TicketStore(tmp_path / "state.db", full=True)
+        (ticket,) = store.open_tickets()
+        assert (ticket.id, ticket.state, ticket.by, ticket.claims[0].tool) == ("AB12", "approved", "ann", "post")
+        assert (ticket.people, ticket.votes, ticket.client, ticket.via, ticket.task) == (1, (), "", "", "")
+        ticket.votes = (Vote("user:ann", "ann", "cli", "fine", 5.0),)
+        store.put(ticket)
+        assert store.open_tickets()[0].votes == ticket.votes
+        assert store.take(ticket)
+        assert not store.take(ticket)
+        ticket.votes = ()
+        store.put(ticket)
+        store.close()
+
+
+def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    former(tmp_path / "state.db")
+    db = sqlite3.connect(tmp_path / "state.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(sqlite3.DatabaseError, match="later version"):
+        TicketStore(tmp_path / "state.db", full=True)
+    db = sqlite3.connect(tmp_path / "state.db")
+    assert db.execute("SELECT count(*) FROM pragma_table_info('tickets')").fetchone() == (len(ROW),)
+    db.close()
+
+
+def test_a_change_of_the_file_that_fails_half_way_has_not_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former(tmp_path / "state.db")
+    monkeypatch.setattr("aegis_daemon.approvals.store._STEPS", (f"{_STEPS[0]} SELECT nothing;",))
+    with pytest.raises(sqlite3.OperationalError):
+        TicketStore(tmp_path / "state.db", full=True)
+    monkeypatch.undo()
+    store = TicketStore(tmp_path / "state.db", full=True)
+    assert len(store.open_tickets()) == 1
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"name": "post", "arguments": {"a": 1, "b": [1.0, None, 2**70]}},
+        {"name": "post"},
+        {"name": "post", "arguments": {}},
+        {"name": "post", "arguments": {"arguments": {}, "x": 1}},
+        {"name": "post", "arguments": {}, "inputResponses": {"q": 1}},
+        {"name": "post", "requestState": "s"},
+    ],
+)
+def test_what_a_ticket_keeps_gives_the_call_again_as_it_was(tmp_path: Path, params: dict[str, Any]) -> None:
+    store = TicketStore(tmp_path / "state.db", full=False)
+    asked = call(params={**params, "_meta": {"progressToken": 1}})
+    desk = Desk(store, wall=lambda: 0.0, call_later=Clock().call_later, on_event=lambda event, ticket: None)
+    ticket = desk.open(Hold(asked, ASK))
+    assert isinstance(ticket, Ticket)
+    (kept,) = store.open_tickets()
+    assert desk.params(kept, "default") == params
+    assert desk.params(kept, "another tenant") is None
+    kept.arguments = '{"a":2}'
+    assert desk.params(kept, "default") is None
+    store.close()

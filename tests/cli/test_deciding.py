@@ -8,6 +8,7 @@ import pytest
 from manage.memory import MemoryGovernor, Served, instant, ticket
 
 from aegis_daemon.cli.watch import STEADY_S, Board
+from aegis_daemon.manage import shapes
 
 from .conftest import Aegis
 from .terminal import Terminal, strip
@@ -267,3 +268,154 @@ def test_markup_in_names_is_shown_as_it_is() -> None:
     shown = drawn(made)
     assert "[red]x[/red]" in shown
     assert "[link=http://evil]y[/link]" in shown
+
+
+# --- remembered, by two, paused, and more than a limit says -----------------------------------------------------------
+
+
+def grant_row(**changes: object) -> shapes.Grant:
+    row = {
+        "id": "G-7QX2", "agent_id": "claude", "backend_id": "github", "method": "tools/call",
+        "tool_name": "create_issue", "arguments": '{"repo":"acme/x","title":"\\u001b[8mone"}', "free": ("title",),
+        "rule": "r", "by": "ann", "created_at": instant(-5), "expires_at": instant(600), "uses_left": 20,
+        "from_call": "c" * 32,
+    }  # fmt: skip
+    return shapes.Grant.model_validate({**row, **changes})
+
+
+def test_an_approval_is_remembered_as_asked(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.tickets.append(ticket("AAAA"))
+    done = aegis(
+        "approve", "AAAA", "--yes", "--for", "1h30m", "--any", "repo", "--any", "title", "--uses", "20", "--json"
+    )
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)[0]["grant"] == "G-7QX2"
+    assert "remembered as G-7QX2" in done.stderr
+    (asked,) = governor.asked_grants
+    assert asked == shapes.GrantAsk(seconds=5400.0, free=("repo", "title"), uses=20)
+    governor.tickets.append(ticket("BBBB"))
+    assert aegis("approve", "BBBB", "--yes", "--for", "5s", "--any-arguments").exit_code == 0
+    assert governor.asked_grants[-1] == shapes.GrantAsk(seconds=5.0, any_arguments=True)
+    governor.tickets.append(ticket("CCCC"))
+    assert aegis("approve", "CCCC", "--yes").exit_code == 0
+    assert governor.asked_grants[-1] is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--any", "title"], ["--any-arguments"], ["--uses", "3"], ["--for", "soon"], ["--for", "0s"], ["--for", "-1m"],
+        ["--for", "1m", "--any", "a", "--any-arguments"], ["--for", "1m", "--uses", "0"],
+    ],
+)  # fmt: skip
+def test_what_makes_no_grant_is_a_matter_of_usage_and_decides_nothing(
+    governor: MemoryGovernor, aegis: Aegis, words: list[str]
+) -> None:
+    governor.tickets.append(ticket("AAAA"))
+    assert aegis("approve", "AAAA", "--yes", *words).exit_code == 2
+    assert not governor.decided
+
+
+def test_a_person_reads_what_would_be_remembered_before_saying_yes(served: Served) -> None:
+    arguments = json.dumps({"repo": "acme/x", "title": "one\x1b[8m", "n": 1})
+    served.governor.tickets.append(ticket("AAAA", arguments=arguments))
+    with Terminal("approve", "AAAA", "--for", "15m", "--any", "title", "--uses", "20") as terminal:
+        shown = strip(terminal.expect("approve and remember AAAA? [y/N]"))
+        assert 'delete_repo on github for claude: repo = "acme/x", title = anything, n = 1; until ' in shown
+        assert ", 20 uses" in shown
+        terminal.send("y\r")
+        assert terminal.end() == 0
+    assert served.governor.asked_grants[0] is not None
+    served.governor.tickets.append(ticket("BBBB", arguments=arguments))
+    with Terminal("approve", "BBBB", "--for", "15m", "--any", "titel") as terminal:
+        terminal.expect("did you mean `title`?")
+        assert terminal.end() == 1
+    assert len(served.governor.decided) == 1
+
+
+def test_who_else_must_agree_is_said_and_shown(
+    governor: MemoryGovernor, aegis: Aegis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    governor.tickets += [ticket("AAAA", needed=2), ticket("BBBB")]
+    listed = aegis("pending")
+    assert "0/2" in listed.stdout
+    assert [row["needed"] for row in json.loads(aegis("pending", "--json").stdout)] == [2, 1]
+
+    async def first(id: str, approve: bool, **_: object) -> shapes.Decided:
+        return shapes.Decided(id=id, call_id="c" * 32, state="pending", needed=2, given=1)
+
+    monkeypatch.setattr(governor, "decide", first)
+    done = aegis("approve", "AAAA", "--yes", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)[0]["state"] == "pending"
+    assert "AAAA: 1 of 2 have agreed; it waits for another person" in done.stderr
+
+
+def test_a_person_who_is_asked_sees_that_another_must_agree(served: Served) -> None:
+    served.governor.tickets.append(ticket("AAAA", needed=2, given=1, client="claude-code\x1b"))
+    with Terminal("approve", "AAAA") as terminal:
+        shown = strip(terminal.expect("approve AAAA? [y/N]"))
+    assert "1 of 2 people; another one must" in shown
+    assert "claude-code\\x1b" in shown
+
+
+def test_grants_are_listed_and_revoked(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.grant_rows += [grant_row(), grant_row(id="G-0001", free=("*",), agent_id="other")]
+    listed = aegis("grants")
+    assert 'repo = "acme/x", title = anything' in listed.stdout
+    assert "\x1b" not in listed.stdout
+    assert [row["id"] for row in json.loads(aegis("grants", "list", "--agent", "cl*", "--json").stdout)] == ["G-7QX2"]
+    for words in ([], ["G-7QX2", "--all"]):
+        assert aegis("grants", "revoke", *words).exit_code == 2
+    done = aegis("grants", "revoke", "G-7QX2", "--json")
+    assert [row["id"] for row in json.loads(done.stdout)] == ["G-7QX2"]
+    assert "revoked G-7QX2" in done.stderr
+    assert aegis("grants", "revoke", "--all").exit_code == 0
+    assert "no approval is remembered" in aegis("grants", "list").stderr
+
+
+def test_an_agent_is_paused_seen_paused_and_resumed(governor: MemoryGovernor, aegis: Aegis) -> None:
+    assert aegis("pause", "claude", "--note", "odd\x1b[8m calls").exit_code == 0
+    done = aegis("pause", "--json")
+    assert json.loads(done.stdout)["agent_id"] is None
+    assert [row.agent_id for row in governor.pauses] == ["claude", None]
+    lines = aegis("status").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["PAUSED", "PAUSED"]
+    assert "odd\\x1b[8m calls" in lines[1]
+    resumed = aegis("resume")
+    assert resumed.exit_code == 0
+    assert "claude is still paused" in resumed.stderr
+    assert json.loads(aegis("resume", "claude", "--json").stdout)["agent_id"] == "claude"
+    again = aegis("resume", "claude")
+    assert again.exit_code == 1
+    assert "not paused" in again.stderr
+
+
+def test_a_limit_is_raised_for_an_agent_or_for_all(governor: MemoryGovernor, aegis: Aegis) -> None:
+    where = ("limits", "grant", "--backend", "github", "--tool", "post")
+    done = aegis(*where, "--agent", "claude", "--count", "2", "--for", "1h", "--json")
+    assert json.loads(done.stdout)["extra"] == 2
+    assert "has 3 calls in its window until" in done.stderr
+    assert aegis(*where, "--global").exit_code == 0
+    assert governor.quotas == [("claude", "github", "post", 2, 3600.0), (None, "github", "post", 1, None)]
+    for words in (where, (*where, "--global", "--agent", "claude"), (*where, "--global", "--for", "soon")):
+        assert aegis(*words).exit_code == 2
+    assert len(governor.quotas) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["grants", "revoke", "--all"], ["pause"], ["resume"], ["approve", "AAAA", "--yes", "--for", "1m"],
+        ["limits", "grant", "--global", "--backend", "b", "--tool", "t"],
+    ],
+)  # fmt: skip
+def test_a_governed_agents_shell_lets_nothing_happen(governor: MemoryGovernor, aegis: Aegis, words: list[str]) -> None:
+    governor.tickets.append(ticket("AAAA"))
+    governor.grant_rows.append(grant_row())
+    governor.pauses.append(shapes.Pause(agent_id=None, by="ann", since=instant(0)))
+    governor.refusal = "the request comes from `claude` (pid 7)"
+    refused = aegis(*words)
+    assert refused.exit_code == 1
+    assert "AEGIS_APPROVER_KEY" in refused.stderr
+    assert (len(governor.grant_rows), len(governor.pauses), governor.quotas, governor.decided) == (1, 1, [], [])

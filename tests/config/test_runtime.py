@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from making import call, tool
 
-from aegis_daemon.config.load import loads
+from aegis_daemon.config.load import ConfigFaults, loads
 from aegis_daemon.config.runtime import build
 from aegis_daemon.core.principal import Principal
-from aegis_daemon.core.runtime import Runtime
+from aegis_daemon.core.runtime import HoldRule, Runtime
 from aegis_daemon.core.verdict import Allow, Claim, Deny, Hold
 from aegis_daemon.lanes import LaneRule
 from aegis_daemon.wire.methods import Direction
@@ -182,3 +182,31 @@ def test_an_allow_list_of_the_whole_file_closes_everything_else() -> None:
     runtime = built(FILE + "allow: { tools: [files.read] }\n")
     assert isinstance(verdict(runtime, "read"), Allow)
     assert isinstance(verdict(runtime, "post"), Deny)
+
+
+def test_how_long_calls_are_held_comes_from_the_file() -> None:
+    assert built("{}").hold == HoldRule()
+    runtime = built(
+        """
+approval: {hold: 90s, hold_clients: {'codex*': 2m, mcporter: 0}}
+agents: {amy: {hold: 0s}, bob: {}}
+"""
+    )
+    assert runtime.hold == HoldRule(90.0, (("codex*", 120.0), ("mcporter", 0.0)), {"amy": 0.0})
+    assert built("approval: {hold: auto}").hold.default is None
+    for wrong in ("approval: {hold: soon}", "approval: {hold: -1s}", "approval: {hold_clients: {a: auto}}"):
+        with pytest.raises(ConfigFaults):
+            built(wrong)
+
+
+def test_two_people_are_asked_where_the_file_says_so() -> None:
+    runtime = built(
+        """
+backends: {files: {}}
+agents: {amy: {backends: {files: {allowed: true, second_approver: [pay], approval_required: [post]}}}}
+"""
+    )
+    for name, people in (("pay", 2), ("post", 1)):
+        verdict = runtime.pipeline.admit(tool(name), 0.0)
+        assert isinstance(verdict, Hold)
+        assert verdict.ask.people == people

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -370,13 +371,16 @@ def test_d12_a_link_does_what_it_was_made_for_and_nothing_else(begin: Begin, bac
             for method in ("GET", "HEAD", "OPTIONS"):
                 front.post(b"", approve, method)
             form = {"Content_Type": "application/x-www-form-urlencoded"}
-            assert front.post(b"", approve)[0] == 415
+            told = dict(parse_qsl(urlsplit(approve).query))
+            assert front.post(b"", approve)[0] == 422
             assert front.post(b"", approve.replace("action=approve", "action=reject"), **form)[0] == 403
+            assert front.post(json.dumps({**told, "action": "reject"}).encode(), approve)[0] == 403
+            assert front.post(b"", approve, **form)[0] == 403, "a form that no page showed"
             time.sleep(0.1)
             assert not waiting.done()
             assert home.ask("pending")[0]["state"] == "pending"
-            assert front.post(b"", approve, **form)[0] == 200
+            assert front.post(json.dumps(told).encode(), approve)[0] == 200
             assert "result" in waiting.result(BOUND_S)
-            assert front.post(b"", approve, **form)[0] == 404
+            assert front.post(json.dumps(told).encode(), approve)[0] == 410
         hook.shutdown()
     assert backends[0].called == [{"name": "pay", "arguments": {"amount": 5}}]

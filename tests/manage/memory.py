@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from aegis_daemon.config.load import ConfigFaults, Fault
 from aegis_daemon.manage import api, shapes
 from aegis_daemon.manage.server import Bounds, ManageServer
+from aegis_daemon.manage.ui.sessions import Logins, Person
 
 
 def instant(seconds_from_now: float) -> str:
@@ -40,9 +44,15 @@ class MemoryGovernor:
     """`Governor` for tests: public lists in, calls out."""
 
     def __init__(self) -> None:
+        self.channel_rows: list[shapes.ChannelRow] = []
         self.tickets: list[shapes.Ticket] = []
         self.decided: list[tuple[str, bool, str, str, str]] = []
         self.watchers: set[asyncio.Queue[shapes.TicketEvent]] = set()
+        self.asked_grants: list[shapes.GrantAsk | None] = []
+        self.grant_rows: list[shapes.Grant] = []
+        self.pauses: list[shapes.Pause] = []
+        self.quotas: list[tuple[str | None, str, str, int, float | None]] = []
+        self.logins = Logins(time.monotonic, partial(secrets.token_urlsafe, 32))
         self.refusal: str | None = None
         self.asked: list[tuple[int | None, str | None]] = []
         self.limit_rows: list[shapes.LimitRow] = []
@@ -55,7 +65,7 @@ class MemoryGovernor:
     def status(self) -> shapes.Status:
         return shapes.Status(
             version="9.9.9", pid=os.getpid(), uptime_s=61, tier="advisory", mode="enforce", config="/c/aegis.yaml",
-            config_digest="d" * 64, socket="/r/aegis.sock", durability="full", pending=len(self.tickets),
+            config_digest="d" * 64, socket="/r/aegis.sock", durability="full", pending=len(self.tickets), paused=tuple(self.pauses),
             sessions=(
                 shapes.Session(
                     session="s1", agent_id="claude\x1b[31m", backend_id="github", way="relay", era="legacy",
@@ -84,7 +94,18 @@ class MemoryGovernor:
         for events in self.watchers:
             events.put_nowait(shapes.TicketEvent(event=event, ticket=row, by=by))  # type: ignore[arg-type]
 
-    async def decide(self, id: str, approve: bool, *, by: str, via: str, note: str) -> shapes.Decided:
+    async def decide(
+        self,
+        id: str,
+        approve: bool,
+        *,
+        by: str,
+        via: str,
+        note: str,
+        voter: str = "",
+        grant: shapes.GrantAsk | None = None,
+    ) -> shapes.Decided:
+        self.asked_grants.append(grant)
         for known, _, who, _, _ in self.decided:
             if known == id:
                 raise api.Conflict(f"`{id}` was approved by {who}")
@@ -95,11 +116,60 @@ class MemoryGovernor:
         self.decided.append((id, approve, by, via, note))
         state = "approved" if approve else "rejected"
         self.tell("decided", found.model_copy(update={"state": state}), by)
-        return shapes.Decided(id=found.id, call_id=found.call_id, state=state)  # type: ignore[arg-type]
+        return shapes.Decided(
+            id=found.id, call_id=found.call_id, state=state,  # type: ignore[arg-type]
+            grant="G-7QX2" if grant is not None else None, needed=found.needed, given=found.needed,
+        )  # fmt: skip
+
+    def grants(self) -> Sequence[shapes.Grant]:
+        return list(self.grant_rows)
+
+    def revoke_grants(self, ids: Sequence[str] | None, *, by: str, via: str) -> Sequence[shapes.Grant]:
+        gone = [row for row in self.grant_rows if ids is None or row.id in ids]
+        self.grant_rows = [row for row in self.grant_rows if row not in gone]
+        return gone
+
+    def pause(self, agent: str | None, *, by: str, note: str) -> shapes.Pause:
+        made = shapes.Pause(agent_id=agent, by=by, note=note, since=instant(0))
+        self.pauses.append(made)
+        return made
+
+    def resume(self, agent: str | None, *, by: str) -> shapes.Pause:
+        for row in self.pauses:
+            if row.agent_id == agent:
+                self.pauses.remove(row)
+                return row
+        raise api.NotFound(f"`{agent}` is not paused")
+
+    def grant_quota(
+        self, agent: str | None, backend: str, tool: str, count: int, seconds: float | None, *, by: str, note: str
+    ) -> shapes.Quota:
+        self.quotas.append((agent, backend, tool, count, seconds))
+        return shapes.Quota(
+            scope="global" if agent is None else "agent", agent_id=agent, backend_id=backend, tool=tool, count=count,
+            until=instant(seconds or 3600), max_count=1, extra=count,
+        )  # fmt: skip
+
+    def invite(self, by: str, voter: str) -> shapes.Login:
+        token = self.logins.invite(Person(by, voter))
+        return shapes.Login(url=f"http://127.0.0.1:18070/ui/login#{token}", by=by, expires_at=instant(120))
+
+    async def watch_calls(self) -> AsyncIterator[shapes.CallEvent]:
+        yield shapes.CallEvent(event="lost", lost=3)
+        await asyncio.Event().wait()
 
     def may_decide(self, pid: int | None, key: str | None) -> str | None:
         self.asked.append((pid, key))
         return None if key == "the right key" else self.refusal
+
+    def channels(self) -> Sequence[shapes.ChannelRow]:
+        return self.channel_rows
+
+    async def test_channels(self, channel: str | None) -> Sequence[shapes.ChannelTest]:
+        found = [row for row in self.channel_rows if channel in (None, row.name)]
+        if channel is not None and not found:
+            raise api.NotFound(f"no channel `{channel}` is configured", "see `aegis notify list`")
+        return [shapes.ChannelTest(name=row.name, ok=not row.last_error, detail=row.last_error) for row in found]
 
     def limits(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.LimitRow]:
         return [row for row in self.limit_rows if agent in (None, row.agent_id)]

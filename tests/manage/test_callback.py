@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import html
+import http.client
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,15 +13,18 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 
 from aegis_daemon.approvals import links
-from aegis_daemon.manage import web
+from aegis_daemon.loop.clock import monotonic
+from aegis_daemon.manage import forms, web
+from aegis_daemon.manage.forms import Forms
 from aegis_daemon.manage.web import CALLBACK, Paging
 
-from .webhouse import LINKS_KEY, Answer, House, ask, open_house
+from .webhouse import LINKS_KEY, Answer, House, ask, open_house, served
 
 pytestmark = pytest.mark.anyio
 SITE = {"host": "aegis.example", "origin": "https://aegis.example"}
 """What a browser sends with the page's own form."""
 FORM = {"content-type": "application/x-www-form-urlencoded"}
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -35,6 +40,24 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 
 async def opens(house: House, link: str, method: str = "GET", **more: Any) -> Answer:
     return await ask(house.web.app, method, link, **{"peer": "203.0.113.9", **more})
+
+
+async def form(house: House, link: str) -> str:
+    """The one-time token of the page that the link opens."""
+    (token,) = re.findall(r'name="form" value="([\w-]+)"', (await opens(house, link)).text)
+    return str(token)
+
+
+async def presses(house: House, link: str, *, token: str | None = None, **fields: str) -> Answer:
+    """Sends the page's own form, as its button does."""
+    fields = {"form": await form(house, link) if token is None else token, **fields}
+    return await opens(house, link, "POST", headers={**FORM, **SITE}, body=urlencode(fields).encode())
+
+
+async def tells(house: House, link: str, **changes: Any) -> Answer:
+    """What a program sends: the link's own fields as JSON."""
+    fields = {**dict(parse_qsl(urlsplit(link).query)), **changes}
+    return await opens(house, CALLBACK, "POST", headers=JSON, body=json.dumps(fields).encode())
 
 
 def changed(link: str, **fields: str | None) -> str:
@@ -55,12 +78,18 @@ async def test_a_link_only_shows_however_often_it_is_opened(house: House, method
             answer = await opens(house, house.link(ticket, action), method)
             assert answer.status == 200
     assert house.state() == before
-    page = (await opens(house, house.link(ticket, "reject"))).text
-    for shown in ("publish", "amy", "blog", "title", "&quot;Hi&quot;", "draft", "false", ticket.id, ticket.call_id):
-        assert shown in page
-    assert page.count("<button") == 1
-    assert '<button class="reject">Reject</button>' in page
-    assert '<form method="post"' in page
+    for action, there in (("approve", ["reject", "approve"]), ("reject", ["reject"])):
+        page = (await opens(house, house.link(ticket, action))).text
+        for shown in ("publish", "amy", "blog", "title", "&quot;Hi&quot;", "draft", "false", ticket.id, ticket.call_id):
+            assert shown in page
+        assert re.findall(r'<button class="\w+" name="decision" value="(\w+)">', page) == there
+        assert page.count('<form method="post"') == 1
+
+
+async def test_enter_in_a_field_presses_nothing(house: House) -> None:
+    page = (await opens(house, house.link(house.asks(), "approve"))).text
+    inside = page.partition("<form")[2]
+    assert re.findall(r"<button[^>]*>", inside)[0].startswith("<button disabled hidden"), "the form's default button"
 
 
 async def test_the_page_needs_nothing_and_lets_nothing_in(house: House) -> None:
@@ -83,7 +112,7 @@ async def test_the_page_needs_nothing_and_lets_nothing_in(house: House) -> None:
 @pytest.mark.parametrize(("action", "state"), [("approve", "approved"), ("reject", "rejected")])
 async def test_the_button_decides_once(house: House, action: str, state: str) -> None:
     ticket = house.asks()
-    answer = await opens(house, house.link(ticket, action), "POST", headers={**FORM, **SITE}, body=b"")
+    answer = await presses(house, house.link(ticket, action))
     assert answer.status == 200
     assert f"The call is {state}" in answer.text
     assert (ticket.state, ticket.by) == (state, "an approval link (203.0.113.9)")
@@ -91,27 +120,162 @@ async def test_the_button_decides_once(house: House, action: str, state: str) ->
     for again in ("approve", "reject"):
         for method in ("GET", "POST"):
             answer = await opens(house, house.link(ticket, again), method)
-            assert answer.status == 404
-            assert f"was {state} by an approval link (203.0.113.9) already" in html.unescape(answer.text)
+            assert answer.status == 410
+            assert f"was {state} by an approval link (203.0.113.9) at " in html.unescape(answer.text)
             assert "<form" not in answer.text
     assert house.events == events
 
 
-async def test_curl_decides_with_the_link_alone_or_with_the_link_as_a_form(house: House) -> None:
+async def test_who_opens_the_link_to_approve_may_reject_there_and_say_why(house: House) -> None:
+    ticket = house.asks()
+    answer = await presses(house, house.link(ticket, "approve"), decision="reject", note=" not today ")
+    assert (answer.status, ticket.state, ticket.note, ticket.via) == (200, "rejected", "not today", "link")
+    assert "not today" in (await opens(house, house.link(ticket, "reject"))).text
+
+
+async def test_a_link_for_rejecting_approves_nothing(house: House) -> None:
+    ticket = house.asks()
+    answer = await presses(house, house.link(ticket, "reject"), decision="approve")
+    assert (answer.status, ticket.state) == (403, "pending")
+
+
+async def test_a_form_decides_once_and_for_its_own_page_alone(house: House) -> None:
     one, two = house.asks(), house.asks({"text": "ho"})
-    assert (await opens(house, house.link(one, "approve"), "POST")).status == 200
-    link = urlsplit(house.link(two, "reject"))
-    assert (await opens(house, link.path, "POST", headers=FORM, body=link.query.encode())).status == 200
-    assert (one.state, two.state) == ("approved", "rejected")
+    used = await form(house, house.link(one, "approve"))
+    foreign = await form(house, house.link(two, "approve"))
+    other = await form(house, house.link(one, "reject"))
+    strange = ("", "x", "x" * 38, "x" * 65, "é", used + "=", used[:-1], f"{used} ", foreign, other)
+    for token in strange:
+        answer = await presses(house, house.link(one, "approve"), token=token)
+        assert (answer.status, one.state) == (403, "pending"), token
+        assert "Nothing was decided" in answer.text
+        assert 'name="form"' in answer.text, "the page is shown again, to press on"
+    one.people = 2
+    assert (await presses(house, house.link(one, "approve"), token=used)).status == 200
+    assert (one.state, len(one.votes)) == ("pending", 1)
+    answer = await presses(house, house.link(one, "approve"), token=used)
+    assert (answer.status, len(one.votes), one.state) == (403, 1, "pending")
+
+
+async def test_a_form_of_an_earlier_daemon_is_shown_again(house: House) -> None:
+    ticket = house.asks()
+    token = await form(house, house.link(ticket, "approve"))
+    house.web._forms = Forms()
+    answer = await presses(house, house.link(ticket, "approve"), token=token)
+    assert (answer.status, ticket.state) == (403, "pending")
+    (fresh,) = re.findall(r'name="form" value="([\w-]+)"', answer.text)
+    assert (await presses(house, house.link(ticket, "approve"), token=fresh)).status == 200
+
+
+def test_used_forms_are_remembered_until_they_could_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "USED_MAX", 3)
+    now = 100.0
+    kept = Forms(lambda: now)
+    tokens = [kept.mint("call") for _ in range(4)]
+    for until, token in zip((150.0, 500.0, 500.0), tokens, strict=False):
+        assert kept.take(token, "call", until=until)
+    now = 200.0
+    assert kept.take(tokens[3], "call", until=500.0)
+    assert [kept.take(token, "call", until=500.0) for token in tokens[1:]] == [False] * 3
+    assert len(kept._used) <= 3
+
+
+async def test_a_thousand_looks_by_whatever_opens_links_decide_nothing(tmp_path: Path) -> None:
+    """Chats, mail scanners and browsers fetch links by themselves, on a real port, over and over."""
+
+    def fetch(address: str, links: list[str]) -> list[int]:
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
+        seen = []
+        for count in range(1000):
+            method = ("GET", "HEAD", "OPTIONS")[count % 3]
+            connection.request(method, links[count % 2], headers={"purpose": "prefetch"})
+            answer = connection.getresponse()
+            answer.read()
+            seen.append(answer.status)
+        connection.close()
+        return seen
+
+    with served(tmp_path) as (address, house, do):
+        ticket = do(house.asks)
+        before = do(house.state)
+        seen = await asyncio.to_thread(fetch, address, [house.link(ticket, action) for action in ("approve", "reject")])
+        assert {*seen} == {200, 405}
+        assert do(house.state) == before
+        assert ticket.state == "pending"
+
+
+async def test_what_submits_every_form_it_finds_decides_nothing_where_a_code_is_asked_for(house: House) -> None:
+    house.paging = Paging(with_code=True)
+    ticket = house.asks()
+    for action in ("approve", "reject"):
+        for decision in ("approve", "reject"):
+            for code in ("", "000000", "123456"):
+                await presses(house, house.link(ticket, action), decision=decision, code=code)
+    assert ticket.state == "pending"
 
 
 async def test_of_many_who_press_at_once_one_decides(house: House) -> None:
     ticket = house.asks()
-    answers = await asyncio.gather(
-        *(opens(house, house.link(ticket, action), "POST") for _ in range(25) for action in ("approve", "reject"))
-    )
-    assert sorted(answer.status for answer in answers) == [200] + [404] * 49
+    presses = []
+    for action in ("approve", "reject"):
+        for _ in range(25):
+            body = urlencode({"form": await form(house, house.link(ticket, action))}).encode()
+            presses.append(opens(house, house.link(ticket, action), "POST", headers=FORM, body=body))
+    answers = await asyncio.gather(*presses)
+    assert sorted(answer.status for answer in answers) == [200] + [410] * 49
     assert [event for event, _ in house.events] == ["opened", "approved"]
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("action", "state"), [("approve", "approved"), ("reject", "rejected")])
+async def test_a_program_decides_with_what_stands_in_the_link(house: House, action: str, state: str) -> None:
+    ticket = house.asks()
+    answer = await tells(house, house.link(ticket, action), note="by a script")
+    assert answer.status == 200
+    assert answer.json == {
+        "id": ticket.id, "call_id": ticket.call_id, "state": state, "grant": None, "needed": 1, "given": answer.json["given"],
+    }  # fmt: skip
+    assert (ticket.state, ticket.note, ticket.via) == (state, "by a script", "link")
+    again = await tells(house, house.link(ticket, action))
+    assert (again.status, again.json["code"]) == (410, "gone")
+    assert state in again.json["message"]
+
+
+async def test_a_program_needs_the_right_token_for_the_very_action(house: House) -> None:
+    ticket = house.asks()
+    approve, reject = (house.link(ticket, action) for action in ("approve", "reject"))
+    for link, changes, status in (
+        (approve, {"action": "reject"}, 403), (reject, {"action": "approve"}, 403), (approve, {"token": "guess"}, 403),
+        (approve, {"id": "ZZZZ"}, 403), (approve, {"action": "maybe"}, 422), (approve, {"token": ""}, 422),
+        (approve, {"more": 1}, 422), (approve, {"note": "x" * 501}, 422), (approve, {"id": 7}, 422),
+    ):  # fmt: skip
+        answer = await tells(house, link, **changes)
+        assert (answer.status, answer.json["status"]) == (status, "error"), changes
+    assert ticket.state == "pending"
+
+
+async def test_a_program_sends_the_code_where_one_is_asked_for(house: House) -> None:
+    house.paging = Paging(with_code=True)
+    ticket = house.asks()
+    link, code = house.link(ticket, "approve"), links.code(LINKS_KEY, links.binding(ticket))
+    for wrong in ({}, {"code": ""}, {"code": f"{int(code) ^ 1:06d}"}):
+        answer = await tells(house, link, **wrong)
+        assert (answer.status, ticket.state) == (403, "pending")
+        assert code not in answer.body.decode()
+    assert (await tells(house, link, code=code)).status == 200
+
+
+async def test_another_sites_page_is_no_program(house: House) -> None:
+    ticket = house.asks()
+    fields = dict(parse_qsl(urlsplit(house.link(ticket, "approve")).query))
+    headers = {**JSON, "origin": "https://evil.example"}
+    answer = await opens(house, CALLBACK, "POST", headers=headers, body=json.dumps(fields).encode())
+    assert (answer.status, ticket.state) == (403, "pending")
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 async def test_what_chats_add_to_links_does_not_matter(house: House) -> None:
@@ -154,12 +318,17 @@ async def test_a_token_that_is_not_ours_for_this_is_a_403(house: House, method: 
     assert (one.state, two.state) == ("pending", "pending")
 
 
-async def test_a_link_to_what_is_gone_is_a_404(house: House) -> None:
+async def test_a_link_to_what_is_over_says_so_and_to_what_is_forgotten_is_a_404(house: House) -> None:
     ticket = house.asks(timeout=1.0)
     link, call = house.link(ticket, "approve"), ticket.call_id
     house.desk._expire(ticket)
-    assert "expired" in (await opens(house, link, "POST")).text
+    answer = await opens(house, link, "POST")
+    assert (answer.status, "expired" in answer.text) == (410, True)
     house.desk._ended.clear()
+    house.desk._by_call.clear()
+    answer = await opens(house, link, "POST")
+    assert (answer.status, "expired" in answer.text) == (410, True), "a later daemon knows it from the disk"
+    house.store.db.execute("DELETE FROM tickets")
     answer = await opens(house, link, "POST")
     assert (answer.status, "no longer known" in answer.text) == (404, True)
     # The id is free again, and another call gets it.
@@ -174,13 +343,13 @@ async def test_a_link_to_what_is_gone_is_a_404(house: House) -> None:
 async def test_a_link_is_over_when_its_time_is_even_if_the_timer_stood_still(house: House) -> None:
     ticket = house.asks(timeout=600.0)
     ticket.expires -= 605
-    answer = await opens(house, house.link(ticket, "approve"), "POST")
-    assert (answer.status, "expired" in answer.text, ticket.state) == (404, True, "pending")
+    answer = await presses(house, house.link(ticket, "approve"), token="")
+    assert (answer.status, "expired" in answer.text, ticket.state) == (410, True, "pending")
 
 
 async def test_without_a_key_no_link_is_followed(house: House) -> None:
     ticket = house.asks()
-    house.governor._links_key = b""
+    house.governor._asks._key = b""
     bound = links.Bound(links.binding(ticket), int(ticket.expires))
     link = f"{CALLBACK}?{urlencode({'id': ticket.id, 'action': 'approve', 'token': links.make(b'', ticket.id, 'approve', bound)})}"
     assert (await opens(house, link, "POST")).status == 403
@@ -190,8 +359,8 @@ async def test_a_body_that_is_no_form_decides_nothing(house: House) -> None:
     ticket = house.asks()
     link = house.link(ticket, "approve")
     for headers, body in (
-        ({"content-type": "application/json"}, b"{}"),
         ({"content-type": "text/plain"}, b""),
+        ({"content-type": "multipart/form-data; boundary=x"}, b""),
         ({}, b"code=1"),
     ):
         assert (await opens(house, link, "POST", headers=headers, body=body)).status == 415
@@ -210,13 +379,13 @@ async def test_where_a_code_is_asked_for_the_button_alone_decides_nothing(house:
     page = (await opens(house, link)).text
     assert 'name="code"' in page
     assert code not in page
-    for body in (b"", b"code=", f"code={int(code) ^ 1:06d}".encode()):
-        answer = await opens(house, link, "POST", headers=FORM, body=body)
+    for wrong in ({}, {"code": ""}, {"code": f"{int(code) ^ 1:06d}"}):
+        answer = await presses(house, link, **wrong)
         assert answer.status == 403
         assert "Nothing was decided" in answer.text
         assert code not in answer.text
         assert ticket.state == "pending"
-    answer = await opens(house, link, "POST", headers=FORM, body=f"code=+{code}+".encode())
+    answer = await presses(house, link, code=f" {code} ")
     assert (answer.status, ticket.state) == (200, "approved")
 
 
@@ -226,11 +395,11 @@ async def test_nobody_guesses_a_code(house: House) -> None:
     right = links.code(LINKS_KEY, links.binding(ticket))
     wrong = f"{(int(right) + 1) % 1_000_000:06d}"
     for action in ("approve", "reject") * web.WRONG_CODES.amount:
-        await opens(house, house.link(ticket, action), "POST", headers=FORM, body=f"code={wrong}".encode())
-    answer = await opens(house, house.link(ticket, "approve"), "POST", headers=FORM, body=f"code={right}".encode())
+        await presses(house, house.link(ticket, action), code=wrong)
+    answer = await presses(house, house.link(ticket, "approve"), code=right)
     assert (answer.status, "too many wrong codes" in answer.text, ticket.state) == (403, True, "pending")
     code = links.code(LINKS_KEY, links.binding(other))
-    answer = await opens(house, house.link(other, "approve"), "POST", headers=FORM, body=f"code={code}".encode())
+    answer = await presses(house, house.link(other, "approve"), code=code)
     assert (answer.status, other.state) == (200, "approved")
 
 
@@ -246,7 +415,7 @@ async def test_a_get_decides_where_that_is_switched_on_and_a_head_never(house: H
     assert ticket.state == "pending"
     answer = await opens(house, link)
     assert (answer.status, ticket.state) == (200, "approved")
-    assert (await opens(house, link)).status == 404
+    assert (await opens(house, link)).status == 410
 
 
 async def test_a_code_is_asked_for_even_where_a_get_would_decide(house: House) -> None:
@@ -268,7 +437,7 @@ async def test_what_an_agent_wrote_is_text_and_all_of_it_is_seen(house: House) -
     ticket.agent = ticket.rule = HOSTILE
     page = (await opens(house, house.link(ticket, "approve"))).text
     assert "<script" not in page
-    assert page.count("<button") == 1
+    assert page.count("<button") == 3
     assert page.isprintable() or not re.search("[\u202e\u2066\u200b\x1b\x00\ufe0f\u3164\r\u2028]", page)
     assert r"\u202egnp.exe" in page
     for shown in ("&lt;script&gt;alert(1)&lt;/script&gt;", "12345678901234567890", "1.1", "deep"):
@@ -295,3 +464,85 @@ async def test_the_page_counts_down_and_asks_again_when_the_time_is_over(house: 
     assert 290 <= int(left) <= 300
     assert f'<meta http-equiv="refresh" content="{int(left) + 1}">' in page
     assert f"from {{ --left: {left}; }}" in page
+
+
+# --- what helps to decide ---------------------------------------------------------------------------------------------
+
+
+async def test_the_page_says_what_is_new_against_the_call_approved_last(house: House) -> None:
+    first = house.asks({"title": "Hi", "tags": ["a"], "draft": True, "n": 1})
+    assert "Compared with" not in (await opens(house, house.link(first, "approve"))).text
+    await house.governor.decide(first.call_id, True, by="ann", via="cli", note="")
+    second = house.asks({"title": "Bye", "tags": ["a"], "n": 1.0, "to": "all"})
+    asked = house.governor.ask_of(second.call_id)
+    assert [(row.name, row.change, row.was) for row in asked.arguments] == [
+        ("title", "changed", '"Hi"'), ("tags", "same", ""), ("n", "changed", "1"), ("to", "new", ""), ("draft", "gone", "true"),
+    ]  # fmt: skip
+    page = (await opens(house, house.link(second, "approve"))).text
+    assert "approved by ann" in page
+    assert "4 are different" in page
+    assert page.count('<span class="mark">changed</span>') == 2
+    other = house.asks({"title": "Bye"}, name="announce")
+    assert "Compared with" not in (await opens(house, house.link(other, "approve"))).text, (
+        "another tool is another matter"
+    )
+
+
+async def test_what_was_rejected_is_compared_with_by_nothing(house: House) -> None:
+    await house.governor.decide(house.asks().call_id, False, by="ann", via="cli", note="")
+    assert house.governor.ask_of(house.asks().call_id).compared_at is None
+
+
+async def test_the_page_says_what_is_left_of_the_limits(house: House) -> None:
+    ticket = house.asks()
+    claims = tuple(claim for claim in house.force.runtime.claims if (claim.backend, claim.tool) == ("blog", "publish"))
+    ticket.lease = house.limits.reserve(claims, monotonic())
+    page = html.unescape((await opens(house, house.link(ticket, "approve"))).text)
+    assert "<dt>amy</dt><dd>0 of 1 left in 1d (this call is counted)</dd>" in page
+    assert "<dt>all agents</dt><dd>14 of 15 left in 1h (this call is counted)</dd>" in page
+
+
+async def test_the_page_says_who_must_agree_and_who_has(house: House) -> None:
+    ticket = house.asks()
+    ticket.people = 2
+    page = (await opens(house, house.link(ticket, "approve"))).text
+    assert "2 people must agree" in page
+    assert "none has yet" in page
+    answer = await presses(house, house.link(ticket, "approve"))
+    assert (answer.status, "1 of 2 people have agreed" in answer.text, ticket.state) == (200, True, "pending")
+    assert "1 of them has: an approval link (203.0.113.9)" in (await opens(house, house.link(ticket, "approve"))).text
+    answer = await opens(house, house.link(ticket, "approve"), peer="198.51.100.7")
+    (token,) = re.findall(r'name="form" value="([\w-]+)"', answer.text)
+    again = await opens(
+        house, house.link(ticket, "approve"), "POST", headers=FORM, body=f"form={token}".encode(), peer="198.51.100.7"
+    )
+    assert (again.status, ticket.state) == (404, "pending"), "whoever else holds the link may be the same person"
+    assert "agreed" in again.text
+    await house.governor.decide(ticket.call_id, True, by="bob", via="cli", note="", voter="user:bob")
+    assert ticket.state == "approved"
+
+
+async def test_who_comes_too_late_hears_who_decided_when_and_what_became_of_it(house: House) -> None:
+    ticket = house.asks()
+    link = house.link(ticket, "reject")
+    await house.governor.decide(ticket.call_id, True, by="ann <b>", via="telegram", note="fine")
+    answer = await opens(house, link)
+    assert answer.status == 410
+    page = html.unescape(answer.text)
+    assert re.search(r"was approved by ann <b> \(telegram\) at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", page)
+    assert "The reason given: fine" in page
+    assert "when the agent asks again" in page
+    house.desk.consume(ticket)
+    assert re.search(r"It ran at \d{4}-", (await opens(house, link)).text)
+    assert "<form" not in answer.text
+    assert "ann <b>" not in answer.text
+
+
+async def test_a_page_is_small_and_needs_no_script(house: House) -> None:
+    ticket = house.asks({})
+    ticket.people = 2
+    await house.governor.decide(ticket.call_id, True, by="ann", via="cli", note="", voter="user:ann")
+    house.paging = Paging(with_code=True)
+    answer = await opens(house, house.link(ticket, "approve"))
+    assert len(answer.body) < 15_000
+    assert "min-height: 3rem" in answer.text

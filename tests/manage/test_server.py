@@ -142,11 +142,12 @@ async def test_every_verb_answers(governor: MemoryGovernor, path: str) -> None:
     governor.slow.set()
     governor.tickets.append(ticket())
     args: dict[str, dict[str, Any]] = {
-        "decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "none"}, "stop": {"restart": True}
+        "decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "none"}, "stop": {"restart": True},
+        "revoke_grant": {"all": True}, "grant_quota": {"backend": "github", "tool": "post"},
     }  # fmt: skip
     async with serving(governor, path):
         for verb in api.HANDLERS:
-            if verb == "watch_pending":
+            if verb.startswith("watch_"):
                 continue
             answer = await one(path, verb, **args.get(verb, {}))
             assert answer["ok"] or answer["error"]["code"] == "not_found", (verb, answer)

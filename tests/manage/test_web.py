@@ -137,7 +137,10 @@ async def test_a_decision_is_taken_once_and_says_who_took_it(house: House, actio
     answer = await post(
         house, f"/api/v1/approvals/{ticket.id}/{action}", headers=JSON, body=json.dumps({key: "as agreed"}).encode()
     )
-    assert answer.json == {"status": "ok", "action": action, "id": ticket.id, "call_id": ticket.call_id}
+    assert answer.json == {
+        "status": "ok", "action": action, "id": ticket.id, "call_id": ticket.call_id, "state": state, "needed": 1,
+        "given": int(action == "approve"),
+    }  # fmt: skip
     assert (ticket.state, ticket.by, ticket.note) == (state, "the API token (127.0.0.1)", "as agreed")
     for again in ("approve", "reject"):
         problem(await post(house, f"/api/v1/approvals/{ticket.id}/{again}"), 404, "conflict", f"was {state} by")
@@ -442,7 +445,7 @@ async def test_a_body_has_a_size_and_a_time(house: House, monkeypatch: pytest.Mo
         "/api/v1/agents/",
         "/API/v1/agents",
         "/api/v1/approvals/K7Q2",
-        "/ui",
+        "/uix",
         "/api/v1/agents/a%2Fb/rate-limits/x",
     ],
 )
@@ -477,6 +480,19 @@ async def test_no_answer_is_kept_by_anybody_on_the_way(house: House) -> None:
     for path in ("/health", "/api/v1/agents", "/api/v1/agents/eve/rate-limits", "/nothing"):
         headers = (await get(house, path)).headers
         assert (headers["cache-control"], headers["x-content-type-options"]) == ("no-store", "nosniff")
+
+
+async def test_where_two_must_agree_the_api_says_so_and_is_one_of_them(house: House) -> None:
+    ticket = house.asks()
+    ticket.people = 2
+    path = f"/api/v1/approvals/{ticket.id}/approve"
+    first = (await post(house, path)).json
+    assert (first["action"], first["state"], first["given"], first["needed"]) == ("approve", "pending", 1, 2)
+    again = await post(house, path, peer="203.0.113.9")
+    problem(again, 404, "conflict", "agreed")
+    assert ticket.state == "pending", "whoever else has the credential may be the same person"
+    await house.governor.decide(ticket.id, True, by="ann", via="cli", note="", voter="user:ann")
+    assert ticket.state == "approved"
 
 
 async def test_a_second_address_may_serve_the_page_alone(house: House) -> None:

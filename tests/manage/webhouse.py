@@ -15,6 +15,7 @@ import msgspec
 from making import tool
 
 from aegis_daemon.approvals import links
+from aegis_daemon.approvals.changes import Changes
 from aegis_daemon.approvals.desk import Desk
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
@@ -27,6 +28,7 @@ from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Ask, Hold
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.governor import Governor
+from aegis_daemon.daemon.orders import Orders
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import monotonic, wall
@@ -76,7 +78,7 @@ class House:
             self.store,
             wall=wall,
             call_later=loop.call_later,
-            on_event=lambda event, ticket: self.events.append((event, ticket.id)),
+            on_event=self._happened,
             max_pending=10_000,
         )
         self.limits = Limits()
@@ -85,10 +87,15 @@ class House:
         self.journal = Journal(at / "journal", durability="process", loop=loop, db_path=at / "audit.db")
         self.journal.open()
         self.writer = WriterHandle(self.journal, at / "audit.db", loop) if logging else None
+        self.brake: Any = None
+        self.orders = Orders(
+            self.store.db, self.journal, self.limits, in_force=lambda: self.force, brake=self._brake,
+        )  # fmt: skip
         self.governor = Governor(
             socket="", in_force=lambda: self.force, reload=self._reload, stop=lambda restart: None, sessions=[],
             desk=self.desk, limits=self.limits, lanes=self.lanes, journal=self.journal, writer=self.writer,
             nursery=Nursery(), key=APPROVER_KEY, audit_db=at / "audit.db" if logging else None, links_key=LINKS_KEY,
+            orders=self.orders, changes=Changes(self.store.db),
         )  # fmt: skip
         self.web = Web(
             self.governor,
@@ -105,6 +112,13 @@ class House:
         for timer in self.desk._timers.values():
             timer.cancel()
         self.store.close()
+
+    def _brake(self, brake: Any) -> None:
+        self.brake = brake
+
+    def _happened(self, event: str, ticket: Ticket) -> None:
+        self.events.append((event, ticket.id))
+        self.governor.happened(event, ticket)
 
     def _reload(self) -> shapes.Reloaded:
         self.force = reloading.read(self.file)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playbook import Play, Session, call, cancel, error, text
 
-from aegis_daemon.approvals.desk import Decided, NoSuchTicket
+from aegis_daemon.approvals.desk import Decided, NoSuchTicket, Voted
 
 MakePlay = Callable[..., Play]
 
@@ -165,33 +165,6 @@ def test_changed_arguments_need_a_ticket_of_their_own(make_play: MakePlay, argum
     s.client.says(cancel(2))
 
 
-def test_two_callers_of_the_same_call_need_two_approvals(make_play: MakePlay) -> None:
-    play = make_play(CONFIG.replace("pay: 1/day", "pay: 2/day"))
-    s = held(play, eur=5)
-    s.client.says(call(2, "pay", eur=5))
-    first, second = play.desk.pending()
-    play.desk.decide(first.id, True, "ann")
-    s.server.answers(s.server.hears("tools/call"))
-    s.client.hears_result(1)
-    s.is_quiet()
-    play.desk.decide(second.id, True, "ann")
-    s.server.answers(s.server.hears("tools/call"))
-    s.client.hears_result(2)
-
-
-def test_the_retry_of_a_call_under_way_waits_for_a_person_of_its_own(make_play: MakePlay) -> None:
-    play = make_play(CONFIG.replace("pay: 1/day", "pay: 2/day"))
-    s = held(play, eur=5)
-    agree(play)
-    heard = s.server.hears("tools/call")
-    s.client.says(call(2, "pay", eur=5))
-    s.server.hears_nothing()
-    assert len(play.desk.pending()) == 1
-    s.server.answers(heard)
-    s.client.hears_result(1)
-    s.client.says(cancel(2))
-
-
 def test_an_approval_that_nobody_comes_back_for_lapses(make_play: MakePlay) -> None:
     play = make_play(CONFIG)
     s = held(play)
@@ -213,9 +186,6 @@ def test_tickets_survive_the_daemon_and_their_calls_run_once(make_play: MakePlay
     s.client.bye()
     s.talk.shim_gone()
     s.server.exits()
-    play.desk.free(play.ticket())  # the old daemon's windows are gone with it
-    for timer in play.desk._timers.values():
-        timer.cancel()
     play.restart_desk()
     assert play.used() == {"pay": (0, 1)}
     agree(play)
@@ -296,8 +266,6 @@ def test_a_kept_answer_is_forgotten_after_ten_minutes(make_play: MakePlay) -> No
 def test_a_kept_answer_survives_the_daemon(make_play: MakePlay) -> None:
     play = make_play(CONFIG)
     s = ran_for_nobody(play)
-    for timer in play.desk._timers.values():
-        timer.cancel()
     play.restart_desk()
     s.client.says(call(2, "pay", eur=5))
     s.client.hears_result(2, {"_meta": {"aegis/replayed": True}})
@@ -453,7 +421,9 @@ def test_an_approved_call_whose_intent_cannot_be_written_does_not_run_and_asks_a
     s.client.says(cancel(2))
 
 
-def test_an_approved_call_in_the_queue_ends_with_its_client(make_play: MakePlay) -> None:
+def test_an_approved_call_that_is_cancelled_in_the_queue_runs_on_the_retry_with_the_same_approval(
+    make_play: MakePlay,
+) -> None:
     play = make_play(CONFIG + "queue: {files: {enabled: true, delay_min: 9s, delay_max: 9s}}\n")
     s = play.session().handshake()
     s.calls(call(0, "look"))
@@ -462,8 +432,13 @@ def test_an_approved_call_in_the_queue_ends_with_its_client(make_play: MakePlay)
     s.client.says(cancel(1))
     play.advance(60)
     s.is_quiet()
-    assert play.desk._open == {}
-    assert play.used() == {"pay": (0, 0)}
+    assert play.ticket().state == "approved"
+    assert play.used() == {"pay": (0, 1)}
+    assert [row.state for row in play.lanes.rows()] == ["held"], "it holds a place, and none in the order"
+    s.client.says(call(2, "pay"))
+    s.server.answers(s.server.hears("tools/call", name="pay"))
+    s.client.hears_result(2)
+    assert play.used() == {"pay": (1, 0)}
 
 
 def test_a_slot_is_reserved_before_a_person_is_asked_and_not_its_place_in_the_order(make_play: MakePlay) -> None:
@@ -477,4 +452,68 @@ def test_a_slot_is_reserved_before_a_person_is_asked_and_not_its_place_in_the_or
         s.client.hears_result(id)
     agree(play)
     s.server.answers(s.server.hears("tools/call", name="pay"))
+    s.client.hears_result(1)
+
+
+# --- two people -------------------------------------------------------------------------------------------------------
+
+TWO = CONFIG.replace("approval_required: [pay, 'del_*']", "second_approver: [pay], approval_required: ['del_*']")
+
+
+def test_a_call_that_two_must_agree_to_waits_for_the_second(make_play: MakePlay) -> None:
+    play = make_play(TWO)
+    s = held(play, eur=5)
+    id = play.ticket().id
+    play.desk.decide(id, True, "ann", via="cli", voter="user:ann")
+    s.is_quiet()
+    with pytest.raises(Voted):
+        play.desk.decide(id, True, "ann", via="slack", voter="user:ann")
+    s.is_quiet()
+    play.desk.decide(id, True, "bob", via="link")
+    s.server.answers(s.server.hears("tools/call"))
+    s.client.hears_result(1)
+    play.recorded(
+        {"kind": "hold", "policy": "agents.bot.backends.files.second_approver"},
+        {"kind": "intent", "approval": "approved", "approver": "ann and bob"},
+        "outcome",
+    )
+
+
+def test_one_no_refuses_what_two_must_agree_to(make_play: MakePlay) -> None:
+    play = make_play(TWO)
+    s = held(play)
+    play.desk.decide(play.ticket().id, True, "ann", via="cli", voter="user:ann")
+    play.desk.decide(play.ticket().id, False, "bob", via="cli", voter="user:bob")
+    s.client.hears_error(1, -32004, "a person rejected this call")
+
+
+def test_a_rule_that_asks_for_a_second_person_since_is_a_ticket_of_its_own(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = held(play)
+    s.client.says(cancel(1))
+    agree(play)
+    play.reload(TWO)
+    s.client.says(call(2, "pay"))
+    s.client.hears_error(2, -32002, "rate limit exceeded")  # the first ticket holds the only call of the day
+    s.is_quiet()
+
+
+def test_one_persons_word_is_not_enough_where_the_rules_want_two_by_now(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = held(play)
+    play.reload(TWO)
+    agree(play)
+    s.client.hears_error(1, -32004, "want another person's word", reason="rules_changed", retryable=True)
+    s.client.says(call(2, "pay"))
+    assert play.ticket().people == 2
+    s.client.says(cancel(2))
+
+
+def test_who_two_agreed_to_needs_no_third_where_one_is_enough_by_now(make_play: MakePlay) -> None:
+    play = make_play(TWO)
+    s = held(play)
+    play.reload(CONFIG)
+    for name in ("ann", "bob"):
+        play.desk.decide(play.ticket().id, True, name)
+    s.server.answers(s.server.hears("tools/call"))
     s.client.hears_result(1)

@@ -16,8 +16,8 @@ from aegis_daemon.core.ports import Fault
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.eras import Bridge, EraMemory
 from aegis_daemon.relay.eras.bridge import GRACE_S, OPENED, PROBE_S, REFUSED_S, WAITING
-from aegis_daemon.relay.eras.frames import META_CLIENT, META_LEVEL
-from aegis_daemon.wire.methods import META_SUBSCRIPTION, MODERN_VERSION, Era
+from aegis_daemon.relay.eras.frames import META_LEVEL
+from aegis_daemon.wire.methods import META_CLIENT, META_SUBSCRIPTION, MODERN_VERSION, Era
 
 # --- finding out ------------------------------------------------------------------------------------------------------
 

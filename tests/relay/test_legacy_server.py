@@ -10,9 +10,9 @@ from playbook import error, note, raw, request, text
 
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.relay.eras.bridge import UNREAD
-from aegis_daemon.relay.eras.frames import ASKS, META_CLIENT, META_LEVEL, META_SERVER, TRACKED, URIS
+from aegis_daemon.relay.eras.frames import ASKS, META_LEVEL, META_SERVER, TRACKED, URIS
 from aegis_daemon.relay.eras.legacy_server import SUSPENDED, SUSPENDED_S
-from aegis_daemon.wire.methods import META_SUBSCRIPTION, MODERN_VERSION
+from aegis_daemon.wire.methods import META_CLIENT, META_SUBSCRIPTION, MODERN_VERSION
 
 
 def test_discover_is_told_from_the_handshake() -> None:

@@ -9,9 +9,9 @@ from erabook import ALL, ASK, FORM, FOUND, INIT, Ends, acknowledged
 from playbook import call, error, modern, note, raw, request, result, text
 
 from aegis_daemon.core.ports import Fault
-from aegis_daemon.relay.eras.frames import ASKS, META_CLIENT, META_LEVEL
+from aegis_daemon.relay.eras.frames import ASKS, META_LEVEL
 from aegis_daemon.relay.eras.modern_server import ROUNDS
-from aegis_daemon.wire.methods import META_CAPABILITIES, META_SUBSCRIPTION, META_VERSION, MODERN_VERSION
+from aegis_daemon.wire.methods import META_CAPABILITIES, META_CLIENT, META_SUBSCRIPTION, META_VERSION, MODERN_VERSION
 
 
 def test_requests_gain_the_envelope_and_results_lose_theirs() -> None:

@@ -72,3 +72,26 @@ def test_what_needs_a_person_is_shown_and_labelled() -> None:
     assert approval().labels(AMY, "files", "post") == ("ApprovalRequired",)
     assert approval().labels(AMY, "files", "read") == ()
     assert approval().labels(BOB, "files", "post") == ()
+
+
+def two() -> Approval:
+    lists = {("amy", "files"): Names(["post"])}, {("amy", "files"): Names(["pay", "drop_*"])}
+    return Approval(lists[0], 600.0, lists[1])
+
+
+def test_a_tool_that_needs_two_people_is_held_for_them_whether_it_is_on_the_other_list_or_not() -> None:
+    for name in ("pay", "drop_all"):
+        held = two().decide(tool(name), 0.0)
+        assert isinstance(held, Hold)
+        assert (held.ask.people, held.ask.rule) == (2, "agents.amy.backends.files.second_approver")
+    held = two().decide(tool("post"), 0.0)
+    assert isinstance(held, Hold)
+    assert held.ask.people == 1
+    both = Approval({("amy", "files"): Names(["*"])}, 600.0, {("amy", "files"): Names(["pay"])})
+    held = both.decide(tool("pay"), 0.0)
+    assert isinstance(held, Hold)
+    assert held.ask.people == 2
+    assert two().decide(tool("read"), 0.0) is PASS
+    assert two().decide(tool("pay", agent="bob"), 0.0) is PASS
+    assert two().labels(AMY, "files", "pay") == ("ApprovalRequired",)
+    assert two().labels(AMY, "files", "read") == ()

@@ -16,7 +16,6 @@ from typing import Any, Final
 from aegis_daemon import __version__
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.relay.eras.frames import (
-    META_CLIENT,
     OWN,
     answer_of,
     envelope_of,
@@ -44,7 +43,7 @@ from aegis_daemon.wire.jsonrpc import (
     parse_from_server,
     result_frame,
 )
-from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_CAPABILITIES, MODERN_VERSION, Era
+from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_CAPABILITIES, META_CLIENT, MODERN_VERSION, Era
 
 _log = logging.getLogger("aegis.bridge")
 

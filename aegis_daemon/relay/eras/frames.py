@@ -7,9 +7,8 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.wire.jsonrpc import Answer, Frame, Kind, WireFault, encode, parse, parse_from_server
-from aegis_daemon.wire.methods import META_CAPABILITIES, META_VERSION, MODERN_VERSION
+from aegis_daemon.wire.methods import META_CAPABILITIES, META_CLIENT, META_VERSION, MODERN_VERSION
 
-META_CLIENT: Final = "io.modelcontextprotocol/clientInfo"
 META_SERVER: Final = "io.modelcontextprotocol/serverInfo"
 META_LEVEL: Final = "io.modelcontextprotocol/logLevel"
 _ENVELOPE: Final = frozenset({META_VERSION, META_CAPABILITIES, META_CLIENT, META_LEVEL})
