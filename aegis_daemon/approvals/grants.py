@@ -130,8 +130,7 @@ class _Held:
 class Grants:
     """All grants. `now` gives seconds on the boot clock, `wall` since the epoch, `boot` names this boot.
 
-    `longest` (`approval.max_grant`, seconds) may change: a grant given when more was allowed is cut to it, and 0 ends
-    them all.
+    `longest` is `approval.max_grant`, in seconds; see `bound`.
     """
 
     def __init__(
@@ -148,7 +147,6 @@ class Grants:
         self._now = now
         self._wall = wall
         self._boot = boot
-        self.longest = longest
         self._held: dict[str, _Held] = {}
         self._alike: dict[Key, list[_Held]] = {}
         self._spent: dict[str, _Held] = {}
@@ -166,6 +164,26 @@ class Grants:
             )
             if left > 0:
                 self._hold(grant, now() + left)
+        self.bound(longest)
+
+    def bound(self, longest: float) -> None:
+        """From now on nothing is remembered for longer, in seconds. What was is cut to it for good; 0 ends it all."""
+        self.longest = longest
+        for held in (*self._held.values(), *self._spent.values()):
+            over = held.grant.expires - held.grant.created - longest
+            if over <= 0:
+                continue
+            held.ends -= over
+            cut = held.grant = msgspec.structs.replace(
+                held.grant, expires=held.grant.expires - over, ends=held.grant.ends - over
+            )
+            try:
+                self._db.execute(
+                    "UPDATE grants SET expires = ?, ends = ? WHERE id = ?", (cut.expires, cut.ends, cut.id)
+                )
+            except sqlite3.Error as error:
+                _log.error("a grant was cut, and a later daemon may not know it: %s", error)
+        self._prune()
 
     # --- the call's side ----------------------------------------------------------------------------------------
 
@@ -335,9 +353,7 @@ class Grants:
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _in_time(self, held: _Held) -> bool:
-        grant = held.grant
-        over = max(0.0, grant.expires - grant.created - self.longest)
-        return self.longest > 0 and self._now() < held.ends - over and self._wall() < grant.expires - over
+        return self._now() < held.ends and self._wall() < held.grant.expires
 
     def _holds(self, held: _Held) -> bool:
         """Whether its time is not over. If it is, it ends now."""

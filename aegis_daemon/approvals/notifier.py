@@ -59,7 +59,7 @@ TESTS_MAX, TESTS_IN_S = 3, 60.0
 """Tests in so many seconds: people must not learn to overlook messages."""
 _AGAIN: Final = frozenset({408, 425, 429})
 _VOUCHED: Final = frozenset({"telegram", "slack"})
-"""Channels whose platform says who pressed: they decide where `approval.confirm: code` is set or two must agree, too."""
+"""Their platforms say who pressed. Where `approval.confirm: code` is set or two must agree, no others decide."""
 _ENDS: Final = frozenset({"approved", "rejected", "expired", "consumed"})
 
 

@@ -28,7 +28,10 @@ from aegis_daemon.cli.console import (
 )
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key
 
-LINES_MAX = 400
+LONG = 40
+"""Lines of arguments that a screen may not hold."""
+BRIEF = 80
+"""Characters of a value where the whole of it was shown before."""
 NOTE_MAX = 500
 
 
@@ -133,7 +136,7 @@ def own_key() -> str | None:
 
 
 def describe(ticket: dict[str, Any]) -> list[str]:
-    """The whole call, for a person, line by line; each is safe to print."""
+    """The whole call, however long, for a person, line by line; each is safe to print."""
     lines = pretty(ticket["arguments"])
     left = instant(ticket["expires_at"]) - time.time()
     shown = [
@@ -144,10 +147,10 @@ def describe(ticket: dict[str, Any]) -> list[str]:
         *([f"  agreed     {agreement(ticket)}"] if ticket.get("needed", 1) > 1 else []),
         f"  expires in {span(left)}" + ("" if ticket["waiting"] else "  (its client has gone; it runs on a retry)"),
         "  arguments",
-        *(f"    {line}" for line in lines[:LINES_MAX]),
+        *(f"    {line}" for line in lines),
     ]
-    if len(lines) > LINES_MAX:
-        shown.append(f"    … {len(lines) - LINES_MAX} more lines: see `aegis pending --json` before you decide")
+    if len(lines) > LONG:  # its beginning is out of sight by now
+        shown.append(f"these were {len(lines)} lines of arguments for {visible(what(ticket))}, which begin far above")
     return shown
 
 
@@ -167,12 +170,16 @@ def remembered(ticket: dict[str, Any], grant: dict[str, Any], now: float) -> str
         given = "any arguments at all"
     else:
         given = ", ".join(
-            f"{visible(name, 60)} = " + ("anything" if name in grant["free"] else compact(json.dumps(value))[:80])
+            f"{visible(name, 60)} = " + ("anything" if name in grant["free"] else _brief(compact(json.dumps(value))))
             for name, value in names.items()
         )
     what = f"{visible(ticket['tool_name'])} on {visible(ticket['backend_id'])} for {visible(ticket['agent_id'])}"
     count = "1 use" if uses == 1 else f"{uses} uses"
     return f"{what}: {given or 'without arguments'}; until {moment(now + grant['seconds'], now)}, {count}"
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= BRIEF else f"{text[:BRIEF]}… ({len(text)} characters, as above)"
 
 
 def moment(at: float, now: float) -> str:

@@ -6,6 +6,7 @@ import typer
 
 from aegis_daemon.cli import link
 from aegis_daemon.cli.console import DONE, WRONG, Problem, emit, local, say, show, visible
+from aegis_daemon.cli.decision import own_key
 from aegis_daemon.cli.options import Json, new_app
 
 app = new_app(bare=True)
@@ -41,8 +42,7 @@ def try_out(
     as_json: Json = False,
 ) -> int:
     """Send a marked test message through each channel; 1 when one fails. There is nothing in it to decide."""
-    args = {} if channel is None else {"channel": channel}
-    found = link.call("notify_test", **args)
+    found = link.call("notify_test", channel=channel, key=own_key())
     if as_json:
         emit(found)
     elif not found:

@@ -43,6 +43,7 @@ class Board:
         self._wanted = wanted
         self._clock = clock
         self._moved = -STEADY_S
+        self._size = (40, 120)
         self.tickets: dict[str, dict[str, Any]] = {}
         self.chosen: str | None = None
         self.asking: bool | None = None
@@ -88,17 +89,20 @@ class Board:
         elif key in ("a", "r") and self.chosen in order:
             if self._clock() - self._moved < STEADY_S:
                 self.notice = "the list has just changed; look again"
+            elif key == "a" and self._shown(self.tickets[self.chosen])[1]:
+                self.notice = f"too long to be seen whole here: `aegis approve {self.tickets[self.chosen]['id']}`"
             elif self.tickets[self.chosen]["state"] == "pending":
                 self.asking = key == "a"
             else:
                 self.notice = f"{self.tickets[self.chosen]['id']} is decided already; it runs once its agent asks again"
         return None
 
-    def draw(self, now: float, height: int = 40) -> RenderableType:
-        """The picture; `height` is how many lines there are for it."""
+    def draw(self, now: float, height: int = 40, width: int = 120) -> RenderableType:
+        """The picture; `height` is how many lines there are for it, `width` how many characters in each."""
         from rich.console import Group
         from rich.text import Text
 
+        self._size = (height, width)
         parts: list[RenderableType] = []
         if not self.connected:
             parts.append(Text("the daemon is away; waiting for it …", "yellow"))
@@ -108,7 +112,7 @@ class Board:
             parts.append(Text("nothing waits for you", "dim"))
         ticket = self.tickets.get(self.chosen or "")
         if ticket is not None:
-            parts.extend(self._whole(ticket, height // 2 - 6))
+            parts.extend(self._whole(ticket))
         if self.asking is not None and ticket is not None:
             word = "approve" if self.asking else "reject"
             parts.append(Text(f"{word} {ticket['id']}?  y yes · any other key no", "bold"))
@@ -148,20 +152,35 @@ class Board:
             table.caption = f"{len(order)} in all"
         return table
 
-    def _whole(self, ticket: dict[str, Any], height: int) -> list[RenderableType]:
+    def _whole(self, ticket: dict[str, Any]) -> list[RenderableType]:
         from rich.text import Text
 
-        lines = pretty(ticket["arguments"])
-        room = max(5, height)
-        shown = [
-            Text(f"{ticket['id']}  {visible(what(ticket))}  for {visible(ticket['agent_id'])}", "bold"),
-            Text(f"rule  {visible(ticket['rule'])}", "dim"),
-            *(Text(line) for line in lines[:room]),
-        ]
-        if len(lines) > room:
-            more = f"… {len(lines) - room} more lines: read all of it with `aegis approve {ticket['id']}`"
-            shown.append(Text(more, "bold yellow"))
+        (head, rule, *rows), more = self._shown(ticket)
+        shown = [Text(head, "bold"), Text(rule, "dim"), *map(Text, rows)]
+        if more:
+            text = f"… {more} more lines: read all of it with `aegis approve {ticket['id']}`"
+            shown.append(Text(text, "bold yellow"))
         return list(shown)
+
+    def _shown(self, ticket: dict[str, Any]) -> tuple[list[str], int]:
+        """As much of the call as there is room for, each text one line of the screen; and how many lines are not."""
+        from rich.cells import chop_cells
+
+        height, width = self._size
+        room = max(5, height // 2 - 6)
+        head = f"{ticket['id']}  {visible(what(ticket))}  for {visible(ticket['agent_id'])}"
+        rows, more = [], 0
+        for line in (head, f"rule  {visible(ticket['rule'])}"):
+            first, *rest = chop_cells(line, width)
+            rows.append(first)
+            more += len(rest)
+        for line in pretty(ticket["arguments"]):
+            for row in chop_cells(line, width):
+                if len(rows) < room + 2:
+                    rows.append(row)
+                else:
+                    more += 1
+        return rows, more
 
     def _choose(self) -> None:
         if self.chosen not in self.tickets:
@@ -182,7 +201,7 @@ def live(wanted: Callable[[dict[str, Any]], bool]) -> None:
     retry = 0.0
     with Keyboard() as keyboard, Live(console=console, auto_refresh=False, screen=False, transient=True) as view:
         while True:
-            view.update(board.draw(time.time(), console.height), refresh=True)
+            view.update(board.draw(time.time(), console.height, console.width), refresh=True)
             sources = [source for source in (daemon, keyboard) if source is not None and source.fileno() >= 0]
             ready = select.select(sources, [], [], 1.0)[0]
             if daemon is None and time.monotonic() >= retry:

@@ -58,6 +58,8 @@ _EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "voted", "decide
 
 NAMED = "user:"
 """How a voter begins who is a person with a name; all others may be anybody, and twice the same."""
+WATCHED_MAX = 1024
+"""Events that wait for one who watches tickets; with more its stream ends."""
 AUDIT_READERS = 2
 """Requests that read the audit store at once."""
 AUDIT_WAIT_S = 10.0
@@ -186,7 +188,7 @@ class Governor:
         self._readers = asyncio.Semaphore(AUDIT_READERS)
         self._log = Reading(audit_db, writer, self._readers) if audit_db is not None else None
         self._began = monotonic()
-        self._watchers: set[asyncio.Queue[shapes.TicketEvent]] = set()
+        self._watchers: set[asyncio.Queue[shapes.TicketEvent | None]] = set()
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -238,14 +240,15 @@ class Governor:
         return [ticket_row(ticket) for ticket in self._desk.pending()]
 
     async def watch_pending(self) -> AsyncIterator[shapes.TicketEvent]:
-        """What waits now, then what happens."""
-        events: asyncio.Queue[shapes.TicketEvent] = asyncio.Queue()
-        for row in self.pending():
-            events.put_nowait(shapes.TicketEvent(event="opened", ticket=row))
+        """What waits now, then what happens. Ends for one who reads too slowly, and then begins anew."""
+        events: asyncio.Queue[shapes.TicketEvent | None] = asyncio.Queue(WATCHED_MAX)
+        waiting = self.pending()
         self._watchers.add(events)
         try:
-            while True:
-                yield await events.get()
+            for row in waiting:
+                yield shapes.TicketEvent(event="opened", ticket=row)
+            while (event := await events.get()) is not None:
+                yield event
         finally:
             self._watchers.discard(events)
 
@@ -254,8 +257,15 @@ class Governor:
         self._asks.happened(event, ticket)
         if self._watchers:
             made = shapes.TicketEvent(event=_EVENTS[event], ticket=ticket_row(ticket), by=ticket.by or None)
-            for events in self._watchers:
-                events.put_nowait(made)
+            for events in tuple(self._watchers):
+                if not events.full():
+                    events.put_nowait(made)
+                    continue
+                # What it would go on to show is not so any more.
+                self._watchers.discard(events)
+                while not events.empty():
+                    events.get_nowait()
+                events.put_nowait(None)
 
     def channels(self) -> Sequence[shapes.ChannelRow]:
         """How each channel is doing."""

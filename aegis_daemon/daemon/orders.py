@@ -68,7 +68,7 @@ class Orders:
 
     def reloaded(self) -> None:
         """Another configuration is in force."""
-        self.grants.longest = self._in_force().config.approval.max_grant
+        self.grants.bound(self._in_force().config.approval.max_grant)
 
     # --- grants -------------------------------------------------------------------------------------------------
 

@@ -132,6 +132,8 @@ class DaemonReach:
             raise Fault("bad_answer", f"`{name}` prints a line without end") from None
         finally:
             await asyncio.shield(_end(process))
+            # What nobody read keeps its pipe open, as does whoever has inherited that; there is no other way.
+            process._transport.close()  # type: ignore[attr-defined]
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

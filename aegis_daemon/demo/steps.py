@@ -74,7 +74,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 AUTO: Final = Pace(asks=False, delay_min=0.4, delay_max=0.6, patience=0.4)
-PERSON: Final = Pace(asks=True, delay_min=3.0, delay_max=5.0, patience=2.0)
+PERSON: Final = Pace(asks=True, delay_min=3.0, delay_max=5.0, patience=5.0)
 
 
 class Stage:

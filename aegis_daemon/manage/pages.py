@@ -212,8 +212,9 @@ def _people(asked: shapes.Asked) -> str:
     )
     agreed = f"{ticket.given} of them {'has' if ticket.given == 1 else 'have'}: {have}" if have else "none has yet"
     return (
-        f'<p class="note"><b>{ticket.needed} people must agree</b>, {agreed}. A link does not say who you are: approve it '
-        f"with <code>aegis approve {_text(ticket.id)}</code>, in the inbox, or in a chat where you are mapped. "
+        f'<p class="note"><b>{ticket.needed} people must agree</b>, {agreed}. A link does not say who you are: '
+        f"approve it with <code>aegis approve {_text(ticket.id)}</code>, in the inbox, or in a chat where you are "
+        "mapped. "
         "Here it can be rejected, which ends it.</p>"
     )
 

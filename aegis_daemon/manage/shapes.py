@@ -141,9 +141,10 @@ class StopRequest(Request):
 
 
 class NotifyTestRequest(Request):
-    """Which channel to test; None: every one."""
+    """Which channel to test; None: every one. `key` as in a decision."""
 
     channel: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
 class Note(Request):

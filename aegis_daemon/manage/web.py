@@ -199,7 +199,7 @@ async def decide_approval(web: Web, ask: Ask) -> shapes.Acted:
     if action not in ("approve", "reject"):
         raise api.BadRequest("the action is neither `approve` nor `reject`", "end the path with one of the two")
     by = f"{ask.visitor.name} ({ask.peer})"
-    # All who have a credential are one voter: nobody knows who of those that share it this is.
+    # Nobody knows who of those that share a credential this is, so it is no second person's word.
     done = await web.governor.decide(
         ask.path["id"], action == "approve", by=by, via="api", note=ask.body.text, voter="api"
     )
@@ -524,7 +524,7 @@ class Web:
             raise _gone(linked) from None
 
     async def _decide(self, request: Request, ticket: shapes.Ticket, decision: str, note: str) -> shapes.Decided:
-        """By the call's own id, which is never given out again. All who come by links are one voter: who knows them?"""
+        """By the call's own id, which is never given out again. Who comes by a link has no name."""
         by = f"an approval link ({_address(request)})"
         return await self.governor.decide(
             ticket.call_id, decision == "approve", by=by, via="link", note=note, voter="link"

@@ -151,6 +151,16 @@ def test_a_feishu_card_has_seed_as_parts() -> None:
     assert buttons == [("Approve", "primary", "https://a.example/?yes"), ("Reject", "danger", "https://a.example/?no")]
 
 
+def test_a_long_name_in_a_feishu_card_is_seen_to_be_cut() -> None:
+    message = json.loads(Feishu(URL).post(notice(tool="t" * 300), NOW).body)
+    (tool,) = [
+        field["text"]["content"]
+        for field in message["card"]["elements"][0]["fields"]
+        if field["text"]["content"].startswith("Tool")
+    ]
+    assert tool == f"Tool: {'t' * 199}…"
+
+
 def test_a_bot_with_a_secret_gets_a_signature() -> None:
     message = json.loads(Feishu(URL, "s3cret").post(notice(), NOW).body)
     assert message["timestamp"] == "1763715600"

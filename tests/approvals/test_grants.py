@@ -323,15 +323,37 @@ def test_another_daemon_finds_what_the_disk_says(house: House) -> None:
 def test_a_shorter_longest_time_cuts_what_was_given_before(house: House) -> None:
     house.give(tool("issue", ISSUE), seconds=3600.0)
     house.passes(600)
-    house.grants.longest = 1200.0
+    house.grants.bound(1200.0)
     assert house.finds(tool("issue", ISSUE))
     house.passes(601)
     assert house.finds(tool("issue", ISSUE)) is None
 
 
-def test_switching_grants_off_ends_them(house: House) -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_switching_grants_off_ends_them_for_good(house: House, restarts: bool) -> None:
     house.give(tool("issue", ISSUE))
-    house.grants.longest = 0.0
+    house.grants.bound(0.0)
+    assert house.grants.rows() == []
+    assert house.finds(tool("issue", ISSUE)) is None
+    if restarts:
+        house.restarts()
+    house.grants.bound(8 * 3600.0)
+    assert house.finds(tool("issue", ISSUE)) is None, "nobody gave it anew"
+
+
+def test_a_grant_that_was_cut_does_not_grow_again(house: House) -> None:
+    house.give(tool("issue", ISSUE), seconds=3600.0)
+    house.grants.bound(60.0)
+    house.restarts()  # with the old, longer time
+    assert house.finds(tool("issue", ISSUE))
+    house.passes(61)
+    assert house.finds(tool("issue", ISSUE)) is None
+
+
+def test_a_grant_is_cut_at_once_whatever_the_disk_says(house: House) -> None:
+    house.give(tool("issue", ISSUE))
+    house.db.full = True
+    house.grants.bound(0.0)
     assert house.finds(tool("issue", ISSUE)) is None
 
 
@@ -408,7 +430,7 @@ def test_where_two_must_agree_nothing_is_remembered(house: House) -> None:
 
 
 def test_where_grants_are_switched_off_there_are_none(house: House) -> None:
-    house.grants.longest = 0.0
+    house.grants.bound(0.0)
     with pytest.raises(NotGiven, match="max_grant"):
         house.give(tool("issue", ISSUE), seconds=1.0)
 

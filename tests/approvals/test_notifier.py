@@ -480,6 +480,23 @@ def test_a_code_is_not_got_round_by_a_button_of_who_cannot_tell_people_apart(run
     run(go())
 
 
+def test_two_people_are_not_told_apart_where_nobody_says_who_pressed(run: Run) -> None:
+    async def go() -> None:
+        known, unknown = Chat("telegram"), Chat("ntfy")
+        house = House(Wire(), known, unknown)
+        one = house.ask(people=2)
+        await house.idle()
+        assert sorted(bool(body["proof"]) for body in house.wire.of(CHAT)) == [False, True]
+        unknown.says.put_nowait(answered(one))
+        await until(lambda: unknown.told)
+        assert (house.decided, one.state) == ([], PENDING)
+        known.says.put_nowait(answered(one))
+        await until(lambda: known.told)
+        assert len(house.decided) == 1
+
+    run(go())
+
+
 def test_a_fault_in_deciding_decides_nothing_and_ends_no_listener(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def go() -> None:
         chat = Chat()

@@ -15,7 +15,7 @@ from standins.ntfy import REPLY, TOKEN, TOPIC
 from standins.ntfy import Ntfy as Service
 
 from aegis_daemon.approvals.channels.notice import Heard, Notice, Trouble
-from aegis_daemon.approvals.channels.ntfy import MESSAGE_BYTES, Ntfy, configured
+from aegis_daemon.approvals.channels.ntfy import GLANCE_BYTES, MESSAGE_BYTES, Ntfy, configured
 from aegis_daemon.backends.http_client import HttpPool
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.daemon import reach as reaching
@@ -103,6 +103,15 @@ def test_without_a_reply_topic_or_a_proof_there_are_links_alone() -> None:
 def test_what_does_not_fit_cannot_be_approved_from_the_message() -> None:
     for cut in ({"arguments": json.dumps(["x" * 3000])}, {"tool": "t" * 300}):
         assert labels(told(notice(**cut))) == [("http", "Reject"), ("view", "Look")]
+
+
+def test_what_takes_more_than_a_glance_cannot_be_approved_from_the_message() -> None:
+    most = notice(arguments=json.dumps("x" * (GLANCE_BYTES - 2)))
+    assert labels(told(most)) == [("http", "Approve"), ("http", "Reject"), ("view", "Look")]
+    more = told(notice(arguments=json.dumps("x" * (GLANCE_BYTES - 1))))
+    assert labels(more) == [("http", "Reject"), ("view", "Look")]
+    assert "x" * (GLANCE_BYTES - 1) in more["message"]
+    assert "(long; the page shows the whole call" in more["message"]
 
 
 def test_a_test_has_no_buttons_and_no_link() -> None:

@@ -104,11 +104,13 @@ def test_any_answer_but_yes_decides_nothing(served: Served, answer: str) -> None
     assert not served.governor.decided
 
 
-def test_long_arguments_say_where_the_rest_is(served: Served) -> None:
-    served.governor.tickets.append(ticket("AAAA", arguments=json.dumps({"lines": list(range(2000))})))
+def test_no_argument_is_so_long_that_the_next_is_not_shown(served: Served) -> None:
+    arguments = json.dumps({"lines": list(range(2000)), "target": "/etc/passwd"})
+    served.governor.tickets.append(ticket("AAAA", arguments=arguments))
     with Terminal("approve", "AAAA") as terminal:
-        shown = terminal.expect("approve AAAA? [y/N]")
-    assert "1604 more lines: see `aegis pending --json` before you decide" in strip(shown)
+        shown = strip(terminal.expect("approve AAAA? [y/N]"))
+    assert '"target": "/etc/passwd"' in shown
+    assert "these were 2005 lines of arguments for github.delete_repo" in shown
 
 
 # --- the live view ----------------------------------------------------------------------------------------------------
@@ -261,6 +263,28 @@ def test_long_arguments_in_the_live_view_say_that_they_are_cut() -> None:
     assert "more lines: read all of it with `aegis approve AAAA`" in drawn(made)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arguments": json.dumps({"x": list(range(500)), "target": "/etc"})},
+        {"arguments": json.dumps({"x": " " * 5000, "target": "/etc"})},
+        {"tool_name": "read" + " " * 200},
+    ],
+    ids=["lines", "one long line", "name"],
+)
+def test_what_the_live_view_does_not_show_whole_is_rejected_there_and_never_approved(changes: dict[str, str]) -> None:
+    made, clock = board()
+    made.apply({"event": "opened", "ticket": ticket("AAAA", **changes).model_dump(), "by": None})
+    clock.now += STEADY_S
+    made.press("a")
+    assert made.press("y") is None
+    assert "aegis approve AAAA" in drawn(made)
+    made.press("r")
+    decision = made.press("y")
+    assert decision is not None
+    assert not decision.approve
+
+
 def test_markup_in_names_is_shown_as_it_is() -> None:
     made, _ = board()
     hostile = ticket("AAAA", agent_id="[red]x[/red]", tool_name="[link=http://evil]y[/link]", expires_at=instant(30))
@@ -331,6 +355,13 @@ def test_a_person_reads_what_would_be_remembered_before_saying_yes(served: Serve
         terminal.expect("did you mean `title`?")
         assert terminal.end() == 1
     assert len(served.governor.decided) == 1
+
+
+def test_what_is_cut_of_what_would_be_remembered_is_said_to_be(served: Served) -> None:
+    served.governor.tickets.append(ticket("AAAA", arguments=json.dumps({"query": "x" * 90 + "; drop"})))
+    with Terminal("approve", "AAAA", "--for", "15m") as terminal:
+        shown = strip(terminal.expect("approve and remember AAAA? [y/N]"))
+    assert f'query = "{"x" * 79}… (98 characters, as above); until' in shown
 
 
 def test_who_else_must_agree_is_said_and_shown(
@@ -407,7 +438,7 @@ def test_a_limit_is_raised_for_an_agent_or_for_all(governor: MemoryGovernor, aeg
     "words",
     [
         ["grants", "revoke", "--all"], ["pause"], ["resume"], ["approve", "AAAA", "--yes", "--for", "1m"],
-        ["limits", "grant", "--global", "--backend", "b", "--tool", "t"],
+        ["limits", "grant", "--global", "--backend", "b", "--tool", "t"], ["notify", "test"],
     ],
 )  # fmt: skip
 def test_a_governed_agents_shell_lets_nothing_happen(governor: MemoryGovernor, aegis: Aegis, words: list[str]) -> None:

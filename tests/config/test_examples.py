@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from aegis_daemon.approvals.channels import CHANNELS, make
 from aegis_daemon.config.load import load, loads, starter
+from aegis_daemon.daemon.channels import values
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
@@ -42,6 +45,23 @@ def test_what_the_starter_has_commented_out_loads_when_it_is_uncommented(name: s
     config = loads("\n".join(lines), "aegis.yaml", env={"GITHUB_TOKEN": "x"}).config
     assert config.backends["github"].command == "npx"
     assert "GITHUB_PERSONAL_ACCESS_TOKEN" in config.backends["github"].env
+
+
+def test_every_channel_that_the_approvals_example_has_commented_out_loads() -> None:
+    text = next(path for path in EXAMPLES if path.name == "approvals.yaml").read_text(encoding="utf-8")
+    lines = [re.sub(r"^( *)# (?=[ a-z_]+:)", r"\1", line) for line in text.splitlines()]
+    names = set(re.findall(r"\$\{env:(\w+)\}", text))
+    secret = {name for name in names if name.endswith(("TOKEN", "SECRET"))}
+    env = {name: "xoxb-0123456789" if name in secret else f"https://chat.example.org/{name}" for name in names}
+    config = loads("\n".join(lines), "approvals.yaml", env=env).config
+    sections = {name: values(getattr(config.approval, name)) for name in CHANNELS}
+    made = make(sections, {}, lambda name, error: pytest.fail(f"{name}: {error}"))
+    assert set(made) == set(CHANNELS)
+    for name in ("telegram", "slack"):
+        assert getattr(config.approval, name).approvers
+    assert config.agents["writer"].hold == 300
+    assert config.approval.hold_clients
+    assert config.approval.confirm == "code"
 
 
 def test_the_shared_account_example_is_two_agents_behind_one_lane() -> None:

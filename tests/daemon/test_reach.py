@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -8,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
+from making import until
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
@@ -210,3 +212,24 @@ def test_a_program_that_does_not_heed_an_interrupt_is_killed(run: Run, monkeypat
         assert ended == [-9]
 
     run(go())
+
+
+@pytest.mark.parametrize("program", ["print('x' * 300_000)", "while True: print('x' * 1000)"])
+def test_nothing_of_a_program_stays_open_once_it_is_over(run: Run, program: str) -> None:
+    async def go() -> None:
+        async with reach() as out:
+            before = 0
+            for time in range(4):
+                with pytest.raises(Fault):
+                    async for _ in out.run((sys.executable, "-I", "-c", program)):
+                        pass
+                if time == 0:  # what the loop itself opens for the first one stays
+                    before = descriptors()
+            await until(lambda: descriptors() <= before)
+
+    run(go())
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(os.listdir("/proc/self/fd"))

@@ -21,6 +21,8 @@ MESSAGE_BYTES: Final = 4096
 """What is longer, ntfy makes a file of, without anybody seeing the text."""
 ARGUMENTS_BYTES: Final = 2200
 NAME_BYTES: Final = 180
+GLANCE_BYTES: Final = 400
+"""Of arguments that can be approved from a message: phones show no more of it beside the buttons."""
 _FIRST_SINCE: Final = "10m"
 """Answers given while the daemon was away still count, as long as their ticket waits."""
 _ANSWER = re.compile(r"aegis (approve|reject) ([0-9a-f]{32}) ([A-Za-z0-9_-]{16})")
@@ -57,8 +59,8 @@ class Ntfy:
 
     def post(self, notice: Notice, now: float) -> Post:
         """Published as JSON, to the server's root."""
-        text, whole = _text(notice, "")
-        message: dict[str, Any] = {"priority": 4, "tags": ["lock"], "actions": self._actions(notice, whole)}
+        text, glance = _text(notice, "")
+        message: dict[str, Any] = {"priority": 4, "tags": ["lock"], "actions": self._actions(notice, glance)}
         if notice.approve_url and not notice.test:
             message["click"] = notice.approve_url
         return self._publish({"title": title(notice), "message": text, **message})
@@ -88,12 +90,12 @@ class Ntfy:
             {"title": "Aegis: over", "message": text, "priority": 1, "tags": ["lock"], "sequence_id": handle}
         )
 
-    def _actions(self, notice: Notice, whole: bool) -> list[dict[str, Any]]:
+    def _actions(self, notice: Notice, glance: bool) -> list[dict[str, Any]]:
         if notice.test or not notice.approve_url:
             return []
         look = {"action": "view", "label": "Look", "url": notice.approve_url}
         if self.answers and notice.proof:
-            asked = [("Approve", "approve")] if whole else []
+            asked = [("Approve", "approve")] if glance else []
             return [
                 *(self._answer(notice, label, action) for label, action in (*asked, ("Reject", "reject"))),
                 look,
@@ -156,12 +158,13 @@ def _split(topic: str) -> tuple[str, str]:
 
 
 def _text(notice: Notice, how: str) -> tuple[str, bool]:
-    """The message, and whether it shows the whole call. Plain text: ntfy makes no markup of it unless told to."""
+    """The message, and whether a glance shows the whole call. Plain text: ntfy makes no markup of it unless told to."""
     told, arguments, whole = shown(notice, NAME_BYTES, ARGUMENTS_BYTES, utf8)
     lines = [f"{label}: {value}" for label, value in told]
     lines.append(f"Arguments: {arguments}")
-    if not whole:
-        lines.append("(cut; the page shows the whole call, and approves it)")
+    glance = whole and utf8(arguments) <= GLANCE_BYTES
+    if not glance:
+        lines.append(f"({'long' if whole else 'cut'}; the page shows the whole call, and approves it)")
     if how:
         lines.insert(0, cut(how, 400, utf8))
-    return cut("\n".join(lines), MESSAGE_BYTES, utf8), whole
+    return cut("\n".join(lines), MESSAGE_BYTES, utf8), glance

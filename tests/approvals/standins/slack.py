@@ -157,6 +157,7 @@ def checked(message: dict[str, Any]) -> dict[str, Any]:
         elif block["type"] == "section":
             text = block["text"]
             assert text["type"] == "mrkdwn"
+            assert block["expand"] is True, "what is not expanded may be hidden behind `see more`"
             assert 0 < len(text["text"]) <= 3000, len(text["text"])
             escaped(text["text"])
         elif block["type"] == "actions":

@@ -127,6 +127,8 @@ function leave(card, text) {
   empty();
 }
 
+// The stream says how a ticket ended; where a page only sees that it did, it waits a moment for that.
+const GONE_MS = 1500;
 let looking = false;
 let again = false;
 
@@ -142,7 +144,7 @@ async function look() {
       const wanted = new Map(all("[data-ticket]", fresh).map((card) => [card.dataset.call, card]));
       for (const card of all("[data-ticket]", inbox)) {
         const next = wanted.get(card.dataset.call);
-        if (!next && !card.classList.contains("leaving")) leave(card, "decided, or expired");
+        if (!next) setTimeout(leave, GONE_MS, card, "decided, or expired");
         if (next && next.dataset.version !== card.dataset.version) {
           // Not the whole card: somebody may be writing a reason there.
           card.dataset.version = next.dataset.version;
