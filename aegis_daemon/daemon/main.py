@@ -279,7 +279,8 @@ class Daemon:
             by, note, via = ticket.by, ticket.note, ticket.via
             if ticket.votes and event in ("voted", "approved"):  # the word that was given now
                 by, note, via = ticket.votes[-1].by, ticket.votes[-1].note, ticket.votes[-1].via
-            record = Approval(call=ticket.call_id, decision=event, ticket=ticket.id, by=by, note=note, via=via or "desk")
+            via = via or "desk"
+            record = Approval(call=ticket.call_id, decision=event, ticket=ticket.id, by=by, note=note, via=via)
             try:
                 self._journal.append(record)
             except AuditUnavailable as error:

@@ -230,7 +230,8 @@ def _call(asked: shapes.Asked) -> str:
         compared = (
             f'<p class="dim">Compared with the call approved{by} at {_text(_clock(asked.compared_at))}: {news}.</p>'
         )
-    arguments = "\n".join(_argument(row) for row in asked.arguments)
+    named = ticket.arguments.lstrip().startswith("{")
+    arguments = "\n".join(_argument(row, row.name if named else "all of them") for row in asked.arguments)
     facts = {
         "Rule": ticket.rule,
         "Client": ticket.client,
@@ -247,8 +248,8 @@ def _call(asked: shapes.Asked) -> str:
 </dl>"""
 
 
-def _argument(row: shapes.Argument) -> str:
-    name = _text(row.name or "all of them")
+def _argument(row: shapes.Argument, name: str) -> str:
+    name = _text(name) or '<span class="dim">(no name)</span>'
     was = f'<pre class="was">{_value(row.was)}</pre>' if row.was else ""
     if row.change == "gone":
         return f'<dt>{name} <span class="mark">gone</span> <span class="dim">it was</span></dt><dd>{was}</dd>'

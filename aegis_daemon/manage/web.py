@@ -482,7 +482,8 @@ class Web:
             request.method == "GET" and paging.get_decides and not paging.with_code  # never HEAD
         )
         wrong = ""
-        if request.method == "POST" and not paging.get_decides:
+        if request.method == "POST" and ("form" in fields or "decision" in fields):
+            # Without either it is the link itself that was posted, which is as good as what stands in it, once.
             until = datetime.fromisoformat(ticket.expires_at).timestamp()
             if not self._forms.take(fields.get("form", ""), *about, until=until):
                 wrong = "This form was sent before, or is not of this page. Nothing was decided; press again."

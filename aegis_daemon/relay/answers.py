@@ -78,7 +78,7 @@ _LONG = 1024
 """From here on decoding costs less than looking for words (100 kB: 24 us against 130)."""
 
 
-def _read(body: bytes) -> Result:
+def read_result(body: bytes) -> Result:
     """What the result says of itself. Raises `UNREADABLE` where it may say something that cannot be read."""
     if len(body) <= _LONG:
         return _result.decode(body) if _telling(body) else _PLAIN
@@ -109,7 +109,7 @@ def released(call: Call, opened: Open, answer: Answer, runtime: Runtime, story: 
         return answer.with_id(id_json) if cleaned is body else result_frame(id_json, cleaned), _PLAIN
     result = _PLAIN
     if call.row.subject != "task":
-        result = _read(body)
+        result = read_result(body)
         if result.waits:
             _check_asks(call, result.inputRequests, runtime, story)
     if call.method == "initialize":

@@ -695,6 +695,7 @@ class Conversation:
     def give_up(self, opened: Open, why: str) -> None:
         """Nobody wants the outcome of this request of ours any more; its server is told, unless others wait for it."""
         if not opened.cancelled and opened.state is State.SENT and self.server is not None and not _joined(opened):
+            opened.cancelled = True  # once: each time would give it more time
             opened.deadline = self.shell.now() + CANCELLED_S
             params = {"requestId": opened.number, "reason": why}
             self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))

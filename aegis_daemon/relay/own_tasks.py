@@ -26,7 +26,7 @@ from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Open, State
 from aegis_daemon.core.verdict import Decision, Permit
 from aegis_daemon.loop.clock import instant
-from aegis_daemon.relay.answers import Task, replayed
+from aegis_daemon.relay.answers import UNREADABLE, Result, Task, read_result, replayed
 from aegis_daemon.relay.carry import Flight, Kept, Settle, Withdrawn, launch, not_approved
 from aegis_daemon.relay.eras.frames import META_LEVEL
 from aegis_daemon.relay.handshake import TASKS_EXTENSION, offers_tasks, with_params
@@ -73,7 +73,8 @@ def alone(frame: Frame) -> Frame:
 class Own(msgspec.Struct, eq=False):
     """One task. `opened` is the request under which its call waits or runs, None where no session does it now.
 
-    Times are seconds since the epoch. `more` is what its status brings along: its result or its error.
+    Times are seconds since the epoch. `more` is what its status brings along: its result or its error, byte for byte,
+    and `said` the message of the error.
     """
 
     id: str
@@ -86,7 +87,8 @@ class Own(msgspec.Struct, eq=False):
     opened: Open | None = None
     talk: Conversation | None = None
     ended: str = ""
-    more: dict[str, Any] = {}
+    more: dict[str, msgspec.Raw] = {}
+    said: str = ""
     size: int = 0
 
     def shown(self) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class Own(msgspec.Struct, eq=False):
 def _words(own: Own) -> str:
     state = own.ticket.state
     if own.ended:
-        return str(own.more["error"]["message"]) if "error" in own.more else ""
+        return own.said
     if state == "pending":
         return f"waiting for approval {own.ticket.id}: not executed yet; a person has been asked"
     return f"approved ({own.ticket.id}), under way"
@@ -213,15 +215,23 @@ class OwnTasks:
     def _look(self, talk: Conversation, call: Call, own: Own) -> None:
         """Brings the task up to date: a call that nobody waits for waits here from now on."""
         ticket = own.ticket
-        if not own.ended and own.opened is None:
-            if ticket.outcome is not None:
-                self._complete(own, replayed(ticket.outcome, id_text(own.id)))
-            elif ticket.state in ("pending", "approved") or ticket.runner is not None:
-                self._resume(talk, call, own)
-            else:
-                self._complete(own, _ending(own, talk))
+        if self._may_go_on(talk, own):
+            self._resume(talk, call, own)
         if own.ended in ("completed", "failed"):
             talk.shell.desk.delivered(ticket)
+
+    def _may_go_on(self, talk: Conversation, own: Own) -> bool:
+        """Whether its call may still run and no session waits for that; what ended meanwhile is told as it ended."""
+        ticket = own.ticket
+        if own.ended or own.opened is not None:
+            return False
+        if ticket.outcome is not None:
+            self._complete(own, replayed(ticket.outcome, id_text(own.id)))
+        elif ticket.state in ("pending", "approved") or ticket.runner is not None:
+            return True
+        else:
+            self._complete(own, _ending(own, talk))
+        return False
 
     def _resume(self, talk: Conversation, poll: Call, own: Own) -> None:
         shell = talk.shell
@@ -251,10 +261,13 @@ class OwnTasks:
 
     def _cancel(self, talk: Conversation, own: Own) -> None:
         """The client lets go. What has not left does not leave for it; what has, ends as it ends."""
-        if own.ended:
-            return
         opened, at = own.opened, own.talk
-        if opened is not None and opened.state is not State.WAITING:
+        if opened is None:
+            if not self._may_go_on(talk, own):
+                return
+        elif opened.state is State.COMMITTING:
+            opened.cancelled = True  # it stops once its intent is written
+        elif opened.state is not State.WAITING:
             if at is not None:
                 at.give_up(opened, "the task was cancelled")
             return
@@ -276,19 +289,18 @@ class OwnTasks:
         """The task has ended with this answer."""
         answer = parse_from_server(frame, len(frame))
         assert isinstance(answer, Answer)
-        value = answer.value()
         if not answer.ok:
-            own.ended, own.more = "failed", {"error": value}
-        elif type(value) is dict and value.get("resultType", "complete") == "complete":
-            own.ended, own.more = "completed", {"result": value}
+            own.ended, own.more, own.said = "failed", {"error": msgspec.Raw(answer.body)}, _message(answer.body)
+        elif _is_complete(answer.body):
+            own.ended, own.more = "completed", {"result": msgspec.Raw(answer.body)}
         else:
             text = (
                 "the approved call was executed, and the server asked for more than a task can give it; "
                 "what it has done so far is not known"
             )
             result = {"resultType": "complete", "content": [{"type": "text", "text": text}], "isError": True}
-            own.ended, own.more = "completed", {"result": result}
-        own.size = len(frame)
+            own.ended, own.more = "completed", {"result": msgspec.Raw(encode(result))}
+        own.size = len(frame) + len(own.ticket.arguments)
         self._put_away(own)
 
     def _put_away(self, own: Own) -> None:
@@ -329,6 +341,22 @@ def _ending(own: Own, talk: Conversation) -> bytes:
         own.id, stage=reason.stage, text=reason.text, call_id=ticket.call_id, era=Era.MODERN, method="tools/call",
         style=talk.shell.runtime.denials, retryable=reason.retryable, reason=reason.code,
     )  # fmt: skip
+
+
+def _is_complete(body: bytes) -> bool:
+    """Whether a result is the last word of its call."""
+    try:
+        return read_result(body).resultType == Result().resultType
+    except UNREADABLE:
+        return False
+
+
+def _message(body: bytes) -> str:
+    """The message of an error; "" where it cannot be read."""
+    try:
+        return str(msgspec.json.decode(body)["message"])
+    except (*UNREADABLE, KeyError):
+        return ""
 
 
 class _Alone:

@@ -375,11 +375,11 @@ def test_d12_a_link_does_what_it_was_made_for_and_nothing_else(begin: Begin, bac
             assert front.post(b"", approve)[0] == 422
             assert front.post(b"", approve.replace("action=approve", "action=reject"), **form)[0] == 403
             assert front.post(json.dumps({**told, "action": "reject"}).encode(), approve)[0] == 403
-            assert front.post(b"", approve, **form)[0] == 403, "a form that no page showed"
+            assert front.post(b"form=guessed", approve, **form)[0] == 403, "a form that no page showed"
             time.sleep(0.1)
             assert not waiting.done()
             assert home.ask("pending")[0]["state"] == "pending"
-            assert front.post(json.dumps(told).encode(), approve)[0] == 200
+            assert front.post(b"", approve, **form)[0] == 200, "the link itself, posted"
             assert "result" in waiting.result(BOUND_S)
             assert front.post(json.dumps(told).encode(), approve)[0] == 410
         hook.shutdown()

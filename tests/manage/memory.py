@@ -165,6 +165,9 @@ class MemoryGovernor:
     def channels(self) -> Sequence[shapes.ChannelRow]:
         return self.channel_rows
 
+    async def audit_story(self, id: str) -> shapes.AuditStory:
+        raise api.NotFound(f"no call `{id}` is in the log")
+
     async def test_channels(self, channel: str | None) -> Sequence[shapes.ChannelTest]:
         found = [row for row in self.channel_rows if channel in (None, row.name)]
         if channel is not None and not found:

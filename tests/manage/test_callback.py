@@ -160,6 +160,18 @@ async def test_a_form_decides_once_and_for_its_own_page_alone(house: House) -> N
     assert (answer.status, "This form was sent before" in answer.text, one.state) == (403, True, "pending")
 
 
+@pytest.mark.parametrize("action", ["approve", "reject"])
+async def test_the_link_itself_can_be_posted_once_for_what_it_says(house: House, action: str) -> None:
+    ticket = house.asks()
+    link = house.link(ticket, action)
+    assert (await opens(house, f"{link}&decision=approve", "POST")).status == 403
+    assert (await opens(house, link.replace(f"action={action}", "action=other"), "POST")).status == 400
+    assert ticket.state == "pending"
+    assert (await opens(house, link, "POST")).status == 200
+    assert ticket.state == ("approved" if action == "approve" else "rejected")
+    assert (await opens(house, link, "POST")).status == 410
+
+
 async def test_a_form_of_an_earlier_daemon_is_shown_again(house: House) -> None:
     ticket = house.asks()
     token = await form(house, house.link(ticket, "approve"))
@@ -445,6 +457,13 @@ async def test_what_an_agent_wrote_is_text_and_all_of_it_is_seen(house: House) -
     assert r"\u202egnp.exe" in page
     for shown in ("&lt;script&gt;alert(1)&lt;/script&gt;", "12345678901234567890", "1.1", "deep"):
         assert shown in page
+
+
+async def test_an_argument_without_a_name_does_not_look_like_all_of_them(house: House) -> None:
+    ticket = house.asks({"": {"path": "/safe"}, "path": "/etc"})
+    page = (await opens(house, house.link(ticket, "approve"))).text
+    assert "all of them" not in page
+    assert "(no name)" in page
 
 
 async def test_a_long_text_is_shown_with_its_lines(house: House) -> None:

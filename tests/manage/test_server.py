@@ -144,6 +144,7 @@ async def test_every_verb_answers(governor: MemoryGovernor, path: str) -> None:
     args: dict[str, dict[str, Any]] = {
         "decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "none"}, "stop": {"restart": True},
         "revoke_grant": {"all": True}, "grant_quota": {"backend": "github", "tool": "post"},
+        "explain_refusal": {"id": "none"},
     }  # fmt: skip
     async with serving(governor, path):
         for verb in api.HANDLERS:
