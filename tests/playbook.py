@@ -44,7 +44,8 @@ from aegis_daemon.core.verdict import Deny
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.relay.carry import Shell
-from aegis_daemon.relay.conversation import CallIds, Conversation, Load
+from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.own_tasks import OwnTasks
 from aegis_daemon.wire.jsonrpc import Frame
 from aegis_daemon.wire.methods import META_CAPABILITIES, META_VERSION, MODERN_VERSION
@@ -158,6 +159,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.set_by = 0.0
+        """by how much somebody set the calendar"""
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = count()
 
@@ -165,7 +168,7 @@ class Clock:
         return self.now
 
     def wall(self) -> float:
-        return 1.7e9 + self.now
+        return 1.7e9 + self.now + self.set_by
 
     def call_later(self, delay: float, callback: Callable[..., None], *args: Any) -> Timer:
         timer = Timer(self.now + delay, lambda: callback(*args))
@@ -705,7 +708,7 @@ class Session:
             assert not requests._by_request, f"open: {[one.request_id for one in requests.all()]}"
             assert not requests._by_number
             assert not requests._by_token
-        assert not talk._suspended
+        assert not talk.unsettled.suspended
         assert not talk._retired
         assert not talk._dropped
         assert not self.client.slots or self.client.handed_back, f"slots taken: {self.client.slots}"

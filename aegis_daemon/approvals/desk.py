@@ -19,6 +19,7 @@ from aegis_daemon.approvals.ticket import (
     APPROVED,
     CONSUMED,
     EXPIRED,
+    NAMED,
     OPEN,
     PENDING,
     REJECTED,
@@ -37,6 +38,12 @@ REPLAY_S = 600.0
 """How long an answer that nobody received is kept for an identical call."""
 KEPT_S = 86400.0
 """How long an ended ticket, with its arguments, stays in the store; what remains is the audit log's."""
+KEPT_MAX = 256
+"""Ended tickets of one agent that stay there."""
+TIDY_AFTER = 32
+"""Ends of an agent's tickets after which those beyond `KEPT_MAX` are deleted."""
+TIDY_S = 3600.0
+"""How often those that are older than `KEPT_S` are."""
 REMEMBERED = 256
 """Ended tickets that are still known by their ids, so that a second decision hears who took the first."""
 
@@ -64,6 +71,14 @@ class Voted(Decided):
 
     def __init__(self, ticket: Ticket) -> None:
         super().__init__(ticket, f"you have agreed to `{ticket.id}` already; somebody else must agree too")
+
+
+class Nameless(Exception):
+    """Several people must agree to the ticket, and nobody can tell who says yes."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__(f"{ticket.people} people must agree to `{ticket.id}`, and nobody can tell who says yes here")
+        self.ticket = ticket
 
 
 class Timer(Protocol):
@@ -121,6 +136,9 @@ class Desk:
         self._timers: dict[str, Timer] = {}
         self._ended: dict[str, Ticket] = {}
         self._appointing: set[str] = set()
+        self._untidy: dict[str, int] = {}
+        """by agent: how many have ended since the store was tidied"""
+        self._tidied = wall()
 
     # --- what the daemon's start does ---------------------------------------------------------------------------
 
@@ -193,7 +211,7 @@ class Desk:
             return seat
         if patience <= 0:
             self._impatient(ticket, seat)
-        elif ticket.state != PENDING or patience < ticket.expires - self._wall():
+        else:
             seat.timer = self._call_later(patience, lambda: self._impatient(ticket, seat))
         return seat
 
@@ -344,9 +362,10 @@ class Desk:
     def decide(self, id: str, approve: bool, by: str, note: str = "", *, via: str = "", voter: str = "") -> Ticket:
         """One decision each; where two people must agree, the first yes leaves the ticket `pending`, and a no rejects.
 
-        `via` is the way it came and `voter` who came that way: by default, whoever says to be `by`.
+        `via` is the way it came and `voter` who came that way: by default, whoever says to be `by`. Where two must
+        agree, only who has a name (`user:…`) can be told from another.
 
-        Raises `Decided` for a second one (`Voted` for the same person's second yes), `NoSuchTicket`, and
+        Raises `Decided` for a second one (`Voted` for the same person's second yes), `Nameless`, `NoSuchTicket`, and
         `sqlite3.Error` where it cannot be kept.
         """
         ticket = self.get(id)
@@ -355,6 +374,8 @@ class Desk:
         voter = voter or f"{via}:{by}"
         votes = ticket.votes
         if approve:
+            if ticket.people > 1 and not (voter.startswith(NAMED) and voter != NAMED):
+                raise Nameless(ticket)
             if any(vote.voter == voter for vote in votes):
                 raise Voted(ticket)
             votes = (*votes, Vote(voter, by, via, note, self._wall()))
@@ -412,7 +433,7 @@ class Desk:
 
     def _impatient(self, ticket: Ticket, seat: Seat) -> None:
         """The client waits no longer than this; the ticket stays."""
-        if seat.done or seat not in ticket.seats:
+        if seat.done or seat not in ticket.seats or self._lapsed(ticket):
             return
         ticket.seats.remove(seat)
         if not ticket.seats:
@@ -500,6 +521,20 @@ class Desk:
         if ticket.state != CONSUMED:
             # A call that runs settles these itself; what a ticket kept for an absent one ends here.
             self.free(ticket)
+        self._tidy(ticket.agent)
+
+    def _tidy(self, agent: str) -> None:
+        """One more of the agent's tickets has ended: so that the store stays small while the daemon lives."""
+        ends = self._untidy[agent] = self._untidy.get(agent, 0) + 1
+        try:
+            if ends >= TIDY_AFTER:
+                self._untidy[agent] = 0
+                self._store.keep_ended(agent, KEPT_MAX)
+            if not 0 <= self._wall() - self._tidied < TIDY_S:
+                self._tidied = self._wall()
+                self._store.forget_ended(self._wall() - KEPT_S)
+        except sqlite3.Error as error:
+            _log.error("ended tickets could not be deleted: %s", error)
 
     @staticmethod
     def free(ticket: Ticket) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.approvals.ticket import Ticket, new_id, params_of, spoken
-from aegis_daemon.core.units import go_duration
+from aegis_daemon.core.units import short_duration
 from aegis_daemon.core.verdict import Hold
 
 _log = logging.getLogger("aegis.approvals")
@@ -266,9 +266,10 @@ class Grants:
         if self.longest <= 0:
             raise NotGiven("approvals are not remembered here (`approval.max_grant: 0s`)", "approve the call alone")
         if seconds > self.longest:
-            longest = go_duration(self.longest)
+            longest = short_duration(self.longest)
             raise NotGiven(
-                f"`{go_duration(seconds)}` is longer than an approval is remembered (`approval.max_grant: {longest}`)",
+                f"`{short_duration(seconds)}` is longer than an approval is remembered "
+                f"(`approval.max_grant: {longest}`)",
                 f"name at most `{longest}`",
             )
         if ticket.method != "tools/call":

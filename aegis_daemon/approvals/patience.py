@@ -48,8 +48,8 @@ LEAST_S: Final = 1.0
 SHARE: Final = 0.8
 NEAR_S: Final = 0.5
 NEAR_SHARE: Final = 0.05
-REMEMBERED: Final = 1024
-"""Clients of which something is kept; those that taught last stay."""
+REMEMBERED: Final = 64
+"""Clients of one agent of which something is kept; those that taught last stay."""
 FORGET_S: Final = 30 * 86400.0
 """After so long a client may have learned to wait."""
 _SCHEMA = """
@@ -96,6 +96,12 @@ def lesson(first: Cancelled, second: Cancelled) -> float | None:
     return max(LEAST_S, SHARE * min(ages))
 
 
+def _surplus(kept: Mapping[Key, object], agent: str) -> Key | None:
+    """The agent's oldest, where it has one too many: it makes room, and nobody else's."""
+    own = [key for key in kept if key[0] == agent]
+    return own[0] if len(own) > REMEMBERED else None
+
+
 class Patience:
     """What is known of every client. See `core.ports.Patience`."""
 
@@ -122,14 +128,15 @@ class Patience:
         now = Cancelled(age_s, self._wall())
         before = self._last.pop(key, None)
         self._last[key] = now
-        if len(self._last) > REMEMBERED:
-            del self._last[next(iter(self._last))]
+        surplus = _surplus(self._last, agent)
+        if surplus is not None:
+            del self._last[surplus]
         taught = lesson(before, now) if before is not None else None
         if taught is None or taught >= min(known(client), self._learned.get(key, known(client))):
             return
         self._learned.pop(key, None)
         self._learned[key] = taught
-        gone = next(iter(self._learned)) if len(self._learned) > REMEMBERED else None
+        gone = _surplus(self._learned, agent)
         try:
             if gone is not None:
                 del self._learned[gone]

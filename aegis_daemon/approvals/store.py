@@ -29,6 +29,9 @@ _STEPS: Final = (
     ALTER TABLE tickets ADD COLUMN task TEXT NOT NULL DEFAULT '';
     CREATE INDEX tickets_task ON tickets (task) WHERE task != '';
     """,
+    """
+    CREATE INDEX tickets_ended ON tickets (agent, created, expires, state) WHERE state NOT IN ('pending', 'approved');
+    """,
 )
 """What turns one schema into the next; a file's `PRAGMA user_version` counts those it has seen."""
 _COLUMNS = (
@@ -107,7 +110,17 @@ class TicketStore:
 
     def forget_ended(self, before: float) -> None:
         """Deletes what no longer matters and was over before that time. Raises `sqlite3.Error`."""
-        self.db.execute(f"DELETE FROM tickets WHERE NOT ({_OPEN}) AND expires < ?", (before,))  # noqa: S608
+        self._delete("expires < ?", before)
+
+    def keep_ended(self, agent: str, most: int) -> None:
+        """Deletes what no longer matters of this agent but the newest so many. Raises `sqlite3.Error`."""
+        self._delete("agent = ? ORDER BY created DESC LIMIT -1 OFFSET ?", agent, most)
+
+    def _delete(self, where: str, *values: Any) -> None:
+        # Found by the index alone: the arguments of each row may fill many pages.
+        ended = "INDEXED BY tickets_ended WHERE state NOT IN ('pending', 'approved')"
+        found = f"SELECT rowid FROM tickets {ended} AND {where}"  # noqa: S608
+        self.db.execute(f"DELETE FROM tickets WHERE outcome IS NULL AND rowid IN ({found})", values)  # noqa: S608
 
     def close(self) -> None:
         """Closes the file."""

@@ -23,6 +23,10 @@ OPEN: Final = frozenset({PENDING, APPROVED})
 """States in which a ticket may still let its call run."""
 
 
+NAMED: Final = "user:"
+"""How a voter begins who is a person with a name; all others may be anybody, and twice the same."""
+
+
 class Vote(msgspec.Struct, frozen=True):
     """One yes: `voter` tells persons apart, `by` names them, `via` is the way it came, `at` since the epoch."""
 

@@ -248,6 +248,10 @@ class Reader:
             self._db = _read_only(db_path)
             found = user_version(self._db)
         except sqlite3.Error as error:
+            if not db_path.exists():
+                raise OSError(
+                    f"there is no audit store `{db_path}`; the daemon makes one when it starts, or name the right file"
+                ) from error
             raise OSError(
                 f"the audit store `{db_path}` cannot be read: {error}; start the daemon, or name the right file"
             ) from error

@@ -182,6 +182,8 @@ def _show(asked: dict[str, Any], path: str, row: dict[str, Any], edited: Edited,
         for line in row["diff"].split("\n"):
             colour, shown = colours.get(line[:1]), visible(line)
             print(f"\x1b[{colour}m{shown}\x1b[0m" if colour else shown, flush=True)
+    if any(line[:1] in ("-", "+") and "\u2026" in line for line in row["diff"].split("\n")):
+        say("what may be a secret is left out of these lines; all that is changed in them is said above")
     for warning in edited.warnings:
         say(f"warning: {visible(str(warning))}")
     if fresh:

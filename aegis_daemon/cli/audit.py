@@ -75,7 +75,7 @@ Count = Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="A
 
 @app.command()
 def search(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Looked for in the arguments alone.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Looked for in the arguments alone.")] = None,
     agent: Annotated[str | None, typer.Option("--agent", metavar="ID", help="Only this agent.")] = None,
     backend: Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Only this backend.")] = None,
     tool: Tool = None,

@@ -94,7 +94,7 @@ def schema() -> None:
 
 @app.command()
 def validate(
-    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="Else the usual file.")] = None,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="Else the usual file.")] = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:

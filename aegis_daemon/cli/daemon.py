@@ -14,11 +14,11 @@ from typing import Any
 
 from aegis_daemon.cli import link
 from aegis_daemon.cli.config import checked
-from aegis_daemon.cli.console import DONE, Problem, emit, say, visible
+from aegis_daemon.cli.console import AWAY, DONE, Problem, emit, say, visible
 from aegis_daemon.cli.options import Config, Json, new_app
 from aegis_daemon.config.paths import PathError, Paths
 from aegis_daemon.manage import ancestry
-from aegis_daemon.manage.client import Refused
+from aegis_daemon.manage.client import DaemonAway, Refused
 
 app = new_app()
 START_S = 30.0
@@ -47,7 +47,11 @@ def start(config: Config = None) -> int:
 @app.command()
 def stop() -> int:
     """Stop the daemon and every server that it runs; returns when they are gone."""
-    say(f"the daemon (process {_stop(restart=False)}) has stopped")
+    try:
+        pid = _stop(restart=False)
+    except DaemonAway as away:
+        raise Problem(str(away), "there is nothing to stop", AWAY) from None
+    say(f"the daemon (process {pid}) has stopped")
     return DONE
 
 

@@ -33,6 +33,7 @@ LONG = 40
 BRIEF = 80
 """Characters of a value where the whole of it was shown before."""
 NOTE_MAX = 500
+RETRY = "approved, a call runs once its agent asks again"
 
 
 def complete(incomplete: str) -> list[tuple[str, str]]:
@@ -52,7 +53,7 @@ def complete(incomplete: str) -> list[tuple[str, str]]:
 Ids = Annotated[
     list[str],
     typer.Argument(
-        metavar="ID...", autocompletion=complete, help="Ticket ids as `aegis pending` shows them, or call ids."
+        metavar="ID", autocompletion=complete, help="Ticket ids as `aegis pending` shows them, or call ids."
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -83,11 +84,15 @@ def decide(
                     continue
                 row = send(daemon, exact, approve=approve, note=note, key=key, grant=grant)
             except Refused as refused:
-                complain(f"{typed}: {refused.message}", refused.hint)
+                named = f"`{typed}`" in refused.message or f"`{typed.upper()}`" in refused.message
+                complain(refused.message if named else f"{typed}: {refused.message}", refused.hint)
                 code = WRONG
                 continue
             rows.append(row)
             say(told(row))
+        unheard = _unheard(daemon, rows)
+    if unheard:
+        say(f"no client waits for {', '.join(unheard)} now: {RETRY}")
     if as_json:
         emit(rows)
     return code
@@ -105,6 +110,18 @@ def send(
     """One decision. Raises `Refused`."""
     found: dict[str, Any] = daemon.call("decide", id=id, approve=approve, note=note, key=key, grant=grant)
     return found
+
+
+def _unheard(daemon: Connection, rows: list[dict[str, Any]]) -> list[str]:
+    """The ids of calls just approved that do not run yet, since their clients have gone."""
+    approved = {row["call_id"] for row in rows if row["state"] == "approved"}
+    if not approved:
+        return []
+    try:
+        found = daemon.call("pending")
+    except (DaemonAway, Refused):
+        return []  # what was decided is decided
+    return [t["id"] for t in found if t["call_id"] in approved and t["state"] == "approved" and not t["waiting"]]
 
 
 def told(row: dict[str, Any]) -> str:

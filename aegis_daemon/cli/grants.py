@@ -49,7 +49,7 @@ def rows(
 
 @app.command()
 def revoke(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `aegis grants list` shows them.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="As `aegis grants list` shows them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     as_json: Json = False,
 ) -> None:

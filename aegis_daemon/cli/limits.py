@@ -11,6 +11,7 @@ from aegis_daemon.cli import link
 from aegis_daemon.cli.console import USAGE, Problem, emit, instant, say, show, span, visible
 from aegis_daemon.cli.decision import NOTE_MAX, moment, own_key
 from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, pick, seconds
+from aegis_daemon.core.units import parse_duration, short_duration
 
 app = new_app(bare=True)
 COLUMNS = {
@@ -53,6 +54,7 @@ def limits(
             "agent_id": row["agent_id"] or "all",
             "used": f"{row['current']}/{row['max_count']}",
             "more": f"+{row['extra']}" if row["extra"] else None,
+            "window": short_duration(parse_duration(row["window"])),
             "retry": _next_free(row),
         }
         for row in rows

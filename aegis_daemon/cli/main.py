@@ -131,6 +131,10 @@ class Plain:
         return number
 
 
+def _untyped(ctx: Any) -> None:
+    """In place of the `<list[str]>` that Typer writes beside an argument in the help."""
+
+
 def lighten(command: Any) -> None:
     """Spares a command, and those below it, the import of pydantic.
 
@@ -145,6 +149,8 @@ def lighten(command: Any) -> None:
             described = getattr(param, "type_descriptor", None)
             if described is not None and getattr(param, "_runtime_param", 0) is None:
                 kind = described.annotation
+                if getattr(param, "param_type_name", "") == "argument":
+                    param.display_type_rich = _untyped
                 if kind in (str, int, bool, list[str]):
                     param._runtime_param = Plain(kind, getattr(described.parameter_info, "min", None))
         return found

@@ -38,7 +38,7 @@ def rows(as_json: Json = False) -> None:
 
 @app.command("test")
 def try_out(
-    channel: str | None = typer.Argument(None, metavar="[CHANNEL]", help="As `aegis notify list` names it; else all."),
+    channel: str | None = typer.Argument(None, metavar="CHANNEL", help="As `aegis notify list` names it; else all."),
     as_json: Json = False,
 ) -> int:
     """Send a marked test message through each channel; 1 when one fails. There is nothing in it to decide."""

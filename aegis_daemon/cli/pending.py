@@ -10,7 +10,7 @@ import typer
 
 from aegis_daemon.cli import link
 from aegis_daemon.cli.console import compact, emit, instant, say, show, span
-from aegis_daemon.cli.decision import what
+from aegis_daemon.cli.decision import RETRY, what
 from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Since, Tool, new_app, pick, since_epoch
 from aegis_daemon.manage.client import DaemonAway
 
@@ -70,8 +70,11 @@ def pending(
         for row in rows
     ]
     show(shown, COLUMNS, "nothing waits for you")
-    if rows:
+    states = {row["state"] for row in rows}
+    if "pending" in states:
         say("decide with `aegis approve ID` or `aegis reject ID`")
+    if "approved" in states:
+        say(f"`approved` ones need nothing more from you: {RETRY}")
 
 
 def _lines(wanted: Any) -> None:

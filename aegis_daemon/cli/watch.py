@@ -74,7 +74,7 @@ class Board:
 
     def press(self, key: str) -> Decision | None:
         """Takes a key in; what is decided by it. Raises `EOFError` for the key that leaves."""
-        order = list(self.tickets)
+        order = self._order()
         if self.asking is not None:
             approve, self.asking = self.asking, None
             ticket = self.tickets.get(self.chosen or "")
@@ -131,14 +131,15 @@ class Board:
         for heading, ratio in (("", None), ("id", None), ("agent", None), ("call", None), ("arguments", 1)):
             table.add_column(heading, ratio=ratio, no_wrap=True, overflow="ellipsis")
         table.add_column("expires in", justify="right", no_wrap=True)
-        order = list(self.tickets)
+        order = self._order()
         at = order.index(self.chosen) if self.chosen in order else 0
         room = max(3, height - 4)
         first = max(0, min(at - room // 2, len(order) - room))
         for call in order[first : first + room]:
             ticket = self.tickets[call]
             left = instant(ticket["expires_at"]) - now
-            note = "" if ticket["waiting"] else " (client gone)"
+            decided = ticket["state"] != "pending"
+            note = " (approved)" if decided else "" if ticket["waiting"] else " (client gone)"
             table.add_row(
                 "▸" if call == self.chosen else "",
                 ticket["id"],
@@ -146,7 +147,7 @@ class Board:
                 Text(visible(what(ticket), 60)),
                 Text(compact(ticket["arguments"])[:400]),
                 Text(f"{span(left)}{note}", "bold red" if left < URGENT_S else ""),
-                style="bold" if ticket["state"] == "pending" else "green",
+                style="green" if decided else "bold",
             )
         if len(order) > room:
             table.caption = f"{len(order)} in all"
@@ -182,10 +183,16 @@ class Board:
                     more += 1
         return rows, more
 
+    def _order(self) -> list[str]:
+        """What is to be decided comes first; what is approved and only waits to be asked for again, last."""
+        return sorted(self.tickets, key=lambda call: self.tickets[call]["state"] != "pending")
+
     def _choose(self) -> None:
-        if self.chosen not in self.tickets:
-            # Keys meant for the ticket that has gone must not meet the next one.
-            self.chosen = next(iter(self.tickets), None)
+        first = next(iter(self._order()), None)
+        known = self.tickets.get(self.chosen or "")
+        if self.chosen != first and (known is None or known["state"] != "pending"):
+            # Keys meant for the ticket that has gone, or is decided, must not meet the next one.
+            self.chosen = first
             self.asking = None
             self._moved = self._clock()
 

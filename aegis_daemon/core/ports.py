@@ -122,6 +122,8 @@ class Ticket(Protocol):
     by: str
     note: str
     people: int
+    name: str
+    arguments: str
     created: float
     expires: float
     outcome: bytes | None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aegis_daemon import __version__
 from aegis_daemon.approvals import ticket as tickets
 from aegis_daemon.approvals.changes import Changes
-from aegis_daemon.approvals.desk import Decided, Desk, NoSuchTicket
+from aegis_daemon.approvals.desk import Decided, Desk, Nameless, NoSuchTicket
 from aegis_daemon.approvals.notifier import Notifier, TooManyTests
 from aegis_daemon.approvals.ticket import spoken
 from aegis_daemon.audit.journal import Journal
@@ -56,8 +56,6 @@ _EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "voted", "decide
 }
 
 
-NAMED = "user:"
-"""How a voter begins who is a person with a name; all others may be anybody, and twice the same."""
 WATCHED_MAX = 1024
 """Events that wait for one who watches tickets; with more its stream ends."""
 AUDIT_READERS = 2
@@ -519,18 +517,20 @@ class Governor:
             raise api.BadRequest("a rejection is not remembered", "reject the call alone, or change its rules")
         try:
             asked = self._desk.get(named)
-            if approve and asked.people > 1 and not voter.startswith(NAMED):
-                raise api.Forbidden(
-                    f"{asked.people} people must agree to `{asked.id}`, and nobody can tell who says yes here",
-                    "approve it with `aegis approve`, in the inbox, or in a chat where you are mapped; "
-                    "rejecting is possible from everywhere",
-                )
             draft = self._orders.draft(asked, grant, by) if grant is not None else None
             ticket = self._desk.decide(named, approve, by, note, via=via, voter=_person(voter or f"{via}:{by}"))
         except NoSuchTicket:
             raise api.NotFound(f"no ticket `{id}` waits", "see `aegis pending`") from None
+        except Nameless as nameless:
+            raise api.Forbidden(
+                str(nameless),
+                "approve it with `aegis approve`, in the inbox, or in a chat where you are mapped; "
+                "rejecting is possible from everywhere",
+            ) from None
         except Decided as decided:
-            raise api.Conflict(str(decided)) from None
+            gone = decided.ticket.state == tickets.EXPIRED
+            hint = "if its agent asks again, that is another ticket: see `aegis pending`" if gone else ""
+            raise api.Conflict(str(decided), hint) from None
         except sqlite3.Error as error:
             raise api.Refusal(
                 f"the decision could not be kept ({error}), so it was not taken", "free space on the disk and repeat it"

@@ -19,7 +19,7 @@ from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Admin, Approval
 from aegis_daemon.core.ports import AuditUnavailable, Brake
 from aegis_daemon.core.principal import Principal
-from aegis_daemon.core.units import go_duration
+from aegis_daemon.core.units import short_duration
 from aegis_daemon.core.verdict import Claim
 from aegis_daemon.daemon.governor import instant
 from aegis_daemon.daemon.reload import InForce
@@ -149,7 +149,8 @@ class Orders:
                     f"no agent is called `{agent}`",
                     f"did you mean `{near[0]}`?" if near else f"agents: {listed}; without a name everything is paused",
                 )
-        made = Pause(agent or EVERYTHING, by, note, self._wall())
+        before = self.pauses.get(agent or EVERYTHING)
+        made = Pause(agent or EVERYTHING, by, note or (before.note if before is not None else ""), self._wall())
         try:
             self.pauses.pause(made)
         except sqlite3.Error as error:
@@ -194,10 +195,10 @@ class Orders:
     ) -> shapes.Quota:
         """Raises one limit. Raises `api.NotFound`, `api.BadRequest`; `api.Refusal`, and it was not raised."""
         claim = self._claim(agent, backend, tool)
-        window = go_duration(claim.window_s)
+        window = short_duration(claim.window_s)
         if seconds is not None and seconds > claim.window_s:
             raise api.BadRequest(
-                f"`{go_duration(seconds)}` is longer than the limit's window", f"name at most `{window}`"
+                f"`{short_duration(seconds)}` is longer than the limit's window", f"name at most `{window}`"
             )
         lasts = claim.window_s if seconds is None else seconds
         until = self._wall() + lasts

@@ -81,7 +81,8 @@ class Reading:
             try:
                 shown = reader.show(id)
             except (NotFound, Ambiguous) as error:
-                raise api.NotFound(str(error), "`aegis audit search` lists calls") from None
+                message, _, hint = str(error).rpartition("; ")
+                raise api.NotFound(message, hint) from None
             records = tuple(
                 shapes.AuditRecord(
                     seq=record.seq, kind=_kind(record.record), hash=record.hash, created_at=record.created_at,

@@ -15,7 +15,8 @@ from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import ancestry
 from aegis_daemon.relay.admission import Plan, Refused, plan
 from aegis_daemon.relay.carry import Shell
-from aegis_daemon.relay.conversation import CallIds, Conversation, Load
+from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.ports import Backend, Client
 from aegis_daemon.transports.ledger import BadLedger
 from aegis_daemon.transports.shim_client import ShimClient

@@ -427,12 +427,17 @@ class Web:
         )
         return Ui(self.governor, door)
 
-    def _approver(self, request: Request, credential: str) -> str | None:
-        """Whose credential it is, of those that may decide; whoever may do so without any still shows one here."""
-        access = self.access()
-        if access.api_token is not None and Secret(credential) == access.api_token:
-            return "the API token"
-        return "the approver key" if _local(request) and self.governor.knows_key(credential) else None
+    def _approver(self, request: Request, credential: str) -> tuple[str, Callable[[], bool]] | None:
+        """Whose credential it is, of those that may decide, and whether it still is one.
+
+        Whoever may decide without any still shows one here.
+        """
+        token = self.access().api_token
+        if token is not None and Secret(credential) == token:
+            return "the API token", lambda: self.access().api_token == token
+        if _local(request) and self.governor.knows_key(credential):
+            return "the approver key", lambda: True  # it is read once, and sessions end with the daemon
+        return None
 
     # --- the approval page ----------------------------------------------------------------------------------------
 

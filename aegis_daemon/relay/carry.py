@@ -243,8 +243,9 @@ class Flight(msgspec.Struct, eq=False):
             self._ended_by(error)
         except Exception:  # the session's other frames are none of this call's business
             _log.exception("call %s could not be refused as it should", self.call.id)
+            text = "a fault in Aegis; nothing was executed; see `aegis logs`"
+            self._give_up(Reason("internal", text, code="fault"))
             if self.opened.state is not State.DONE:
-                text = "a fault in Aegis; nothing was executed; see `aegis logs`"
                 frame = error_frame(id_text(self.opened.request_id), INTERNAL_ERROR, text, {"by": "aegis"})
                 self.origin.answer(self.opened, frame)
 
@@ -529,14 +530,21 @@ class Flight(msgspec.Struct, eq=False):
                 ticket.turn = None if type(place) is Deny else place
         self.shell.desk.leave(ticket, seat)
 
+    def _give_up(self, reason: Reason) -> None:
+        """It does not run, and keeps nothing. Who waits for an outcome with it hears why, if it was to run for them."""
+        self._let_go()
+        if self.agreed:
+            self._end_ticket(Ended(reason=reason), False)
+        else:
+            self._step_back()
+
     @property
     def joined(self) -> bool:
         """Whether others wait for the same outcome, so that it must not be cancelled for one who left."""
         return self.ticket is not None and len(self.ticket.seats) > 1
 
     def _refuse(self, reason: Reason) -> None:
-        self._let_go()
-        self._end_ticket(Ended(reason=reason), False)
+        self._give_up(reason)
         call = self.call
         if reason.stage == "acl":
             self.story.acl = "denied"
@@ -635,6 +643,25 @@ class Flight(msgspec.Struct, eq=False):
             settle(what, now)
         except Exception:
             _log.exception("call %s ended in a fault after it had been forwarded", self.call.id)
+            try:
+                self._salvage(now)
+            except Exception:  # other frames of the session are none of this call's business
+                _log.exception("call %s could not be ended as it should", self.call.id)
+
+    def _salvage(self, now: float) -> None:
+        """A fault of ours kept the call from its proper end: whoever waits hears of it, and nothing is left behind."""
+        fault = Fault("fault", "a fault in Aegis after the call was forwarded; outcome unknown; see `aegis logs`")
+        if self.answer is None and self.opened.state is not State.DONE:
+            self._lost(fault, now)
+            return
+        self._settle_lease(True, now)
+        if self.turn is not None:
+            self.turn.leave()
+        self._end_ticket(Ended(reason=Reason("forward", fault.text, code=fault.reason)), False)
+        if self.opened.state is not State.DONE:
+            data = {"by": "aegis", "call_id": self.call.id, "stage": "forward", "reason": fault.reason}
+            frame = error_frame(id_text(self.opened.request_id), INTERNAL_ERROR, fault.text, data)
+            self.origin.answer(self.opened, frame)
 
     def _answered(self, answer: Answer, now: float) -> None:
         call, opened, shell = self.call, self.opened, self.shell

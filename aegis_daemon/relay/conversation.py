@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -24,9 +22,11 @@ from aegis_daemon.core.verdict import Permit, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.relay import handshake
 from aegis_daemon.relay.answers import Task
-from aegis_daemon.relay.carry import CONTINUE_S, Flight, Kept, Settle, Shell, Withdrawn, carry
+from aegis_daemon.relay.carry import Flight, Kept, Settle, Shell, Withdrawn, carry
+from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.own_tasks import TaskPeer, is_ours
 from aegis_daemon.relay.ports import Backend, Client, StartServer
+from aegis_daemon.relay.unsettled import Unsettled
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
     METHOD_NOT_FOUND,
@@ -72,17 +72,8 @@ HEARTBEAT_S: Final = 15.0
 """Seconds between progress notifications of a call that waits."""
 CANCELLED_S: Final = 30.0
 """How long the answer to a cancelled request is waited for before its outcome counts as unknown."""
-TASK_S: Final = 3600.0
-"""How long a task is followed that names no time of its own, and the longest that any is."""
-TASKS: Final = 256
-"""How many tasks one session may have open."""
-OWNED: Final = 1024
-OWNERS: Final = 1024
-"""Of how many tasks of an agent, and of how many agents, it is remembered who started them."""
 HELD: Final = 256
 """How many notifications of one session may wait for requests before them to be written down."""
-KEPT: Final = 256
-"""How many `input_required` answers of one session may wait for their retry."""
 UNREAD: Final = 512
 """How many requests of a server are heard while it does not read what it is sent."""
 UNREAD_BYTES: Final = 4 << 20
@@ -92,67 +83,6 @@ RESPAWNS: Final = 16
 UNKNOWN_METHOD: Final = {
     way: Method("(unknown)", way, Rule.GOVERNED, True, True) for way in (Direction.TO_SERVER, Direction.TO_CLIENT)
 }
-
-
-class CallIds:
-    """128 random bits as 32 hex digits, drawn in bulk: a system call for each would cost as much as judging a call."""
-
-    __slots__ = ("_at", "_pool")
-
-    def __init__(self) -> None:
-        self._pool = b""
-        self._at = 0
-
-    def __call__(self) -> str:
-        """The next one."""
-        if self._at >= len(self._pool):
-            self._pool = os.urandom(4096)
-            self._at = 0
-        made = self._pool[self._at : self._at + 16].hex()
-        self._at += 16
-        return made
-
-
-class Load:
-    """What each agent has under way over all its sessions: how many calls, and which tasks."""
-
-    __slots__ = ("_open", "_tasks")
-
-    def __init__(self) -> None:
-        self._open: dict[str, int] = {}
-        self._tasks: dict[str, dict[tuple[str, str], None]] = {}
-
-    def started(self, agent: str, backend: str, task: str) -> None:
-        """A call of the agent became this task. The agent's oldest make room, and nobody else's."""
-        own = self._tasks.pop(agent, {})
-        own[backend, task] = None
-        if len(own) > OWNED:
-            del own[next(iter(own))]
-        self._tasks[agent] = own
-        if len(self._tasks) > OWNERS:
-            del self._tasks[next(iter(self._tasks))]
-
-    def is_anothers(self, agent: str, backend: str, task: str) -> bool:
-        """Whether others started it, and this agent did not: a backend may take all agents for one client."""
-        key = (backend, task)
-        owners = [one for one, own in self._tasks.items() if key in own]
-        return bool(owners) and agent not in owners
-
-    def enter(self, agent: str, limit: int) -> bool:
-        """One more, unless there are `limit` already."""
-        count = self._open.get(agent, 0)
-        if count >= limit:
-            return False
-        self._open[agent] = count + 1
-        return True
-
-    def leave(self, agent: str) -> None:
-        """One less."""
-        count = self._open[agent] - 1
-        if count:
-            self._open[agent] = count
-        else:
-            del self._open[agent]
 
 
 class Conversation:
@@ -197,8 +127,7 @@ class Conversation:
         self._keys = 0
         self.to_server = OpenRequests(runtime.agent_limit if shared else runtime.session_limit)
         self.to_client = OpenRequests(runtime.session_limit)
-        self._suspended: dict[bytes, tuple[Kept, asyncio.TimerHandle]] = {}
-        self._tasks: dict[str, tuple[Settle, float]] = {}
+        self.unsettled = Unsettled(shell, loop.call_later)
         self._retired: set[Backend] = set()
         self._respawns = 0
         self._replay: Open | None = None
@@ -402,11 +331,7 @@ class Conversation:
         for opened in self.to_client.all():
             if opened.waiter is not None:
                 opened.waiter.fail(Fault("server_exited", "the server ended"))
-        for kept, timer in self._suspended.values():
-            timer.cancel()
-            self._lapsed(kept)
-        self._suspended.clear()
-        self._end_tasks("the session ended before the task did")
+        self.unsettled.close("the session ended before the task did")
         self._report_dropped()
         self.client.close(self._code)
         if not self._retired:
@@ -588,7 +513,7 @@ class Conversation:
                 self.server_full(old, False)
             self._list_changes = ()
             self._held.clear()
-            self._end_tasks("the client changed the protocol's era before the task ended")
+            self.unsettled.end_tasks("the client changed the protocol's era before the task ended")
             self.server = None
             old.close_stdin()
             old.end()
@@ -905,7 +830,7 @@ class Conversation:
             self._drop("to_client", "a request without an id")
             return
         elif method in ("notifications/tasks/status", "notifications/tasks"):
-            self._task_seen(encode(params))
+            self.unsettled.seen(encode(params))
         meta = params.get("_meta")
         if type(meta) is dict and META_SUBSCRIPTION in meta:
             opened = self._listening(meta[META_SUBSCRIPTION])
@@ -1014,41 +939,17 @@ class Conversation:
     def continued(self, opened: Open) -> Kept | None:
         """See `carry.Origin`."""
         assert opened.call is not None
-        params = opened.call.frame.params
-        found = self._suspended.pop(_continuation(opened.call, params.get("requestState")), None)
-        if found is None:
-            return None
-        kept, timer = found
-        timer.cancel()
-        return kept
+        return self.unsettled.continued(opened.call)
 
     def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
         """See `carry.Origin`."""
         assert opened.call is not None
-        key = _continuation(opened.call, state)
-        if key in self._suspended or len(self._suspended) >= KEPT:
-            self._lapsed(kept)
-            return
-
-        def lapse() -> None:
-            self._suspended.pop(key, None)
-            self._lapsed(kept)
-
-        self._suspended[key] = (kept, self.loop.call_later(CONTINUE_S, lapse))
-
-    def _lapsed(self, kept: Kept) -> None:
-        if kept.lease is not None:
-            kept.lease.commit(self.shell.now())  # what the server did before it asked may have had its effect
+        self.unsettled.suspend(opened.call, state, kept)
 
     def follow(self, task: Task, settle: Settle) -> None:
         """See `carry.Origin`."""
         self._load.started(self.principal.agent, self.backend, task.taskId)
-        if task.taskId in self._tasks or len(self._tasks) >= TASKS:
-            settle("unknown", message="the task cannot be followed: its id is in use, or too many are open")
-            return
-        ttl = task.ttl if task.ttl is not None else task.ttlMs
-        seconds = TASK_S if ttl is None else min(max(ttl / 1000, 1.0), TASK_S)
-        self._tasks[task.taskId] = (settle, self.shell.now() + seconds)
+        self.unsettled.follow(task, settle)
 
     def heard(self, call: Call, body: bytes) -> None:
         """See `carry.Origin`."""
@@ -1056,29 +957,9 @@ class Conversation:
             self._note_capabilities(body)
         elif call.method == "tasks/result":
             failed = b'"isError":true' in body
-            self._task_ended(call.name or "", "error" if failed else "success", body)
+            self.unsettled.ended(call.name or "", "error" if failed else "success", body)
         else:
-            self._task_seen(body)
-
-    def _end_tasks(self, why: str) -> None:
-        tasks, self._tasks = self._tasks, {}
-        for settle, _ in tasks.values():
-            settle("unknown", message=why)
-
-    def _task_seen(self, body: bytes) -> None:
-        try:
-            task = msgspec.json.decode(body, type=Task)
-        except (msgspec.DecodeError, ValueError, RecursionError):
-            return
-        # A cancelled task may have had its effect, so it counts.
-        ending = {"completed": "success", "failed": "error", "cancelled": "unknown"}.get(task.status)
-        if ending is not None:
-            self._task_ended(task.taskId, ending, body)
-
-    def _task_ended(self, task_id: str, status: str, body: bytes) -> None:
-        found = self._tasks.pop(task_id, None)
-        if found is not None:
-            found[0](status, body)
+            self.unsettled.seen(body)
 
     def sweep(self, now: float) -> None:
         """Ends requests whose time is over; called about once a second."""
@@ -1091,10 +972,7 @@ class Conversation:
                 self.cancel_waiting(opened, "the audit log cannot be written in time")
                 if self._leaving:
                     self.moved()
-        for task_id, (settle, until) in list(self._tasks.items()):
-            if until <= now:
-                del self._tasks[task_id]
-                settle("unknown", message="the task's time was over before it ended")
+        self.unsettled.sweep(now)
         self._report_dropped()
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:
@@ -1177,14 +1055,6 @@ def unknown_method(method: str) -> Reason:
 def too_many(text: str) -> Reason:
     """Why a request beyond a count is refused."""
     return Reason("queue", f"{text} already; not executed; wait for answers first", retryable=True, code="too_many")
-
-
-def _continuation(call: Call, state: Any) -> bytes:
-    """What a retry of an `input_required` answer shares with its first call, and the state it was given: a digest."""
-    params = {
-        key: value for key, value in call.frame.params.items() if key not in ("_meta", "inputResponses", "requestState")
-    }
-    return sha256(msgspec.json.encode([call.method, params, state], order="sorted")).digest()
 
 
 class _Side:

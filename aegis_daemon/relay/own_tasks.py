@@ -189,6 +189,12 @@ class OwnTasks:
         if own is None:
             return False, encode({"code": INVALID_PARAMS, "message": "no such task, or it is over since long"})
         if call.method == "tasks/get":
+            tool = own.ticket.name
+            shown = talk.shell.runtime.pipeline.visible(call.principal, talk.backend, "tool", tool)
+            if own.ticket.state == "consumed" and not shown:
+                return False, encode(
+                    {"code": INVALID_PARAMS, "message": f"the tool `{tool}` is not available any more"}
+                )
             self._look(talk, call, own)
             return True, encode({"resultType": "complete", **own.shown()})
         if call.method == "tasks/cancel":

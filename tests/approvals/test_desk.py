@@ -10,7 +10,18 @@ import pytest
 from making import Clock, tool
 from making import call as made
 
-from aegis_daemon.approvals.desk import KEPT_S, REPLAY_S, Decided, Desk, NoSuchTicket, Seat, Voted
+from aegis_daemon.approvals.desk import (
+    KEPT_MAX,
+    KEPT_S,
+    REPLAY_S,
+    TIDY_AFTER,
+    Decided,
+    Desk,
+    Nameless,
+    NoSuchTicket,
+    Seat,
+    Voted,
+)
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import APPROVED, CONSUMED, CROCKFORD, EXPIRED, PENDING, REJECTED, Ticket
 from aegis_daemon.core.call import Call
@@ -485,6 +496,33 @@ def test_what_ended_a_day_ago_is_no_longer_on_disk(room: Room) -> None:
     assert room.on_disk(new) is not None
 
 
+def test_what_ended_a_day_ago_goes_from_the_disk_of_a_daemon_that_lives_on(room: Room) -> None:
+    old, _ = room.asks()
+    room.desk.decide(old.id, False, "ann")
+    room.clock.passes(KEPT_S + 601.0)
+    new, _ = room.asks(tool("post", {"n": 2}))
+    room.desk.decide(new.id, False, "ann")
+    assert room.on_disk(old) is None
+    assert room.on_disk(new) is not None
+
+
+def test_an_agent_that_asks_without_end_does_not_fill_the_disk(room: Room) -> None:
+    kept, _ = room.asks(tool("post", {"n": -1}))
+    room.desk.decide(kept.id, True, "ann")
+    room.desk.consume(kept)
+    room.desk.finish(kept, RAN, False)
+    waits, _ = room.asks(tool("post", {"n": -2}))
+    other, _ = room.asks(tool("post", agent="bob"))
+    room.desk.decide(other.id, False, "ann")
+    for n in range(KEPT_MAX + 3 * TIDY_AFTER):
+        ticket, _ = room.asks(tool("post", {"n": n}))
+        room.desk.decide(ticket.id, False, "ann")
+    (count,) = room.store.db.execute("SELECT count(*) FROM tickets WHERE agent = 'amy'").fetchone()
+    assert count <= KEPT_MAX + TIDY_AFTER + 2
+    for one in (kept, waits, other, ticket):
+        assert room.on_disk(one) is not None, "what matters yet, what is new, and what is another's"
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -710,6 +748,18 @@ def test_patience_ends_before_the_ticket_and_never_after_a_decision(room: Room) 
     assert room.clock.armed == 0
 
 
+def test_patience_that_is_longer_than_the_ticket_ends_while_another_runs_it(room: Room) -> None:
+    ticket, _ = room.asks()
+    late = room.desk.attach(ticket, again().call, 700.0)
+    runner = room.desk.attach(ticket, again().call)
+    room.desk.decide(ticket.id, True, "ann")
+    assert told(runner).outcome == APPROVED
+    room.clock.passes(699.0)
+    assert not late.done, "the other one stands in line"
+    room.clock.passes(1.0)
+    assert told(late).outcome == "pending"
+
+
 def test_nobody_with_no_patience_waits(room: Room) -> None:
     ticket, _ = room.asks()
     room.leaves(ticket)
@@ -753,13 +803,15 @@ def test_two_different_people_must_agree(room: Room) -> None:
         room.desk.decide(ticket.id, True, "cyd", voter="user:cyd")
 
 
-def test_who_says_nothing_of_who_they_are_is_told_apart_by_way_and_name(room: Room) -> None:
-    ticket, _ = room.asks(ask=BOTH)
-    room.desk.decide(ticket.id, True, "link", via="link")
-    with pytest.raises(Voted):
-        room.desk.decide(ticket.id, True, "link", via="link")
-    room.desk.decide(ticket.id, True, "api", via="api")
-    assert ticket.state == APPROVED
+@pytest.mark.parametrize("voter", ["", "link", "api", "user:", "telegram:42", "grant:G-1", "USER:ann"])
+def test_a_yes_of_who_knows_whom_is_none_where_two_must_agree(room: Room, voter: str) -> None:
+    ticket, seat = room.asks(ask=BOTH)
+    room.desk.decide(ticket.id, True, "ann", via="cli", voter="user:ann")
+    with pytest.raises(Nameless, match="nobody can tell who says yes"):
+        room.desk.decide(ticket.id, True, "user:bob", via="link", voter=voter)
+    assert (ticket.state, len(ticket.votes), seat.done) == (PENDING, 1, False)
+    room.desk.decide(ticket.id, False, "somebody", via="link", voter=voter)
+    assert ticket.state == REJECTED, "a no needs no name"
 
 
 @pytest.mark.parametrize("voter", ["user:ann", "user:bob"])

@@ -146,6 +146,21 @@ def test_names_without_end_do_not_fill_the_memory_or_the_disk(db: sqlite3.Connec
     assert patience.budget(AUTO, "amy", f"odd{REMEMBERED + 9}") == 8.0
 
 
+def test_one_agents_names_push_no_other_agents_lesson_out(db: sqlite3.Connection) -> None:
+    clock = Clock(1e6)
+    patience = Patience(db, clock.now)
+    taught(patience, clock, 10.0, agent="bob")
+    clock.passes(20.0)
+    patience.gave_up("bob", "half", 20.0)
+    for n in range(1100):
+        taught(patience, clock, 10.0, client=f"odd{n}")
+    assert patience.budget(AUTO, "bob", "odd") == 8.0
+    assert Patience(db, clock.now).budget(AUTO, "bob", "odd") == 8.0
+    clock.passes(20.0)
+    patience.gave_up("bob", "half", 20.0)
+    assert patience.budget(AUTO, "bob", "half") == 16.0
+
+
 def test_a_lesson_that_cannot_be_written_holds_all_the_same(db: sqlite3.Connection) -> None:
     clock = Clock(1e6)
     patience = Patience(db, clock.now)

@@ -247,7 +247,7 @@ def test_a_reader_cannot_change_anything(twenty: Path) -> None:
 
 
 def test_no_store_or_another_file_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"cannot be read.*start the daemon"):
+    with pytest.raises(OSError, match=r"there is no audit store.*the daemon makes one when it starts"):
         Reader(tmp_path / "audit.db")
     assert not (tmp_path / "audit.db").exists()
     (tmp_path / "audit.db").write_bytes(b"x" * 5000)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +91,27 @@ def screens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = Path(named) if named else tmp_path_factory.mktemp("screens")
     place.mkdir(parents=True, exist_ok=True)
     return place
+
+
+@pytest.fixture
+def thief() -> Iterator[list[str]]:
+    """A server on another port: first its address, then the inbox's cookies that browsers have sent it."""
+    found: list[str] = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "aegis_ui" in self.headers.get("Cookie", ""):
+                found.append(self.headers["Cookie"])
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<img src=/ui/x>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        found.append(f"http://127.0.0.1:{server.server_port}/")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield found
+        server.shutdown()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
+import signal
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,6 +108,21 @@ class Site:
         return dict(
             until(lambda: len(self.collector.posted) >= number and self.collector.posted[number - 1], "a message")
         )
+
+    def fetch(self, method: str, path: str, headers: dict[str, str], body: str = "") -> tuple[int, str]:
+        """Asks without a browser, with headers that none would send."""
+        connection = http.client.HTTPConnection(self.address, timeout=20)
+        try:
+            connection.request(method, path, body or None, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def crashes(self) -> None:
+        """The daemon is killed, and another one takes its place only with `home.launch`."""
+        self.home.torn = True
+        os.kill(self.home.pid, signal.SIGKILL)
 
     def login(self) -> str:
         """The address by which a person's browser gets into the inbox, once."""

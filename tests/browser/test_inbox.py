@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,40 @@ def test_the_address_of_aegis_ui_lets_in_once_and_its_token_does_not_stay(site: 
     other.page.get_by_role("alert").wait_for()
     assert other.context.cookies() == []
     assert other.page.locator("[data-ticket]").count() == 0
+
+
+def test_who_has_the_inbox_open_while_the_daemon_is_killed_is_told_so(site: Site, enters: Opens) -> None:
+    window = enters(site)
+    expect(window.page.locator("[data-away]")).to_be_hidden()
+    window._forgive(401)
+    window.expected += (
+        "console: Failed to load resource: net::ERR_",
+    )  # the console tells of a refused connection, too
+    site.crashes()
+    window.page.locator("[data-away]").wait_for(state="visible")
+    site.home.launch()
+    window.page.get_by_role("heading", name="Log in to the inbox").wait_for()
+    assert "Your session is over" in window.text
+
+
+def test_what_another_port_can_steal_decides_nothing(site: Site, enters: Opens, thief: list[str]) -> None:
+    window = enters(site)
+    site.publish(site.agent())
+    card(window).wait_for()
+    other = window.context.new_page()
+    other.goto(thief[0])
+    until(lambda: thief[1:], "the cookie, which browsers give to every port")
+    headers = {"Cookie": thief[1]}
+    read = site.fetch("GET", "/ui", headers)
+    (ticket,) = set(re.findall(r'data-call="([0-9a-f]{32})"', read[1]))
+    for token in {*re.findall(r'name="csrf" value="([^"]*)"', read[1]), ""}:
+        form = {**headers, "Origin": site.url, "Content-Type": "application/x-www-form-urlencoded"}
+        said = site.fetch("POST", f"/ui/tickets/{ticket}", form, f"csrf={token}&action=approve")
+        assert said[0] == 403
+    assert site.home.ask("pending")[0]["state"] == "pending"
+    window.page.bring_to_front()
+    presses(window, card(window), "Approve once")
+    until(lambda: not site.home.ask("pending"), "the person's own decision")
 
 
 @BOTH

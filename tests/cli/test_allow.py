@@ -103,6 +103,25 @@ def test_the_change_is_shown_made_kept_beside_and_reloaded(keeper: Keeper, aegis
     assert keeper.reloads == 1
 
 
+def test_a_change_in_a_line_that_may_hold_a_secret_is_not_left_unsaid(keeper: Keeper, aegis: Aegis) -> None:
+    one_line = "{auth_token: secret-secret-secret, backends: {github: {allowed: true, tool_denylist: [delete_repo]}}}"
+    with open(keeper.path, "w") as file:
+        file.write(f"backends: {{github: {{}}}}\nagents:\n  claude: {one_line}\n")
+    done = aegis("allow", "c0ffee", "--dry-run")
+    assert "secret-secret" not in done.output
+    assert "-  claude: {auth_token: …" in done.stdout
+    assert "left out of these lines" in done.stderr
+    assert "left out" not in aegis("allow", "c0ffee", "--dry-run", "--config", other(keeper)).stderr
+
+
+def other(keeper: Keeper) -> str:
+    """A second file, in which nothing may be a secret."""
+    path = f"{os.path.dirname(keeper.path)}/other.yaml"
+    with open(path, "w") as file:
+        file.write(FILE)
+    return path
+
+
 def test_programs_hear_what_was_done(keeper: Keeper, aegis: Aegis) -> None:
     keeper.call = {"tool_name": "merge", "backend_id": "gitlab"}
     tried = json.loads(aegis("allow", CALL, "--dry-run", "--json").stdout)

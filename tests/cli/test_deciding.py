@@ -33,7 +33,25 @@ def test_a_second_decision_hears_who_took_the_first(governor: MemoryGovernor, ae
     assert aegis("approve", "AAAA", "--yes").exit_code == 0
     again = aegis("reject", "AAAA", "--yes", "--reason", "no")
     assert again.exit_code == 1
-    assert "`AAAA` was approved by" in again.stderr
+    assert again.stderr.startswith("error: `AAAA` was approved by")
+
+
+def test_who_approves_a_call_that_no_client_waits_for_hears_when_it_runs(
+    governor: MemoryGovernor, aegis: Aegis
+) -> None:
+    governor.tickets += [ticket("AAAA"), ticket("BBBB", waiting=False), ticket("CCCC", waiting=False)]
+    done = aegis("approve", "AAAA", "BBBB", "--yes")
+    assert done.exit_code == 0
+    assert "no client waits for BBBB now: approved, a call runs once its agent asks again" in done.stderr
+    assert "no client waits" not in aegis("reject", "CCCC", "--yes").stderr
+
+
+def test_what_is_approved_is_not_said_to_need_a_decision(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.tickets.append(ticket("AAAA", state="approved", waiting=False))
+    assert "decide with" not in aegis("pending").stderr
+    assert "once its agent asks again" in aegis("pending").stderr
+    governor.tickets.append(ticket("BBBB"))
+    assert "decide with" in aegis("pending").stderr
 
 
 def test_without_a_terminal_and_without_yes_nothing_is_decided(governor: MemoryGovernor, aegis: Aegis) -> None:
@@ -231,6 +249,22 @@ def test_an_approved_ticket_stays_in_view_and_cannot_be_decided_again() -> None:
     assert made.press("y") is None
     made.apply({"event": "consumed", "ticket": ticket("AAAA", state="consumed").model_dump(), "by": "ann"})
     assert not made.tickets
+
+
+def test_what_is_to_be_decided_stands_before_what_is_approved_and_is_chosen() -> None:
+    made, clock = board()
+    for row in (ticket("AAAA", state="approved", waiting=False), ticket("BBBB"), ticket("CCCC")):
+        made.apply({"event": "opened", "ticket": row.model_dump(), "by": None})
+    shown = drawn(made)
+    assert shown.index("BBBB") < shown.index("CCCC") < shown.index("AAAA")
+    assert "(approved)" in shown
+    made.press("a")
+    assert made.press("y") is None  # the choice has just moved there
+    clock.now += STEADY_S
+    made.press("a")
+    decision = made.press("y")
+    assert decision is not None
+    assert decision.ticket["id"] == "BBBB"
 
 
 def test_filters_hold_in_the_live_view_and_ring_no_bell() -> None:

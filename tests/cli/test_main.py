@@ -38,7 +38,7 @@ def test_every_command_is_in_the_help_and_has_help_of_its_own(aegis: Aegis) -> N
 
 NEED_A_DAEMON = (
     "status|pending|pending --watch --json|limits|queue|approve K7Q2 --yes|reject K7Q2 --yes|queue cancel x|"
-    "daemon reload|daemon stop|config show --running"
+    "daemon reload|config show --running"
 )
 
 
@@ -48,6 +48,21 @@ def test_without_a_daemon_the_status_is_3_and_the_next_step_is_told(aegis: Aegis
     assert done.exit_code == 3
     assert "aegis daemon start" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_daemon_that_does_not_run_need_not_be_stopped(aegis: Aegis) -> None:
+    done = aegis("daemon", "stop")
+    assert done.exit_code == 3
+    assert "nothing to stop" in done.stderr
+    assert "aegis daemon start" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["approve", "grants revoke", "audit search", "pause", "config validate"])
+def test_the_help_names_arguments_and_not_what_python_makes_of_them(aegis: Aegis, words: str) -> None:
+    shown = aegis(*words.split(), "--help").stdout
+    assert "Arguments:" in shown
+    for ugly in ("<str>", "list[", "[[", "......"):
+        assert ugly not in shown
 
 
 @pytest.mark.parametrize("words", READING)
@@ -66,7 +81,7 @@ def test_what_is_read_is_one_json_value_on_stdout_and_nothing_on_stderr(
         (["statsu"], "did you mean `aegis status`?"),
         (["frobnicate"], "no command and no file is called `frobnicate`"),
         (["status", "--frob"], "no such option: --frob"),
-        (["approve"], "missing argument `ID...`"),
+        (["approve"], "missing argument `ID`"),
         (["pending", "--limit", "many"], "`many` is no whole number"),
         (["pending", "--limit", "0"], "`0` is less than 1"),
         (["pending", "--since", "yesterdayish"], "`yesterdayish` is no time"),

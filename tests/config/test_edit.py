@@ -278,11 +278,14 @@ def test_an_agent_is_not_added_where_that_would_end_the_isolated_tier() -> None:
         "backends: {files: {}}\nagents:\n  bob: {backends: {files: &f {allowed: true, tool_denylist: [read]}}}\n  amy: {backends: {files: *f}}\n",
         "backends: {files: {}}\nagents:\n  bob: {backends: {files: &f {allowed: true, tool_denylist: [read]}}}\n  amy: {backends: {files: {<<: *f}}}\n",
         "backends: {files: {}}\nagents:\n  bob: {backends: {files: {allowed: true, tool_denylist: &l [read]}}}\n  amy: {backends: {files: {allowed: true, tool_denylist: *l}}}\n",
+        # With its last name goes the anchor that others refer to.
+        "backends: {files: {}}\nagents:\n  amy:\n    backends:\n      files:\n        tool_denylist: &l\n          - read\n        allowed: true\n  bob: {backends: {files: {allowed: true, tool_denylist: *l}}}\n",
     ],
 )
 def test_what_others_share_by_an_alias_is_a_persons_business(text: str) -> None:
     told = stuck(text, "read")
     assert "is not changed by program" in told.message
+    assert "not yaml" not in told.message
     assert "do it by hand" in told.hint
 
 

@@ -189,6 +189,8 @@ def test_an_agent_is_paused_by_its_name_and_by_no_other(room: Room) -> None:
     room.open()
     assert [(row.agent_id, row.note) for row in room.orders.paused()] == [("visitor", "who is it")]
     assert room.brake is room.orders.pauses
+    room.orders.pause("visitor", "bob", "")  # whoever has nothing to add takes nothing away
+    assert [(row.by, row.note) for row in room.orders.paused()] == [("bob", "who is it")]
 
 
 def test_resuming_lifts_exactly_what_was_named(room: Room) -> None:
@@ -221,8 +223,9 @@ def test_a_limit_that_is_not_there_or_for_too_long_is_not_raised(room: Room) -> 
     for agent, tool_name, text in (("bob", "post", "no limit of `bob`"), (None, "pay", "no limit over all agents")):
         with pytest.raises(api.NotFound, match=text):
             room.orders.allow_more(agent, "files", tool_name, 1, None, "ann", "")
-    with pytest.raises(api.BadRequest, match="longer than the limit's window"):
+    with pytest.raises(api.BadRequest, match="longer than the limit's window") as caught:
         room.orders.allow_more("amy", "files", "post", 1, 3601.0, "ann", "")
+    assert caught.value.hint == "name at most `1h`"
     for _ in range(MOST_QUOTAS):
         room.orders.allow_more("amy", "files", "post", 1, None, "ann", "")
     with pytest.raises(api.BadRequest, match="already"):

@@ -115,6 +115,8 @@ class MemoryGovernor:
         self.tickets.remove(found)
         self.decided.append((id, approve, by, via, note))
         state = "approved" if approve else "rejected"
+        if approve and not found.waiting:
+            self.tickets.append(found.model_copy(update={"state": state}))  # until its agent asks again
         self.tell("decided", found.model_copy(update={"state": state}), by)
         return shapes.Decided(
             id=found.id, call_id=found.call_id, state=state,  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
@@ -16,7 +17,9 @@ import pytest
 from making import tool
 
 from aegis_daemon.approvals.ticket import Ticket
+from aegis_daemon.audit import record
 from aegis_daemon.audit.record import Denied, Intent, Outcome
+from aegis_daemon.config.load import Secret
 from aegis_daemon.core.verdict import Ask, Hold
 from aegis_daemon.daemon.feed import Feed
 from aegis_daemon.manage import api, shapes
@@ -164,6 +167,44 @@ async def test_an_open_api_opens_no_inbox(house: House, eve: Browser) -> None:
         assert b"amy" not in (answer := await eve.get(path)).body
         assert answer.status in (303, 401)
     assert (await eve.logs_in(" ")).status == 403
+
+
+async def test_a_token_that_is_changed_ends_what_it_began_and_nothing_else(
+    house: House, ann: Browser, eve: Browser
+) -> None:
+    mallory = Browser(house)
+    await mallory.logs_in(API_TOKEN)
+    await eve.logs_in(APPROVER_KEY)
+    house.access = Access(api_token=Secret("another-token-0123456789"))
+    answers = [await browser.get("/ui/state") for browser in (ann, eve, mallory)]
+    assert [answer.status for answer in answers] == [200, 200, 303]
+    assert len(house.governor.logins) == 2
+
+
+async def test_a_cookie_that_another_port_was_sent_decides_nothing(house: House, eve: Browser) -> None:
+    ticket = house.asks()
+    token = house.governor.invite("ann", "user:ann").url.partition("#")[2]
+    answer = await eve.post("/ui/login", {"token": token}, accept="application/json")
+    assert answer.status == 200
+    thief = Browser(house)
+    thief.cookie = answer.headers["set-cookie"].partition(";")[0]
+    shown = "".join([(await thief.get(page)).text for page in ("/ui", "/ui/agents", f"/ui/tickets/{ticket.call_id}")])
+    assert 'name="csrf" value=""' in shown
+    assert answer.json["csrf"] not in shown
+    for guess in ("", thief.cookie.partition("=")[2], token):
+        done = await thief.post(f"/ui/tickets/{ticket.call_id}", {"csrf": guess, "action": "approve"})
+        assert done.status == 403
+    assert ticket.state == "pending"
+    told = await thief.post(f"/ui/tickets/{ticket.call_id}", {"action": "approve"}, accept="application/json")
+    assert "aegis ui" in told.json["hint"]
+    eve.cookie = thief.cookie
+    await eve.post(f"/ui/tickets/{ticket.call_id}", {"csrf": answer.json["csrf"], "action": "approve"})
+    assert [state for _, state, *_ in house.state()[0]] == ["approved"]
+
+
+async def test_who_is_led_out_is_told_that_the_session_is_over(eve: Browser) -> None:
+    assert "Your session is over" in (await eve.get("/ui/login?ended")).text
+    assert "Your session is over" not in (await eve.get("/ui/login")).text
 
 
 async def test_a_stranger_that_guesses_is_not_listened_to(house: House) -> None:
@@ -559,6 +600,25 @@ async def test_a_long_call_is_decided_where_all_of_it_is_seen(house: House, ann:
     assert "data-decide" in whole
 
 
+async def test_arguments_are_laid_out_beside_the_loop_and_long_ones_only_where_they_are_shown(
+    house: House, ann: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[tuple[int, int]] = []
+
+    def laid_out(rows: Any, really: Any = present.laid_out) -> Any:
+        threads.append((threading.get_ident(), len(rows[0].value)))
+        return really(rows)
+
+    monkeypatch.setattr(present, "laid_out", laid_out)
+    long = house.asks({"text": "x" * 30_000})
+    house.asks({"text": "y"})
+    await ann.get("/ui")
+    assert [size for _, size in threads] == [3]
+    await ann.get(f"/ui/tickets/{long.call_id}")
+    assert [size for _, size in threads] == [3, 30_002]
+    assert threading.get_ident() not in [thread for thread, _ in threads]
+
+
 async def test_ten_thousand_that_wait_are_no_long_page(house: House, ann: Browser) -> None:
     for number in range(300):
         house.asks({"text": str(number)})
@@ -633,6 +693,41 @@ async def test_the_log_is_searched_and_paged(logged: House) -> None:
         assert (await ann.get(f"/ui/audit?{odd}")).status == 200
     assert (await ann.get(f"/ui/audit/{'0' * 31}f")).status in (200, 404)
     assert (await ann.get("/ui/audit/nothing")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("stage", "next_"),
+    [("acl", "aegis allow"), ("rate_limit", "aegis limits grant"), ("paused", "Resume it"), ("policy", "")],
+)
+async def test_a_refused_calls_story_says_what_to_do_next(logged: House, stage: str, next_: str) -> None:
+    ann = Browser(logged)
+    await ann.logs_in()
+    call = tool("read")
+    logged.journal.append(
+        Denied(
+            acl="denied", agent="amy", approval="not_required", backend="files", call=call.id, code=-32001, era="legacy",
+            method="tools/call", name=HOSTILE, principal="amy", reason="no", request="7", session="s1", stage=stage,
+        ),
+        b"{}",
+    )  # fmt: skip
+    text = (await ann.get(f"/ui/audit/{call.id}")).text
+    found = re.findall(r"<dd data-next>(.*?)</dd>", text)
+    assert bool(found) == bool(next_)
+    assert not found or (next_ in found[0] and "script" not in found[0])
+
+
+async def test_a_call_that_waits_leads_to_where_it_is_decided(logged: House) -> None:
+    ann = Browser(logged)
+    await ann.logs_in()
+    ticket = logged.asks()
+    logged.journal.append(
+        record.Hold(
+            acl="allowed", agent="amy", approval="pending", backend="blog", call=ticket.call_id, method="tools/call", name="publish", principal="amy", request="7", session="s1", ticket=ticket.id,
+        ),
+        b"{}",
+    )  # fmt: skip
+    for page in ("/ui/live", "/ui/audit", f"/ui/audit/{ticket.call_id}"):
+        assert f'href="/ui/tickets/{ticket.call_id}">waits for you' in (await ann.get(page)).text
 
 
 async def test_tools_and_figures_come_from_the_log(logged: House) -> None:

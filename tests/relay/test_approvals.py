@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playbook import Play, Session, call, cancel, error, text
 
-from aegis_daemon.approvals.desk import Decided, NoSuchTicket, Voted
+from aegis_daemon.approvals.desk import Decided, Nameless, NoSuchTicket, Voted
 
 MakePlay = Callable[..., Play]
 
@@ -469,7 +469,10 @@ def test_a_call_that_two_must_agree_to_waits_for_the_second(make_play: MakePlay)
     with pytest.raises(Voted):
         play.desk.decide(id, True, "ann", via="slack", voter="user:ann")
     s.is_quiet()
-    play.desk.decide(id, True, "bob", via="link")
+    with pytest.raises(Nameless):
+        play.desk.decide(id, True, "link", via="link")
+    s.is_quiet()
+    play.desk.decide(id, True, "bob", via="slack", voter="user:bob")
     s.server.answers(s.server.hears("tools/call"))
     s.client.hears_result(1)
     play.recorded(
@@ -514,6 +517,6 @@ def test_who_two_agreed_to_needs_no_third_where_one_is_enough_by_now(make_play: 
     s = held(play)
     play.reload(CONFIG)
     for name in ("ann", "bob"):
-        play.desk.decide(play.ticket().id, True, name)
+        play.desk.decide(play.ticket().id, True, name, voter=f"user:{name}")
     s.server.answers(s.server.hears("tools/call"))
     s.client.hears_result(1)

@@ -375,6 +375,75 @@ def test_a_daemon_that_ends_with_several_waiting_forgets_nobodys_ticket(make_pla
     again.client.hears_result(1)
 
 
+# --- faults of ours ---------------------------------------------------------------------------------------------------
+
+
+def breaks_once(talk: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next use of this method fails."""
+    proper = getattr(talk, name)
+
+    def fails(*args: Any) -> Any:
+        monkeypatch.setattr(talk, name, proper)
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(talk, name, fails)
+
+
+@pytest.mark.parametrize("name", ["_answer", "suspend", "heard"])
+def test_a_fault_after_the_call_was_sent_leaves_nobody_waiting(
+    make_play: MakePlay, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    play = make_play(LANE)
+    first, newest = several(play, 2)
+    agree(play)
+    heard = newest.server.hears("tools/call")
+    breaks_once(newest.talk, name, monkeypatch)
+    if name == "heard":
+        monkeypatch.setattr("aegis_daemon.relay.carry.HEARD", {"tools/call"})
+    asks = {"resultType": "input_required", "inputRequests": {}, "requestState": "s"}
+    newest.server.answers(heard, asks if name == "suspend" else text("paid"))
+    for s in (newest, first):
+        s.client.hears_error(1, -32603, "a fault in Aegis after the call was forwarded; outcome unknown")
+    assert play.desk._open == {}
+    assert play.used() == {"pay": (1, 0)}
+    assert [row.state for row in play.lanes.rows()] == []
+    play.errors.clear()
+
+
+def test_a_fault_of_one_who_waits_is_that_ones_alone(make_play: MakePlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    play = make_play(CONFIG)
+    first, newest = several(play, 2)
+    odd = play.session().handshake()
+    for _ in range(2):  # while nobody has decided, and while it runs
+        breaks_once(odd.talk, "heartbeat", monkeypatch)
+        odd.client.says(call(1, "pay", eur=5))
+        odd.client.hears_error(1, -32603, "a fault in Aegis; nothing was executed")
+        if play.desk.pending():
+            agree(play)
+            heard = newest.server.hears("tools/call")
+    newest.server.answers(heard, text("paid"))
+    newest.client.hears_result(1, text("paid"))
+    assert is_marked(first.client.hears_result(1, text("paid")))
+    play.errors.clear()
+
+
+def test_a_fault_while_one_withdraws_leaves_nobody_waiting(
+    make_play: MakePlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = make_play(CONFIG)
+    first, newest = several(play, 2)
+    play.log.durable = False
+    agree(play)
+    newest.client.says(cancel(1))
+    breaks_once(play.desk, "unused", monkeypatch)
+    play.log.sync()
+    first.client.hears_error(1, -32603, "a fault in Aegis; nothing was executed")
+    assert play.desk._open == {}
+    assert play.used() == {"pay": (0, 0)}
+    play.scribe.calls.pop()  # how it ended is not on record
+    play.errors.clear()
+
+
 # --- races ------------------------------------------------------------------------------------------------------------
 
 

@@ -322,7 +322,7 @@ def test_a_state_alone_asks_nothing_and_passes(make_play: MakePlay) -> None:
 def test_large_states_cost_the_daemon_a_digest_each(make_play: MakePlay) -> None:
     s = make_play(LIMITED).session()
     s.calls(modern(call(1, "post", pad="x" * 100_000)), needs_input("y" * 1_000_000))
-    assert all(len(key) <= 64 for key in s.talk._suspended)
+    assert all(len(key) <= 64 for key in s.talk.unsettled.suspended)
 
 
 # --- subscriptions ----------------------------------------------------------------------------------------------------

@@ -247,6 +247,30 @@ def test_an_answer_that_does_not_come_fails_the_task_and_says_that_the_outcome_i
     assert play.used() == {"pay": (1, 0)}
 
 
+def test_a_result_is_given_as_the_server_sent_it_also_one_that_we_cannot_read(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s, task = begun(play)
+    agree(play)
+    odd = b'{"content":[],"n":1.10,"x":1e999,"big":123456789012345678901234567890}'
+    s.server.says(b'{"jsonrpc":"2.0","id":%d,"result":%s}' % (s.server.hears("tools/call")["id"], odd))
+    for n in range(2):
+        s.client.says(about(n, "get", task))
+        assert b'"status":"completed"' in s.client.inbox[0]
+        assert b'"result":' + odd in s.client.inbox.popleft()
+    assert play.desk.pending() == []
+
+
+def test_an_error_is_given_as_the_server_sent_it_also_one_that_we_cannot_read(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s, task = begun(play)
+    agree(play)
+    odd = b'{"code":-32000,"message":"no funds","data":1e999}'
+    s.server.says(b'{"jsonrpc":"2.0","id":%d,"error":%s}' % (s.server.hears("tools/call")["id"], odd))
+    s.client.says(about(1, "get", task))
+    assert b'"status":"failed"' in s.client.inbox[0]
+    assert b'"error":' + odd in s.client.inbox.popleft()
+
+
 @pytest.mark.parametrize(
     "odd",
     [
@@ -275,6 +299,20 @@ def test_todays_rules_refuse_the_task(make_play: MakePlay) -> None:
     agree(play)
     assert "not available" in polls(s, task)["result"]["content"][0]["text"]
     s.server.hears_nothing()
+
+
+def test_the_result_of_a_tool_that_is_denied_by_now_is_shown_no_more(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s, task = begun(play)
+    agree(play)
+    s.server.answers(s.server.hears("tools/call"), text("paid"))
+    play.reload(CONFIG.replace("files: {allowed: true, approval_required: [pay], rate", "files: {allowed: true, rate"))
+    assert polls(s, task)["result"] == text("paid"), "one that needs nobody any more is"
+    play.reload(
+        CONFIG.replace("files: {allowed: true, approval", "files: {allowed: true, tool_denylist: [pay], approval")
+    )
+    s.client.says(about(1, "get", task))
+    s.client.hears_error(1, -32602, "the tool `pay` is not available any more")
 
 
 def test_it_waits_in_the_queue_like_any_other(make_play: MakePlay) -> None:
@@ -349,6 +387,61 @@ def test_an_answer_to_questions_it_never_had_is_taken_and_changes_nothing(make_p
     s.client.says(about(2, "update", task, inputResponses={"q": {}}))
     assert s.client.hears_result(2) == {"resultType": "complete"}
     assert polls(s, task)["status"] == "working"
+
+
+def test_a_task_that_is_cancelled_while_its_intent_is_written_does_not_run(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s, task = begun(play)
+    play.log.durable = False
+    s.client.says(about(2, "cancel", task))
+    agree(play)  # before the cancelling is on disk
+    play.log.sync()
+    s.server.hears_nothing()
+    s.client.hears_result(2)
+    play.log.durable = True
+    assert polls(s, task)["status"] == "cancelled"
+    assert play.ticket().state == "approved", "who asks for it again may still run it"
+    s.is_quiet()
+
+
+def test_cancelling_again_and_again_does_not_keep_a_call_alive(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s, task = begun(play)
+    agree(play)
+    s.server.hears("tools/call")
+    for n in range(4):
+        s.client.says(about(n, "cancel", task))
+        s.client.hears_result(n)
+        play.advance(10)
+    s.server.hears("notifications/cancelled")
+    s.server.hears_nothing()
+    assert "outcome unknown" in polls(s, task)["error"]["message"]
+
+
+@pytest.mark.parametrize("when", ["ran", "running", "rejected"])
+def test_cancelling_what_has_ended_meanwhile_tells_how_it_ended(make_play: MakePlay, when: str) -> None:
+    play = make_play(CONFIG)
+    s, task = begun(play)
+    agree(play, when != "rejected")
+    if when != "rejected":
+        heard = s.server.hears("tools/call")
+        if when == "ran":
+            s.server.answers(heard, text("paid"))
+    if when == "running":
+        s.client.bye()
+        play.restart_desk()
+        s.talk.shim_gone()
+        s.all_exit()
+    else:
+        restarts(play, s)
+    again = play.session()
+    again.client.says(about(1, "cancel", task))
+    again.client.hears_result(1)
+    found = polls(again, task)
+    words = {"ran": "paid", "running": "not executed again", "rejected": "a person rejected"}[when]
+    assert words in json.dumps(found)
+    assert found["status"] == {"ran": "completed", "running": "failed", "rejected": "completed"}[when]
+    again.is_quiet()
 
 
 # --- from elsewhere ---------------------------------------------------------------------------------------------------
@@ -631,6 +724,19 @@ def test_outcomes_have_only_so_much_room(make_play: MakePlay, monkeypatch: pytes
     assert play.shell.tasks is not None
     assert play.shell.tasks._bytes <= 5000
     assert polls(s, tasks[0])["status"] == "completed", "from disk: nobody has had it yet"
+
+
+def test_what_was_asked_takes_room_as_well_as_what_came_of_it(
+    make_play: MakePlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_tasks, "BYTES", 5000)
+    play = make_play(CONFIG.replace(", rate_limits: {pay: 2/day}", ""))
+    s = play.session()
+    for n in range(4):
+        given(s, n, long=f"{n}" * 3000)
+        agree(play, False)
+    assert play.shell.tasks is not None
+    assert len(play.shell.tasks) == 1
 
 
 def test_nobody_can_tell_a_task_from_another_ones_call(make_play: MakePlay) -> None:

@@ -1,7 +1,9 @@
 """Every address under `/ui` is one row of `ROUTES`; but for the door and what it is painted with, none answers a
 request that shows no open session, whatever else the configuration leaves open.
 
-A form is taken from the session's own pages alone: it repeats the session's `csrf`, and comes from our own origin.
+A form is taken from the session's own pages alone: it repeats the session's `csrf`, and comes from our own origin. A
+browser sends the cookie to every port of this host, so where there is JavaScript no page holds the `csrf`: it is given
+once, to the script that logs in, which keeps it where no other port's pages can look. A cookie alone decides nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from aegis_daemon.core.text import visible
 from aegis_daemon.loop.clock import wall
 from aegis_daemon.manage import api, shapes
 from aegis_daemon.manage.ui import charts, present
-from aegis_daemon.manage.ui.sessions import SESSION_S, Person, Session, same_form
+from aegis_daemon.manage.ui.sessions import SESSION_S, Person, Session, always, same_form
 from aegis_daemon.manage.ui.stream import events
 
 _log = logging.getLogger("aegis.ui")
@@ -99,7 +101,8 @@ class Door(msgspec.Struct, frozen=True):
     """What the web side lends: who asks, from where, and whether a credential is an approver's.
 
     :param site: raises `api.Forbidden` for what a foreign page sent. :param body: reads one whole, bounded.
-    :param shown: the name of whose credential this is, None where it is none that may decide.
+    :param shown: the name of whose credential this is, and whether it still is one; None where it is none that may
+        decide.
     """
 
     site: Callable[[Request], None]
@@ -107,7 +110,7 @@ class Door(msgspec.Struct, frozen=True):
     local: Callable[[Request], bool]
     network: Callable[[str], str]
     body: Callable[[Request], Awaitable[bytes]]
-    shown: Callable[[Request, str], str | None]
+    shown: Callable[[Request, str], tuple[str, Callable[[], bool]] | None]
     throttle: Throttle
 
 
@@ -159,7 +162,11 @@ class Ui:
         if method == "POST":
             form = _fields((await self._form(request)).decode("utf-8", "replace"))
             if not same_form(session, form.get("csrf", "")):
-                raise api.Forbidden("this form is not from a page of your session", "reload the page and repeat")
+                wrong = api.Forbidden(
+                    "this form is not from a page of your session",
+                    "reload the page and repeat it; if that does not help, run `aegis ui` again",
+                )
+                return await self._problem(session, wrong, back=_back(request), as_json=_wants_json(request))
         ask = Ask(request, session, names, _fields(request.url.query), form)
         try:
             return await handler(self, ask)
@@ -184,7 +191,10 @@ class Ui:
 
     def _ask_in(self, request: Request, wrong: str = "", status: int = 200, more: Mapping[str, str] = {}) -> Response:
         text = self._pages.get_template("login.html").render(
-            heading="Log in to the inbox", wrong=wrong, version=fingerprint()
+            heading="Log in to the inbox",
+            wrong=wrong,
+            ended=request.url.query == "ended" and not wrong,
+            version=fingerprint(),
         )
         return Response(text, status, {**HEADERS, **more}, "text/html")
 
@@ -200,8 +210,9 @@ class Ui:
         token = _fields((await self._form(request)).decode("utf-8", "replace")).get("token", "").strip()
         logins = self.governor.logins
         person = logins.redeem(token) if token else None
-        if person is None and token and (name := self.door.shown(request, token)) is not None:
-            person = Person(name, "api")
+        holds: Callable[[], bool] = always
+        if person is None and token and (shown := self.door.shown(request, token)) is not None:
+            person, holds = Person(shown[0], "api"), shown[1]
         if person is None:
             if not local:
                 self.door.throttle.failed(peer)
@@ -211,10 +222,14 @@ class Ui:
         if len(hosts) != 1:
             raise api.BadRequest("the request names no host, or several")
         self.governor.logged_in(person.by, self.door.address(request))
-        cookie, _ = logins.begin(person, hosts[0])
+        cookie, session = logins.begin(person, hosts[0], holds)
+        session.scripted = _wants_json(request)
         _log.info("%s logged in to the inbox, from %s", person.by, self.door.address(request))
         secure = "; Secure" if request.headers.get("origin", "").lower().startswith("https://") else ""
         made = f"{COOKIE}={cookie}; HttpOnly; SameSite=Strict; Path=/ui; Max-Age={int(SESSION_S)}{secure}"
+        if session.scripted:
+            body = msgspec.json.encode({"csrf": session.csrf})
+            return Response(body, 200, {**HEADERS, "set-cookie": made}, "application/json")
         return _to("/ui", {"set-cookie": made})
 
     # --- pages --------------------------------------------------------------------------------------------------
@@ -260,9 +275,12 @@ async def inbox(ui: Ui, ask: Ask) -> Response:
     figures, why = await _figures(ui)
     history = await _history(ui, [one.ticket.agent_id for one in found.asked])
     now = wall()
+    # Beside the loop: agents choose how long their arguments are, and nobody else's call waits while they are laid out.
+    waiting = await asyncio.to_thread(
+        lambda: [_card(one, now, history.get(one.ticket.agent_id, ())) for one in found.asked]
+    )
     return await ui.page(
-        ask.session, "inbox.html", "inbox", "Inbox", refresh=60,
-        waiting=[_card(one, now, history.get(one.ticket.agent_id, ())) for one in found.asked],
+        ask.session, "inbox.html", "inbox", "Inbox", refresh=60, waiting=waiting,
         more=max(0, found.pending - len(found.asked)),
         agreed=[_card(shapes.Asked(ticket=one, arguments=()), now) for one in found.agreed],
         figures=figures, figures_why=why, **(_pictures(figures) if figures is not None else {}),
@@ -273,7 +291,7 @@ async def ticket(ui: Ui, ask: Ask) -> Response:
     """One call, whole."""
     asked = ui.governor.ask_of(ask.path["id"])
     history = await _history(ui, [asked.ticket.agent_id])
-    card = _card(asked, wall(), history.get(asked.ticket.agent_id, ()))
+    card = await asyncio.to_thread(_card, asked, wall(), history.get(asked.ticket.agent_id, ()), whole=True)
     return await ui.page(ask.session, "ticket.html", "inbox", f"Call {asked.ticket.id}", card=card)
 
 
@@ -332,11 +350,11 @@ async def story(ui: Ui, ask: Ask) -> Response:
     """One call of the log."""
     found = await ui.governor.audit_story(ask.path["id"])
     call = found.call
-    card = {"arguments": present.laid_out(present.parsed(call.arguments))}
-    result = present.lines(call.result) if call.result else ()
+    card = {"arguments": await asyncio.to_thread(lambda: present.laid_out(present.parsed(call.arguments)))}
+    result = await asyncio.to_thread(present.lines, call.result) if call.result else ()
     return await ui.page(
         ask.session, "story.html", "audit", present.call_name(call) or "Call", call=call, card=card, result=result,
-        records=found.records,
+        records=found.records, step=_step(call),
     )  # fmt: skip
 
 
@@ -533,16 +551,17 @@ def _static(name: str, request: Request) -> Response:
     return Response(_file(name), 200, {**HEADERS, "cache-control": kept}, _STATIC[name])
 
 
-def _card(asked: shapes.Asked, now: float, history: Any = ()) -> dict[str, Any]:
+def _card(asked: shapes.Asked, now: float, history: Any = (), *, whole: bool = False) -> dict[str, Any]:
     ticket = asked.ticket
+    long = len(ticket.arguments) > present.LONG
     return {
         "ticket": ticket,
         "name": present.call_name(ticket),
         "left": present.seconds_left(ticket.expires_at, now),
         "lasts": max(1, present.seconds_left(ticket.expires_at, _epoch(ticket.created_at))),
-        "long": len(ticket.arguments) > present.LONG,
+        "long": long,
         "length": len(ticket.arguments),
-        "arguments": present.laid_out(asked.arguments),
+        "arguments": present.laid_out(asked.arguments) if whole or not long else (),
         "compared_at": asked.compared_at,
         "compared_by": asked.compared_by,
         "limits": asked.limits,
@@ -591,6 +610,19 @@ async def _rows(ui: Ui, query: shapes.AuditQuery) -> tuple[list[shapes.AuditCall
         return list(await ui.governor.audit_search(query)), ""
     except (api.Unavailable, api.BadRequest) as refusal:
         return [], _sentence(f"{refusal.message}; {refusal.hint}" if refusal.hint else refusal.message)
+
+
+def _step(call: shapes.AuditCall) -> tuple[str, str] | None:
+    """What a person can do about a refusal, and the command: names that an agent chose never stand in one."""
+    if call.exec_status != "denied" and not call.would:
+        return None
+    return {
+        "acl": ("To let this call pass from now on, in a terminal of your own:", f"aegis allow {call.call_id[:12]}"),
+        "rate_limit": ("Wait, or allow more for once:", "aegis limits grant --help"),
+        "approval": ("If the agent asks again, it is in the inbox again.", ""),
+        "paused": ("Resume it under Agents.", ""),
+        "queue": ("The agent can repeat it; what waits now stands under Queue.", ""),
+    }.get(call.stage)
 
 
 def _with(chosen: str | None, names: list[str]) -> list[str]:

@@ -29,6 +29,11 @@ class Person(msgspec.Struct, frozen=True):
     voter: str
 
 
+def always() -> bool:
+    """What a login token began holds whatever else changes."""
+    return True
+
+
 class Session(msgspec.Struct, eq=False):
     """One browser's session. `csrf` goes into every form; times are of the clock that `Logins` was given."""
 
@@ -36,6 +41,10 @@ class Session(msgspec.Struct, eq=False):
     host: str
     csrf: str
     ends: float
+    holds: Callable[[], bool]
+    """whether what it was begun with still opens one: a token that was changed, since it leaked, ends what it began"""
+    scripted: bool = False
+    """whether a script has `csrf`, so that it stands in no page"""
     open: bool = True
     streams: int = 0
     on_end: list[Callable[[], None]] = []
@@ -76,13 +85,13 @@ class Logins:
             return None
         return found[0]
 
-    def begin(self, person: Person, host: str) -> tuple[str, Session]:
+    def begin(self, person: Person, host: str, holds: Callable[[], bool] = always) -> tuple[str, Session]:
         """A new session, and the cookie that names it."""
         self._sweep()
         while len(self._sessions) >= SESSIONS:
             self._drop(next(iter(self._sessions)))
         cookie = self._secret()
-        session = Session(person, host.lower(), self._secret(), self._now() + SESSION_S)
+        session = Session(person, host.lower(), self._secret(), self._now() + SESSION_S, holds)
         self._sessions[_digest(cookie)] = session
         return cookie, session
 
@@ -95,7 +104,7 @@ class Logins:
 
     def good(self, session: Session) -> bool:
         """Whether it is still open."""
-        return session.open and session.ends > self._now()
+        return session.open and session.ends > self._now() and session.holds()
 
     def end(self, session: Session) -> None:
         """Logs out."""
@@ -122,7 +131,7 @@ class Logins:
         now = self._now()
         for token in [token for token, (_, until) in self._tokens.items() if until <= now]:
             del self._tokens[token]
-        for key in [key for key, session in self._sessions.items() if session.ends <= now]:
+        for key in [key for key, one in self._sessions.items() if one.ends <= now or not one.holds()]:
             self._drop(key)
 
 

@@ -4,6 +4,9 @@
 
 const ROWS = 300;
 const HIDDEN_MS = 15000;
+const AGAIN_MS = 5000;
+// Where this site alone can look. The cookie goes to every port of this host, and whoever listens there has it.
+const CSRF = "aegis-csrf";
 const page = document.documentElement.dataset.page;
 const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -76,9 +79,14 @@ function count(pending) {
   badge.hidden = !pending;
 }
 
+// The session is over. Said at the door, so that nobody wonders.
+function out() {
+  location.assign("/ui/login?ended");
+}
+
 async function fetched(address) {
   const answer = await fetch(address, { credentials: "same-origin", redirect: "manual", headers: { accept: "text/html" } });
-  if (answer.type === "opaqueredirect" || answer.status === 401) { location.assign("/ui/login"); return null; }
+  if (answer.type === "opaqueredirect" || answer.status === 401) { out(); return null; }
   if (!answer.ok) return null;
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
@@ -201,6 +209,12 @@ function ticketEvent(event) {
   if (event.state === "pending" && (!card || ["attached", "waiter_gone", "voted"].includes(event.event))) lookSoon();
 }
 
+// Before anything else sees the form.
+document.addEventListener("submit", (event) => {
+  const field = one('input[name="csrf"]', event.target);
+  if (field && !field.value) field.value = localStorage.getItem(CSRF) ?? "";
+}, true);
+
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.matches("[data-decide]")) return;
@@ -216,7 +230,7 @@ document.addEventListener("submit", async (event) => {
     const answer = await fetch(form.getAttribute("action"), {  // `form.action` is its button of that name
       method: "POST", body: fields, credentials: "same-origin", redirect: "manual", headers: { accept: "application/json" },
     });
-    if (answer.status === 401) { location.assign("/ui/login"); return; }
+    if (answer.status === 401) { out(); return; }
     const told = await answer.json();
     if (answer.ok && told.state !== "pending") {
       count(told.pending);
@@ -247,7 +261,7 @@ document.addEventListener("keydown", (event) => {
 // --- the live page ----------------------------------------------------------------------------------------------------
 
 const feed = one("[data-feed]");
-const WORDS = { success: "ran", error: "failed", denied: "refused", unknown: "outcome unknown", held: "waits", running: "runs" };
+const WORDS = { success: "ran", error: "failed", denied: "refused", unknown: "outcome unknown", held: "waits for you", running: "runs" };
 
 function cell(row, ...parts) {
   const place = document.createElement("td");
@@ -260,6 +274,12 @@ function made(tag, kind, text) {
   const place = document.createElement(tag);
   if (kind) place.className = kind;
   place.textContent = text;
+  return place;
+}
+
+function verdict(call) {
+  const place = made(call.state === "held" ? "a" : "span", `state s-${call.state}`, WORDS[call.state]);
+  if (call.state === "held") place.href = `/ui/tickets/${encodeURIComponent(call.call_id)}`;
   return place;
 }
 
@@ -281,7 +301,7 @@ function callEvent(call) {
   const link = made("a", "", call.method === "tools/call" ? call.tool_name : `${call.method} ${call.tool_name}`.trim());
   link.href = `/ui/audit/${encodeURIComponent(call.call_id)}`;
   cell(row, link, " ", made("span", "muted", call.backend_id));
-  cell(row, made("span", `state s-${call.state}`, WORDS[call.state]), call.stage ? " " : "", made("span", "muted", call.stage));
+  cell(row, verdict(call), call.stage ? " " : "", made("span", "muted", call.stage));
   cell(row, took(call.duration_us)).className = "num";
   if (known) known.replaceWith(row);
   else {
@@ -318,6 +338,7 @@ function begin() {
   const hear = (name, act) => source.addEventListener(name, (event) => act(JSON.parse(event.data)));
   let first = true;
   hear("sync", (told) => {
+    away(false);
     count(told.pending);
     pulse("as it happens");
     if (inbox) lookSoon();
@@ -327,10 +348,11 @@ function begin() {
   hear("ticket", ticketEvent);
   hear("call", callEvent);
   hear("lost", (told) => pulse(`as it happens; ${told.lost} calls came too fast to be shown`));
-  hear("bye", () => { end(); location.assign("/ui/login"); });
+  hear("bye", () => { end(); out(); });
   source.onerror = () => {
-    pulse("not live: the daemon does not answer");
-    if (source && source.readyState === EventSource.CLOSED) { end(); setTimeout(begin, 5000); }
+    away(true);
+    // A daemon that comes back does not know this session: its answer ends the stream, and nothing here would be true.
+    if (source && source.readyState === EventSource.CLOSED) { end(); comeBack(); }
   };
 }
 
@@ -339,11 +361,33 @@ function end() {
   source = null;
 }
 
+// A page that is not live looks like one on which nothing happens; so it says so, wherever somebody is.
+function away(yes) {
+  const place = one("[data-away]");
+  if (place) place.hidden = !yes;
+  if (yes) pulse("not live");
+}
+
+function state() {
+  return fetch("/ui/state", { credentials: "same-origin", headers: { accept: "application/json" } });
+}
+
+async function comeBack() {
+  try {
+    const answer = await state();
+    if (answer.status === 401) { out(); return; }
+  } catch {
+    // It is asked again.
+  }
+  setTimeout(begin, AGAIN_MS);
+}
+
 async function poll() {
   if (!document.hidden) return;
   try {
-    const answer = await fetch("/ui/state", { credentials: "same-origin", headers: { accept: "application/json" } });
+    const answer = await state();
     if (answer.ok) count((await answer.json()).pending);
+    else if (answer.status === 401) document.title = "Logged out - Aegis";
   } catch {
     // It is asked again.
   }
@@ -364,6 +408,30 @@ async function refresh() {
 // --- the door ---------------------------------------------------------------------------------------------------------
 
 const door = one("[data-login]");
+
+async function enter(event) {
+  try {
+    localStorage.removeItem(CSRF);
+  } catch {
+    return; // nothing can be kept here: the form is sent as it is, and pages hold what forms need
+  }
+  event.preventDefault();
+  try {
+    const answer = await fetch("/ui/login", {
+      method: "POST", body: new URLSearchParams(new FormData(door)), credentials: "same-origin", headers: { accept: "application/json" },
+    });
+    if (answer.ok) {
+      localStorage.setItem(CSRF, (await answer.json()).csrf);
+      location.replace("/ui");
+      return;
+    }
+  } catch {
+    // The form itself says what is wrong.
+  }
+  door.submit();
+}
+
+if (door) door.addEventListener("submit", enter);
 if (door && location.hash.length > 1) {
   const token = decodeURIComponent(location.hash.slice(1));
   history.replaceState(null, "", location.pathname);
