@@ -148,7 +148,7 @@ class Desk:
         for ticket in self._store.open_tickets():
             left = ticket.expires - self._wall()
             self._index(ticket)
-            if ticket.state == CONSUMED:
+            if ticket.state not in OPEN:
                 self._arm(ticket, min(max(0.0, left + REPLAY_S), REPLAY_S))
                 continue
             reserve(ticket)
@@ -206,6 +206,10 @@ class Desk:
         seat = Seat()
         ticket.seats.append(seat)
         self._say("opened" if ticket.call_id == call.id else "attached", ticket)
+        if ticket.state == REJECTED:  # while nobody waited: this call hears it, and the next one asks anew
+            self._tell(ticket)
+            self.delivered(ticket)
+            return seat
         self._appoint(ticket)
         if patience is None or seat.done:
             return seat
@@ -297,7 +301,7 @@ class Desk:
             self._arm(ticket, REPLAY_S)
 
     def delivered(self, ticket: Ticket) -> None:
-        """The kept answer was received."""
+        """The kept answer, or the no, was received."""
         if ticket.outcome is not None:
             ticket.outcome = None
             self._put_quietly(ticket)
@@ -381,14 +385,18 @@ class Desk:
             votes = (*votes, Vote(voter, by, via, note, self._wall()))
         final = not approve or len(votes) >= ticket.people
         names = " and ".join(vote.by for vote in votes) if approve else by
-        was = (ticket.state, ticket.by, ticket.note, ticket.via, ticket.votes)
+        was = (ticket.state, ticket.by, ticket.note, ticket.via, ticket.votes, ticket.expires)
+        unheard = not approve and not ticket.seats
         ticket.votes = votes
         if final:
             ticket.state, ticket.by, ticket.note, ticket.via = (APPROVED if approve else REJECTED), names, note, via
+        if unheard:  # an identical call hears the no, instead of asking the person again
+            ticket.outcome, ticket.expires = b"", self._wall()
         try:
             self._store.put(ticket)
         except sqlite3.Error:
-            ticket.state, ticket.by, ticket.note, ticket.via, ticket.votes = was
+            ticket.state, ticket.by, ticket.note, ticket.via, ticket.votes, ticket.expires = was
+            ticket.outcome = None
             raise
         if not final:
             self._say("voted", ticket)
@@ -399,7 +407,11 @@ class Desk:
         else:
             self._count(ticket.agent, -1)
             self._tell(ticket)
-            self._forget(ticket)
+            if unheard:
+                self.free(ticket)
+                self._arm(ticket, REPLAY_S)
+            else:
+                self._forget(ticket)
         return ticket
 
     # --- inside -------------------------------------------------------------------------------------------------
@@ -451,7 +463,7 @@ class Desk:
         return over
 
     def _expire(self, ticket: Ticket) -> None:
-        if ticket.state == CONSUMED:
+        if ticket.state not in OPEN:
             self.delivered(ticket)
             return
         if not ticket.idle:

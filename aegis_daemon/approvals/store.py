@@ -38,7 +38,7 @@ _COLUMNS = (
     "call_id", "id", "digest", "agent", "backend", "method", "name", "arguments", "rule", "created", "expires",
     "claims", "state", "by", "note", "outcome", "people", "votes", "client", "via", "task",
 )  # fmt: skip
-_OPEN = "state IN ('pending', 'approved') OR (state = 'consumed' AND outcome IS NOT NULL)"
+_OPEN = "state IN ('pending', 'approved') OR (state IN ('consumed', 'rejected') AND outcome IS NOT NULL)"
 _JSON: Final[dict[str, msgspec.json.Decoder[Any]]] = {
     "claims": msgspec.json.Decoder(tuple[Claim, ...]),
     "votes": msgspec.json.Decoder(tuple[Vote, ...]),
@@ -87,7 +87,7 @@ class TicketStore:
         return done.rowcount == 1
 
     def open_tickets(self) -> list[Ticket]:
-        """Tickets that may still matter: pending, approved and not used, or used with an answer nobody received."""
+        """Tickets that may still matter: pending, approved and not used, or ended and nobody has heard how."""
         return self._read(f"{_OPEN} ORDER BY created")
 
     def by_task(self, task: str) -> Ticket | None:

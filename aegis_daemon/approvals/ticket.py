@@ -60,7 +60,7 @@ class Ticket(msgspec.Struct, eq=False):
     by: str = ""
     note: str = ""
     outcome: bytes | None = None
-    """the answer's result while nobody has received it"""
+    """the answer's result while nobody has received it; empty for a no that nobody has heard"""
     people: int = 1
     votes: tuple[Vote, ...] = ()
     client: str = ""

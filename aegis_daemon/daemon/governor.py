@@ -357,6 +357,7 @@ class Governor:
                         denied_tools=access.tool_denylist,
                         allowed_tools=access.tool_allowlist,
                         approval_required=access.approval_required,
+                        second_approver=access.second_approver,
                     )
                     for backend, access in agent.backends.items()
                 },

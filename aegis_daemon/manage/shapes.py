@@ -560,6 +560,7 @@ class AgentAccess(Shape):
     denied_tools: tuple[str, ...] = ()
     allowed_tools: tuple[str, ...] | None = None
     approval_required: tuple[str, ...] = ()
+    second_approver: tuple[str, ...] = ()
 
 
 class Agent(Shape):

@@ -298,7 +298,7 @@ class Flight(msgspec.Struct, eq=False):
                 if granted is not None:
                     return None, granted
             if ticket is not None:
-                if ticket.outcome is not None:
+                if ticket.outcome:
                     raise _Replay(ticket)
                 refusal = self._join(ticket, verdict.claims)
                 return (ticket, verdict) if refusal is None else (None, refusal)
@@ -310,7 +310,7 @@ class Flight(msgspec.Struct, eq=False):
         if type(verdict) is not Hold or self.shell.desk.find(verdict) is not ticket:
             text = "the rules for this call have changed since it was asked; not executed; call the tool again"
             return None, Deny(Reason("approval", text, retryable=True, code="rules_changed"))
-        if ticket.outcome is not None:
+        if ticket.outcome:
             raise _Replay(ticket)
         refusal = self._join(ticket, verdict.claims)
         return (ticket, verdict) if refusal is None else (None, refusal)

@@ -231,7 +231,7 @@ class OwnTasks:
         ticket = own.ticket
         if own.ended or own.opened is not None:
             return False
-        if ticket.outcome is not None:
+        if ticket.outcome:
             self._complete(own, replayed(ticket.outcome, id_text(own.id)))
         elif ticket.state in ("pending", "approved") or ticket.runner is not None:
             return True

@@ -51,6 +51,14 @@ def test_the_address_of_aegis_ui_lets_in_once_and_its_token_does_not_stay(site: 
     assert other.page.locator("[data-ticket]").count() == 0
 
 
+def test_the_address_can_be_pasted_into_a_tab_that_shows_the_login(site: Site, opens: Opens) -> None:
+    window = opens()
+    window.goes(f"{site.url}/ui")
+    assert window.page.url == f"{site.url}/ui/login"
+    window.page.evaluate("to => location.assign(to)", site.login())
+    window.page.get_by_role("heading", name="Inbox", exact=True).wait_for()
+
+
 def test_who_has_the_inbox_open_while_the_daemon_is_killed_is_told_so(site: Site, enters: Opens) -> None:
     window = enters(site)
     expect(window.page.locator("[data-away]")).to_be_hidden()

@@ -66,6 +66,38 @@ def test_a_rejected_call_is_refused_with_the_persons_note(make_play: MakePlay) -
     play.recorded("hold", {"kind": "denied", "stage": "approval", "approval": "rejected", "approver": "ann"})
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_no_that_nobody_waited_for_is_told_to_the_next_such_call_once(make_play: MakePlay, restarted: bool) -> None:
+    play = make_play(CONFIG)
+    s = held(play, eur=5)
+    ticket = play.ticket()
+    s.client.says(cancel(1))
+    play.desk.decide(ticket.id, False, "ann", "not this month")
+    assert play.used() == {"pay": (0, 0)}, "it holds nothing any more"
+    assert play.desk.pending() == []
+    if restarted:
+        play.restart_desk()
+    other = play.session().handshake()
+    other.client.says(call(7, "pay", eur=5))
+    other.client.hears_error(7, -32004, "not this month", stage="approval", reason="rejected", retryable=False)
+    other.is_quiet()
+    other.client.says(call(8, "pay", eur=5))
+    other.is_quiet()
+    assert play.ticket().call_id != ticket.call_id, "the next one asks anew"
+
+
+def test_a_no_is_not_told_for_ever(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = held(play, eur=5)
+    first = play.ticket()
+    s.client.says(cancel(1))
+    play.desk.decide(first.id, False, "ann", "not this month")
+    play.advance(601)
+    s.client.says(call(9, "pay", eur=5))
+    s.is_quiet()
+    assert play.ticket().call_id != first.call_id
+
+
 def test_a_call_that_nobody_decides_is_refused_in_time(make_play: MakePlay) -> None:
     play = make_play(CONFIG)
     s = held(play)

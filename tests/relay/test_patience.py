@@ -20,7 +20,10 @@ agents:
   bot: {backends: {files: {allowed: true, approval_required: [pay], rate_limits: {pay: 1/day}}}}
 """
 LANE = CONFIG + "queue: {files: {enabled: true, delay_min: 100s, delay_max: 100s}}\n"
-TOLD = "Repeat the identical call after approval; do not work around it."
+TOLD = (
+    "It waits for a person: tell your user. Repeat the identical call after approval, or every 15 s to hear whether it is "
+    "decided; do not work around it."
+)
 
 
 def impatient(make_play: MakePlay, config: str = CONFIG) -> Play:
@@ -62,9 +65,7 @@ def test_a_client_is_told_that_it_is_pending_before_it_gives_up_and_its_retry_ru
     play.advance(2)
     found = s.client.hears_result(1, {"isError": True})
     ticket = play.ticket()
-    assert found["content"] == [
-        {"type": "text", "text": f"PENDING {ticket.id}: not executed. A person has been asked. {TOLD}"}
-    ]
+    assert found["content"] == [{"type": "text", "text": f"PENDING {ticket.id}: not executed. {TOLD}"}]
     assert found["_meta"]["aegis/pending"] == {
         "by": "aegis",
         "ticket": ticket.id,

@@ -432,11 +432,18 @@ async function enter(event) {
 }
 
 if (door) door.addEventListener("submit", enter);
-if (door && location.hash.length > 1) {
+// The address that `aegis ui` prints may also be pasted into a tab that shows the door already: only its end changes then.
+function unlock() {
+  if (location.hash.length < 2) return;
   const token = decodeURIComponent(location.hash.slice(1));
   history.replaceState(null, "", location.pathname);
   one("input", door).value = token;
   door.requestSubmit();
+}
+
+if (door) {
+  addEventListener("hashchange", unlock);
+  unlock();
 }
 
 if (!door && page !== "fault") {
