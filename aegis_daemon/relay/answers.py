@@ -184,8 +184,8 @@ def pending_text(ticket: Ticket) -> str:
     """What an agent is told that has to come back, and must not look for another way."""
     if ticket.state == "pending":
         return (
-            f"PENDING {ticket.id}: not executed. It waits for a person: tell your user. Repeat the identical call after "
-            f"approval, or every {RETRY_MS // 1000} s to hear whether it is decided; do not work around it."
+            f"PENDING {ticket.id}: not executed. It waits for a person: tell your user. Repeat the identical call "
+            f"after approval, or every {RETRY_MS // 1000} s to hear whether it is decided; do not work around it."
         )
     return (
         f"PENDING {ticket.id}: approved, and under way for an identical call. Repeat the identical call to hear how it "

@@ -93,6 +93,7 @@ async def test_agents_are_listed_with_what_they_may_use(house: House) -> None:
     assert (amy["id"], amy["display_name"]) == ("amy", "Amy")
     assert amy["backends"]["files"] == {
         "allowed": True, "denied_tools": ["delete_all"], "allowed_tools": None, "approval_required": [],
+        "second_approver": [],
     }  # fmt: skip
     assert amy["backends"]["idle"]["allowed"] is False
     assert (bob["display_name"], bob["backends"]["files"]["allowed_tools"]) == ("", ["read"])
