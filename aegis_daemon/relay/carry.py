@@ -83,9 +83,10 @@ class Shell(msgspec.Struct):
 
 
 class Kept(msgspec.Struct):
-    """What an `input_required` answer keeps for its retry: its claims, and which ticket who agreed had."""
+    """What an `input_required` answer keeps for its retry: its claims, and under what it was agreed to, by whom."""
 
     lease: Lease | None
+    approval: str = ""
     ticket: str = ""
     approver: str = ""
     people: int = 1
@@ -273,10 +274,11 @@ class Flight(msgspec.Struct, eq=False):
         if kept is not None:
             self.begun = True
             self.lease = kept.lease
-            if kept.ticket:
+            granted = kept.approval == "granted"
+            if kept.ticket and (not granted or self.shell.grants.holds(kept.ticket)):  # type: ignore[union-attr]
                 self.agreed, self.people = True, kept.people
                 story = self.story
-                story.approval, story.approver, story.ticket = "approved", kept.approver, kept.ticket
+                story.approval, story.approver, story.ticket = kept.approval, kept.approver, kept.ticket
 
     def _prepare(self) -> tuple[Ticket | None, Verdict]:
         """The verdict before anything is waited for, its claims and place reserved; and the ticket to attach to."""
@@ -679,7 +681,9 @@ class Flight(msgspec.Struct, eq=False):
         if result.waits and (self.lease is not None or self.agreed):
             kept = Kept(self.lease)
             if self.agreed:
-                kept.ticket, kept.approver, kept.people = self.story.ticket, self.story.approver, self.people
+                story = self.story
+                kept.approval, kept.ticket, kept.approver = story.approval, story.ticket, story.approver
+                kept.people = self.people
             self.origin.suspend(opened, result.requestState, kept)
             self.lease = None
         task = result.started

@@ -163,6 +163,33 @@ def test_a_grant_that_ends_while_a_call_stands_in_line_lets_it_go_no_more(make_p
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("revoked", [False, True])
+def test_the_retry_of_an_answer_that_asked_for_input_goes_by_a_grant_only_while_it_holds(
+    given: Given, revoked: bool
+) -> None:
+    s = given.play.session().handshake()
+    s.client.says(call(1, "pay", eur=1))
+    grant = given.give()
+    pays(s, 1, eur=1)
+    s.client.says(call(2, "pay", eur=1))
+    asks = {"resultType": "input_required", "inputRequests": {}, "requestState": "s"}
+    s.server.answers(s.server.hears("tools/call"), asks)
+    s.client.hears_result(2)
+    if revoked:
+        given.grants.revoke([grant.id])
+    again = call(3, "pay", eur=1)
+    again["params"]["requestState"] = "s"
+    s.client.says(again)
+    if revoked:
+        s.server.hears_nothing()
+        assert given.play.ticket().state == "pending", "a person is asked"
+        return
+    s.server.answers(s.server.hears("tools/call"), text("paid"))
+    s.client.hears_result(3)
+    intents = [record for record in given.play.log.records if record.kind == "intent" and record.name == "pay"]
+    assert [(record.approval, record.ticket) for record in intents[1:]] == [("granted", grant.id)] * 2
+
+
 def test_a_pause_refuses_what_comes_and_what_waited_when_its_turn_comes(make_play: MakePlay) -> None:
     given = Given(make_play(LANE))
     s = given.play.session().handshake()
