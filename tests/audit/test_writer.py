@@ -204,12 +204,12 @@ def yields(pid: int) -> bool:
 
 
 async def test_who_waits_does_not_wait_for_a_starved_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "HURRY_S", HURRY_S)
     async with running(tmp_path) as (log, handle):
         whole_call(log, 1)
         await handle.flush()
         first = handle.pid
         assert first is not None
+        monkeypatch.setattr(writer, "HURRY_S", HURRY_S)  # only now: a busy machine may have made it hurry before
         os.kill(first, signal.SIGSTOP)  # as on a machine whose cores are all taken
         whole_call(log, 2)
         assert await handle.flush() == 4
