@@ -304,8 +304,9 @@ async def main():
     log = Journal(at / "journal", durability="process", loop=asyncio.get_running_loop())
     log.open()
     handle = WriterHandle(log, at / "audit.db", asyncio.get_running_loop())
-    await handle.flush()
-    fill(log, range(1, 2000))
+    fill(log, range(1, 2))
+    await handle.flush()  # the writer is at work, so it holds its lock
+    fill(log, range(2, 2000))
     print(handle.pid, flush=True)
     await asyncio.sleep(1000)
 

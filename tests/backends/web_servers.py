@@ -68,6 +68,7 @@ def app(kind: str) -> Any:
     @server.tool()
     async def broken_stream(context: Context) -> str:
         """Answers after its stream was closed."""
+        await asyncio.sleep(0.5)  # its first event, without which nobody could take it up, has left by then
         await context.close_sse_stream()
         await asyncio.sleep(0.1)
         return "after all"
