@@ -3,7 +3,7 @@
 A window holds the times of the calls that counted and the number of those under way. All of it happens on one
 thread without suspending, so reserving is atomic; what survives a restart is the audit log, from which `restore`
 fills the windows again. Times are monotonic seconds; a window is half open: a call stops counting exactly
-`window_s` after it ended.
+`window_s` after it ended. A budget is the same over amounts (`policy.budgets`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from aegis_daemon.core.units import go_duration as go
 from aegis_daemon.core.verdict import Claim, Deny, Reason
+from aegis_daemon.policy.budgets import Budget, counted, plain
 
 Key = tuple[str, str | None, str, str]
 
@@ -75,12 +76,13 @@ class Window:
 
 
 class Lease:
-    """One call's share of each of its windows, until it is settled, once."""
+    """One call's share of each of its windows and budgets, until it is settled, once."""
 
-    __slots__ = ("_open", "_windows")
+    __slots__ = ("_open", "_shares", "_windows")
 
-    def __init__(self, windows: tuple[Window, ...]) -> None:
+    def __init__(self, windows: tuple[Window, ...], shares: tuple[tuple[Budget, int], ...] = ()) -> None:
         self._windows = windows
+        self._shares = shares
         self._open = True
 
     def commit(self, now: float) -> None:
@@ -90,6 +92,9 @@ class Lease:
             for window in self._windows:
                 window.reserved -= 1
                 window.add(now)
+            for budget, amount in self._shares:
+                budget.reserved -= amount
+                budget.add(now, amount)
 
     def release(self) -> None:
         """The call never counted."""
@@ -97,6 +102,8 @@ class Lease:
             self._open = False
             for window in self._windows:
                 window.reserved -= 1
+            for budget, amount in self._shares:
+                budget.reserved -= amount
 
 
 class Limits:
@@ -104,6 +111,7 @@ class Limits:
 
     def __init__(self) -> None:
         self._windows: dict[Key, Window] = {}
+        self._budgets: dict[Key, Budget] = {}
         self._found: dict[int, Window] = {}
         """the window of each claim object in use, which the window keeps alive: found without making a key"""
 
@@ -124,7 +132,15 @@ class Limits:
     def reserve(self, claims: tuple[Claim, ...], now: float) -> Lease | Deny:
         """All claims or none; the first full window is named."""
         windows = []
+        shares: tuple[tuple[Budget, int], ...] = ()
         for claim in claims:
+            if claim.amount:
+                budget, amount, most = self._budget(claim), counted(claim.amount), counted(claim.most)
+                budget.expire(now)
+                if not budget.has_room(amount, most):
+                    return Deny(_spent(claim, budget, now))
+                shares += ((budget, amount),)
+                continue
             window = self._window(claim)
             times = window.times
             if times and times[0] <= now - claim.window_s:
@@ -135,7 +151,21 @@ class Limits:
             windows.append(window)
         for window in windows:
             window.reserved += 1
-        return Lease(tuple(windows))
+        for budget, amount in shares:
+            budget.reserved += amount
+        return Lease(tuple(windows), shares)
+
+    def _budget(self, claim: Claim) -> Budget:
+        key = (claim.scope, claim.agent, claim.backend, claim.tool)
+        budget = self._budgets.get(key)
+        if budget is None:
+            budget = self._budgets[key] = Budget(claim.window_s)
+        budget.window_s = claim.window_s  # a reload may change it; what was spent stays spent
+        return budget
+
+    def restore_spent(self, claim: Claim, at: float) -> None:
+        """What a call of an earlier daemon spent counts from then on; the time may lie before the machine's boot."""
+        self._budget(claim).add(at, counted(claim.amount))
 
     def restore(self, claim: Claim, times: Iterable[float]) -> None:
         """Calls of earlier daemons count from these times on, in any order; they may lie before the machine's boot."""
@@ -175,6 +205,10 @@ class Limits:
             if not window.times and not window.reserved and not window.extras:
                 del self._windows[key]
                 self._found.pop(id(window.claim), None)
+        for key, budget in list(self._budgets.items()):
+            budget.expire(now)
+            if not budget.times and not budget.reserved:
+                del self._budgets[key]
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self._windows.values())
@@ -199,4 +233,21 @@ def _full(window: Window, now: float) -> Reason:
         retry_after_ms=None if after is None else milliseconds(after),
         code="rate_limited",
         detail=f"{claim.scope} limit of `{claim.backend}` `{claim.tool}`",
+    )
+
+
+def _spent(claim: Claim, budget: Budget, now: float) -> Reason:
+    after = budget.retry_after(counted(claim.amount), counted(claim.most), now)
+    left = max(0, counted(claim.most) - budget.spent - budget.reserved)
+    whose = "all agents together" if claim.agent is None else "this agent"
+    argument = claim.scope.partition(" ")[2]
+    when = "once a call under way has ended" if after is None else f"in {go(ceil(after) if after >= 1 else after)}"
+    return Reason(
+        "rate_limit",
+        f"budget exceeded for `{argument}` of {claim.tool}: {plain(left)} of {claim.most} is left in the "
+        f"{go(claim.window_s)} window ({whose}); not executed; spend less, or try again {when}",
+        retryable=True,
+        retry_after_ms=None if after is None else milliseconds(after),
+        code="budget_exceeded",
+        detail=f"`constraints.{claim.tool}.budgets.{argument}`",
     )

@@ -560,6 +560,7 @@ class Server(_End):
         super().__init__(play)
         self.talk = talk
         self.touched = self.paused = self.stdin_closed = self.ending = self.over = False
+        self.renewals = 0
         self.lost: list[bytes] = []
 
     @property
@@ -757,6 +758,7 @@ class Play:
         runtime = build(loaded.config, digest(loaded.config))
         self.lanes.configure(dict(runtime.lanes))
         self.desk.max_pending = runtime.pending_limit
+        self.scribe.redact = runtime.transforms.logged if runtime.transforms is not None else None
         return runtime
 
     def be_impatient(self) -> None:
@@ -895,6 +897,7 @@ class Play:
         assert not self.load._open, f"in flight: {self.load._open}"
         for window in self.limits:
             assert window.reserved == 0, f"still reserved: {window.claim}"
+        assert not any(budget.reserved for budget in self.limits._budgets.values())
         assert not self.lanes.rows(), self.lanes.rows()
         assert not self.desk._open, [(one.id, one.state) for one in self.desk._open.values()]
         assert not self.desk._by_digest

@@ -188,6 +188,7 @@ class Desk:
             claims=hold.claims,
             people=hold.ask.people,
             client=client,
+            pin=hold.ask.pin,
         )
         try:
             self._store.put(ticket)

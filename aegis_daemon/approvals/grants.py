@@ -33,10 +33,10 @@ CREATE TABLE IF NOT EXISTS grants (
   id TEXT PRIMARY KEY, tenant TEXT NOT NULL, agent TEXT NOT NULL, backend TEXT NOT NULL, method TEXT NOT NULL,
   tool TEXT NOT NULL, rule TEXT NOT NULL, params TEXT NOT NULL, free TEXT NOT NULL, by TEXT NOT NULL,
   created REAL NOT NULL, expires REAL NOT NULL, boot TEXT NOT NULL, ends REAL NOT NULL, uses_left INTEGER NOT NULL,
-  from_call TEXT NOT NULL
+  from_call TEXT NOT NULL, pin TEXT NOT NULL DEFAULT ''
 ) STRICT;
 """
-Key = tuple[str, str, str, str, str, str]
+Key = tuple[str, str, str, str, str, str, str]
 
 
 class NotGiven(Exception):
@@ -70,11 +70,13 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     ends: float
     uses_left: int
     from_call: str
+    pin: str = ""
+    """what the tool was when the grant was given, as in a ticket's digest"""
 
     @property
     def key(self) -> Key:
         """What is compared before the parameters are."""
-        return (self.tenant, self.agent, self.backend, self.method, self.tool, self.rule)
+        return (self.tenant, self.agent, self.backend, self.method, self.tool, self.rule, self.pin)
 
     @property
     def arguments(self) -> str:
@@ -154,6 +156,8 @@ class Grants:
         self._unwritten: set[str] = set()
         """revoked ones that the disk may still know"""
         db.executescript(_SCHEMA)
+        if not any(column[1] == "pin" for column in db.execute("PRAGMA table_info(grants)")):
+            db.execute("ALTER TABLE grants ADD COLUMN pin TEXT NOT NULL DEFAULT ''")
         db.execute("DELETE FROM grants WHERE uses_left <= 0 OR expires <= ?", (wall(),))
         for row in db.execute(f"SELECT {','.join(_COLUMNS)} FROM grants ORDER BY created").fetchall():  # noqa: S608
             fields = dict(zip(_COLUMNS, row, strict=True))
@@ -196,7 +200,9 @@ class Grants:
             return None
         call = hold.call
         who = call.principal
-        alike = self._alike.get((who.tenant, who.agent, call.backend, call.method, call.name or "", hold.ask.rule))
+        ask = hold.ask
+        key = (who.tenant, who.agent, call.backend, call.method, call.name or "", ask.rule, ask.pin)
+        alike = self._alike.get(key)
         for held in tuple(alike or ()):
             if self._holds(held) and held.shape is not None and shape(call.frame.params, held.grant.free) == held.shape:
                 return held
@@ -204,8 +210,8 @@ class Grants:
 
     def covers(self, grant: Grant, ticket: Ticket) -> bool:
         """Whether the ticket's call is of the grant's shape."""
-        if (grant.agent, grant.backend, grant.method, grant.tool, grant.rule) != (
-            ticket.agent, ticket.backend, ticket.method, ticket.name, ticket.rule,
+        if (grant.agent, grant.backend, grant.method, grant.tool, grant.rule, grant.pin) != (
+            ticket.agent, ticket.backend, ticket.method, ticket.name, ticket.rule, ticket.pin,
         ) or ticket.people > 1:  # fmt: skip
             return False
         held = self._held.get(grant.id)
@@ -313,6 +319,7 @@ class Grants:
             ends=self._now() + seconds,
             uses_left=USES if uses is None else uses,
             from_call=ticket.call_id,
+            pin=ticket.pin,
         )
 
     def keep(self, grant: Grant) -> None:

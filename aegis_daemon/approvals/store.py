@@ -32,11 +32,12 @@ _STEPS: Final = (
     """
     CREATE INDEX tickets_ended ON tickets (agent, created, expires, state) WHERE state NOT IN ('pending', 'approved');
     """,
+    "ALTER TABLE tickets ADD COLUMN pin TEXT NOT NULL DEFAULT '';",
 )
 """What turns one schema into the next; a file's `PRAGMA user_version` counts those it has seen."""
 _COLUMNS = (
     "call_id", "id", "digest", "agent", "backend", "method", "name", "arguments", "rule", "created", "expires",
-    "claims", "state", "by", "note", "outcome", "people", "votes", "client", "via", "task",
+    "claims", "state", "by", "note", "outcome", "people", "votes", "client", "via", "task", "pin",
 )  # fmt: skip
 _OPEN = "state IN ('pending', 'approved') OR (state IN ('consumed', 'rejected') AND outcome IS NOT NULL)"
 _JSON: Final[dict[str, msgspec.json.Decoder[Any]]] = {

@@ -67,6 +67,7 @@ class Ticket(msgspec.Struct, eq=False):
     via: str = ""
     """how the decision came"""
     task: str = ""
+    pin: str = ""
     seats: list[Any] = []
     """who waits for it, the newest last"""
     runner: Any = None
@@ -86,17 +87,20 @@ class Ticket(msgspec.Struct, eq=False):
 
 
 def digest(call: Call, ask: Ask) -> str:
-    """What an approval is bound to: tenant, agent, backend, method, all parameters but `_meta`, and the deciding rule.
+    """What an approval is bound to: tenant, agent, backend, method, all parameters but `_meta`, rule and pin.
 
-    SHA-256, hex, over JSON with sorted keys (hard rule 5). There are no pins yet; theirs will be one more key.
+    SHA-256, hex, over JSON with sorted keys (hard rule 5). The pin is one more key once a person has trusted a change
+    of the tool: what was agreed to before does not hold for what the tool is now.
     """
     params = {key: value for key, value in call.frame.params.items() if key != "_meta"}
-    return seal(call.principal.tenant, call.principal.agent, call.backend, call.method, params, ask.rule)
+    return seal(call.principal.tenant, call.principal.agent, call.backend, call.method, params, ask.rule, ask.pin)
 
 
-def seal(tenant: str, agent: str, backend: str, method: str, params: dict[str, Any], rule: str) -> str:
+def seal(tenant: str, agent: str, backend: str, method: str, params: dict[str, Any], rule: str, pin: str = "") -> str:
     """The same over the parts; `params` are without `_meta`."""
     bound = {"agent": agent, "backend": backend, "method": method, "params": params, "rule": rule, "tenant": tenant}
+    if pin:
+        bound["pin"] = pin
     return hashlib.sha256(msgspec.json.encode(bound, order="sorted")).hexdigest()
 
 
@@ -132,6 +136,6 @@ def params_of(ticket: Ticket, tenant: str) -> dict[str, Any] | None:
             if content["arguments"] == {}:
                 found.append({"name": ticket.name, **{key: content[key] for key in content if key != "arguments"}})
     for params in found:
-        if seal(tenant, ticket.agent, ticket.backend, ticket.method, params, ticket.rule) == ticket.digest:
+        if seal(tenant, ticket.agent, ticket.backend, ticket.method, params, ticket.rule, ticket.pin) == ticket.digest:
             return params
     return None

@@ -7,9 +7,9 @@ and, where a body is given, `body` and `length`; callers give the rest by keywor
 
 Shared fields: `boot` the machine's boot (UUID), `call` our id of the call (32 hex digits), `mono` microseconds on the
 boot clock, `prev` the hash of the record before (hex), `seq` from 1 without a gap, `ts` microseconds since the epoch,
-`v` the version of this format. `body` is the hex SHA-256 over salt and bytes of the arguments or the result, which are
-kept beside the record so that they can be erased without breaking the chain; `length` is the true length in bytes
-where less than the whole was kept.
+`v` the version of this format; `judged_us`, where policies look at arguments, how long judging the call took. `body` is
+the hex SHA-256 over salt and bytes of the arguments or the result, which are kept beside the record so that they can be
+erased without breaking the chain; `length` is the true length in bytes where less than the whole was kept.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Hold(msgspec.Struct, kw_only=True, omit_defaults=True):
     boot: str = ""
     call: str
     era: str = ""
+    judged_us: int = 0
     kind: str = ""
     length: int = 0
     limit: str = ""
@@ -92,6 +93,7 @@ class Intent(msgspec.Struct, kw_only=True, omit_defaults=True):
     boot: str = ""
     call: str
     era: str = ""
+    judged_us: int = 0
     kind: str = ""
     length: int = 0
     limit: str = ""
@@ -154,6 +156,7 @@ class Denied(msgspec.Struct, kw_only=True, omit_defaults=True):
     call: str
     code: int = 0
     era: str = ""
+    judged_us: int = 0
     kind: str = ""
     length: int = 0
     limit: str = ""

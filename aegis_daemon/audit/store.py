@@ -14,7 +14,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -393,6 +393,19 @@ class Reader:
                 "SELECT agent_id, backend_id, tool_name, boot, mono, finished_ts FROM calls "
                 "WHERE ts >= ? AND consumed = 1 AND finished_ts >= ? ORDER BY ts",
                 (ts - 86_400_000_000, ts),
+            )
+        )
+
+    def spent_since(self, ts: int, tools: Iterable[str]) -> Iterator[tuple[str, str, str, str, int, int, bytes | None]]:
+        """The same of some tools alone, each `tool` or `backend.tool`, and the arguments (JSON) where they are kept."""
+        named = msgspec.json.encode(list(tools)).decode()
+        return iter(
+            self._db.execute(
+                "SELECT agent_id, backend_id, tool_name, boot, mono, finished_ts, CAST(b.body AS BLOB) FROM calls "
+                "LEFT JOIN bodies b ON b.seq = calls.seq WHERE ts >= ? AND consumed = 1 AND finished_ts >= ? AND "
+                "(tool_name IN (SELECT value FROM json_each(?)) OR "
+                "backend_id || '.' || tool_name IN (SELECT value FROM json_each(?))) ORDER BY ts",
+                (ts - 86_400_000_000, ts, named, named),
             )
         )
 

@@ -26,6 +26,8 @@ class Story(msgspec.Struct, eq=False):
 
     journal: Journal
     call: Call
+    kept: bytes | None = None
+    """what is written of its content where that is not all of it"""
     acl: str = "allowed"
     limit: str = "none"
     approval: str = "not_required"
@@ -34,6 +36,7 @@ class Story(msgspec.Struct, eq=False):
     note: str = ""
     position: int = 0
     wait_us: int = 0
+    judged_us: int = 0
 
     def _facts(self) -> dict[str, Any]:
         call = self.call
@@ -42,6 +45,7 @@ class Story(msgspec.Struct, eq=False):
             "backend": call.backend,
             "call": call.id,
             "era": _ERAS[call.era],
+            "judged_us": self.judged_us,
             "method": call.row.name,
             "name": call.name or "",
             "principal": call.principal.name,
@@ -55,7 +59,7 @@ class Story(msgspec.Struct, eq=False):
         self.approval = "pending"
         self.journal.append(
             Hold(**self._facts(), acl=self.acl, approval="pending", limit=self.limit, policy=rule, ticket=ticket),
-            self.call.content_text,
+            self.call.content_text if self.kept is None else self.kept,
         )
 
     def intent(self, committed: Callable[[AuditUnavailable | None], None]) -> bool:
@@ -74,6 +78,7 @@ class Story(msgspec.Struct, eq=False):
                 backend=call.backend,
                 call=call.id,
                 era=_ERAS[call.era],
+                judged_us=self.judged_us,
                 limit=self.limit,
                 method=call.row.name,
                 name=call.name or "",
@@ -85,7 +90,7 @@ class Story(msgspec.Struct, eq=False):
                 session=call.session,
                 ticket=self.ticket,
             ),
-            call.content_text,
+            call.content_text if self.kept is None else self.kept,
         )
         if journal.durable_seq >= seq:
             return True
@@ -141,21 +146,27 @@ class Story(msgspec.Struct, eq=False):
                     ticket=self.ticket,
                     would=would,
                 ),
-                self.call.content_text,
+                self.call.content_text if self.kept is None else self.kept,
             )
         except AuditUnavailable:
             pass  # refused all the same, and the journal tells `aegis status` what ails it
 
 
 class Scribe:
-    """Begins stories. See `core.ports.AuditLog`."""
+    """Begins stories. See `core.ports.AuditLog`.
 
-    def __init__(self, journal: Journal) -> None:
+    `redact` gives what may be written of a call's content, None for all of it; there is none where nothing is redacted.
+    """
+
+    def __init__(self, journal: Journal, redact: Callable[[Call], bytes | None] | None = None) -> None:
         self._journal = journal
+        self.redact = redact
 
     def story(self, call: Call) -> Story:
         """The records of one call."""
-        return Story(self._journal, call)
+        if self.redact is None:
+            return Story(self._journal, call)
+        return Story(self._journal, call, self.redact(call))
 
     def dropped(self, agent: str, backend: str, session: str, direction: str, reason: str, count: int) -> None:
         """Frames that were neither forwarded nor answered."""

@@ -205,6 +205,7 @@ class Channel:
         self._on_failed = on_failed
         self.touched = False
         """whether anything was sent to it"""
+        self.renewals = 0
         self.over = False
         self._started = False
         self._ready = False

@@ -39,6 +39,7 @@ class StdioServer:
         self._closing = False
         self.touched = False
         """whether anything was sent to it"""
+        self.renewals = 0
         their_in, our_out = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         try:
             our_in, their_out = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()

@@ -465,6 +465,7 @@ class HttpServer:
         self._version = ""
         self.touched = False
         """whether anything was sent to it"""
+        self.renewals = 0
         self.over = False
         self.gathered = 0
         self._proven = False  # it answered something as an MCP server does
@@ -740,6 +741,7 @@ class HttpServer:
         old = self._handshake
         assert old is not None
         _log.info("a server forgot a session; it is opened again")
+        self.renewals += 1
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -47,8 +47,8 @@ ELSEWHERE: Final = {
     "paused": ("a person has paused it", "`aegis resume {agent}`, or `aegis resume` where everything is paused"),
     "policy": ("a policy forbids it, and policies are not changed by program", "change the policy by hand"),
     "pin": (
-        "the definition of what it names has changed since it was trusted",
-        "look at the change before you trust it",
+        "the definition of what it names has changed since it was trusted, or nobody has trusted it yet",
+        "look at it before you trust it: `aegis tools diff {tool}`",
     ),
     "method": ("the method is not one that Aegis knows, and unknown ones are never passed on", "update Aegis"),
     "params": ("it does not say what it is about", "mend the agent; no rule can let it pass"),

@@ -32,6 +32,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "grants": ("grants", "Approvals that are remembered."),
     "pause": ("pause", "Stop an agent, or all of them, at once."),
     "resume": ("resume", "Let an agent, or all of them, go on."),
+    "policy": ("policy", "Check policies, and tell what the rules say of a call."),
+    "tools": ("tools", "What servers say of their tools, and what of it has changed."),
     "ui": ("ui", "Open the inbox in a browser."),
     "limits": ("limits", "Limits and how far they are used."),
     "queue": ("queue", "Calls in the backends' queues."),

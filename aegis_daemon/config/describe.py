@@ -21,6 +21,10 @@ _PLACEHOLDER: Final = {
     "approvers": "<user>",
     "rate_limits": "<tool>",
     "global_rate_limits": "<tool>",
+    "constraints": "<tool>",
+    "transforms": "<tool>",
+    "arguments": "<argument>",
+    "budgets": "<argument>",
 }
 
 
@@ -169,6 +173,8 @@ def digest(config: Config) -> str:
     secrets, whose digest would let a weak one be guessed: a rotated token changes nothing here.
     """
     kept = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    if config.policy.statements:  # what is in the files, which alone are named here
+        kept["policy"]["statements"] = [[one.id, one.est] for one in config.policy.statements]
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -1,7 +1,7 @@
 """A file becomes a checked `Config`, or a list of everything that is wrong with it; never half of one.
 
-Four readings of one tree, all of which report: YAML (`source`), what this version does not do (`NOT_YET`), types and
-names (the models), and what must agree across sections. Reads the file and the files and variables that it names;
+Five readings of one tree, all of which report: YAML (`source`), what this version does not do (`NOT_YET`), types and
+names (the models), what must agree across sections, and policies. Reads the file and the files and variables it names;
 writes nothing, prints nothing.
 """
 
@@ -34,6 +34,7 @@ from aegis_daemon.config.schema import (
     PLACEHOLDERS,
     Config,
     NotYet,
+    Policy,
     Queue,
     Secret,
     reveal,
@@ -45,11 +46,17 @@ from aegis_daemon.config.source import (
     Node,
     Path,
     Source,
+    dotted,
     read,
     read_bounded,
     read_file,
 )
 from aegis_daemon.core.units import UnitError, parse_duration, short_duration
+from aegis_daemon.policy.dialect import MAX_BYTES as MAX_POLICY_BYTES
+from aegis_daemon.policy.dialect import MAX_STATEMENTS, PolicyError, PolicyFault, Statement
+from aegis_daemon.policy.dialect import read as read_policies
+from aegis_daemon.policy.entities import OWN as OWN_ATTRIBUTES
+from aegis_daemon.policy.transforms import Transform
 
 __all__ = [
     "Config",
@@ -141,11 +148,12 @@ class _Reading:
         self.env = env
         self.warnings: list[Fault] = []
         self._built: dict[int, Any] = {}
+        self._data: dict[str, Any] = {}
         self._comparisons = _COMPARISONS
 
     def config(self) -> Config | None:
         assert self.source.root is not None
-        data = self._values(self.source.root, ())
+        data = self._data = self._values(self.source.root, ())
         self._not_yet(data)
         self._nulls(data, SHAPE, ())
         try:
@@ -155,7 +163,12 @@ class _Reading:
             for one in error.errors(include_url=False):
                 self._invalid(one)
         self._cross(data)
-        return None if config is None or self.source.faults else self._absolute(config)
+        if config is None:
+            return None
+        policy = self._policies(config.policy)
+        if self.source.faults:
+            return None
+        return self._absolute(config.model_copy(update={"policy": policy}))
 
     # noting
 
@@ -360,6 +373,25 @@ class _Reading:
                 self._globs((section,), rules, ("tools",))
 
         self._opened(data)
+        for tool, transform in _sections(_table(data, "transforms")):
+            self._redacted_budgets(tool, transform, _table(_table(data, "constraints"), tool))
+        for tool, constraint in _sections(_table(data, "constraints")):
+            if constraint.get("operations") and not constraint.get("dialect"):
+                message = "no `dialect` is named, so the SQL has to pass as postgres, mysql, sqlite and tsql"
+                self._warn(("constraints", tool, "operations"), message, "add `dialect`, as the database reads it")
+
+    def _redacted_budgets(self, tool: str, transform: Mapping[str, Any], constraint: Mapping[str, Any]) -> None:
+        """What a budget counts is read from the log after a restart, so it has to be there."""
+        paths = transform.get("redact")
+        for index, path in enumerate(paths if isinstance(paths, list) else ()):
+            for name in _table(constraint, "budgets"):
+                try:
+                    logged = Transform(tool, (path,)).logged({name: 1})
+                except Exception:  # noqa: S112  reported by the models
+                    continue
+                if logged != {name: 1}:
+                    message = f"a budget counts the argument `{name}`, which would be missing in the log"
+                    self._fault(("transforms", tool, "redact", index), message, "remove the path, or the budget")
 
     def _opened(self, data: dict[str, Any]) -> None:
         """What is open to whom, where that is probably not what is meant."""
@@ -447,6 +479,10 @@ class _Reading:
         if isinstance(tenant, str) and tenant != "default":
             message = "tenants are not kept apart by this version: limits, approvals and the log are shared"
             self._fault((*path, "tenant"), message, "remove `tenant`, or run one daemon for each tenant")
+        for name in _table(agent, "attributes"):
+            if name in OWN_ATTRIBUTES:
+                message = f"`{name}` is what every agent has for itself in policies"
+                self._fault((*path, "attributes", name), message, "call the attribute something else", key=True)
         token = agent.get("auth_token")
         if isinstance(token, str | Secret) and reveal(token):
             first = tokens.setdefault(reveal(token), str(path[-1]))
@@ -473,7 +509,78 @@ class _Reading:
                     message = f"`{name[:60]}` looks like a regular expression, and is matched as a glob"
                     self._warn((*path, key, index), message, "use `*` and `?`, as in `delete_*`")
 
-    # 6: paths count from the file
+    # 6: the policies
+
+    def _policies(self, policy: Policy) -> Policy:
+        texts: list[tuple[Path, str, str]] = []
+        files = []
+        for index, named in enumerate(policy.files):
+            here = ("policy", "files", index)
+            files.append(self._path(named))
+            text = self._policy_file(here, named, files[-1])
+            if text is not None:
+                texts.append((here, named, text))
+        if policy.text is not None:
+            texts.append((("policy", "text"), "policy.text", policy.text))
+        found: dict[str, Statement] = {}
+        for path, name, text in texts:
+            try:
+                statements = read_policies(text, name)
+            except PolicyError as error:
+                for one in error.faults:
+                    self._in_policy(self.source.faults, path, text, one)
+                continue
+            for statement in statements:
+                if statement.id in found:
+                    message = f"the policy `{statement.id}` of {statement.place} is at {found[statement.id].place} too"
+                    self._fault(path, message, "give each policy an `@id` of its own")
+                found[statement.id] = statement
+                self._strangers(path, text, name, statement)
+        if len(found) > MAX_STATEMENTS:
+            self._fault(("policy",), f"there are more than {MAX_STATEMENTS} policies", "merge some of them", key=True)
+        return policy.holding(tuple(found.values()), tuple(files))
+
+    def _policy_file(self, here: Path, named: str, path: str) -> str | None:
+        try:
+            data = read_bounded(path, MAX_POLICY_BYTES)
+            text = data.decode("utf-8") if data is not None else None
+        except (OSError, ValueError) as error:
+            reason = "not utf-8 text" if isinstance(error, UnicodeDecodeError) else None
+            reason = reason or (getattr(error, "strerror", None) or str(error)).lower()
+            self._fault(here, f"cannot read `{named}`: {reason}", "check the path and who may read it")
+            return None
+        if text is None:
+            self._fault(here, f"`{named}` holds more than 4 MiB", "split it")
+        return text
+
+    def _in_policy(self, noted: list[Fault], path: Path, text: str, one: PolicyFault) -> None:
+        where = dotted(path)
+        if path == ("policy", "text"):
+            made = self.source.make(
+                *self.source.within(path, one.line - 1, one.column - 1), path, one.message, one.hint
+            )
+        else:
+            line = (text.split("\n")[one.line - 1 : one.line] or [""])[0].rstrip("\r")
+            made = Fault(one.file, one.line, one.column, where, one.message, one.hint, line if len(line) < 300 else "")
+        noted.append(made)
+
+    def _strangers(self, path: Path, text: str, name: str, statement: Statement) -> None:
+        """What a policy names and the file does not: it may be meant for another house, so that is no fault."""
+        data = self._data
+        agents = dict(_sections(_table(data, "agents")))
+        roles = {role for agent in agents.values() for role in _texts(agent.get("roles"))}
+        known = {"Server": set(_table(data, "backends")), "Agent": set(agents), "Role": roles}
+        for kind, id, line, column in statement.named:
+            names = known.get(kind)
+            if names is None or id in names:
+                continue
+            near = self._nearest(id, sorted(names))
+            what = {"Server": "backend", "Agent": "agent", "Role": "agent with the role"}[kind]
+            hint = f"did you mean `{near}`?" if near else "it can stay if it is meant for another place"
+            fault = PolicyFault(name, line, column, f"there is no {what} `{id}`, so this policy applies to none", hint)
+            self._in_policy(self.warnings, path, text, fault)
+
+    # 7: paths count from the file
 
     def _absolute(self, config: Config) -> Config:
         backends = {}
@@ -539,6 +646,10 @@ def _remove(data: dict[str, Any], row: NotYet) -> None:
 def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     found = data.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _texts(found: object) -> list[str]:
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
 def _sections(table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

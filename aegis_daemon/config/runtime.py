@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from hashlib import sha256
 
+from aegis_daemon.config.rules import rules as rules_of
+from aegis_daemon.config.rules import transforms as transforms_of
 from aegis_daemon.config.schema import Access, Config, reveal
 from aegis_daemon.core.names import Names
 from aegis_daemon.core.pipeline import Pipeline
@@ -14,9 +17,11 @@ from aegis_daemon.core.runtime import AgentRule, BackendRule, HoldRule, Runtime
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import Claim
 from aegis_daemon.lanes import LaneRule
+from aegis_daemon.policy.cedar import Engine
 from aegis_daemon.stages import ORDER
 from aegis_daemon.stages.acl import Acl, Lists, Route
 from aegis_daemon.stages.approval import Approval
+from aegis_daemon.stages.policy import Policy
 from aegis_daemon.stages.rate_limit import RateLimit
 
 
@@ -27,6 +32,9 @@ def build(config: Config, digest: str) -> Runtime:
         "rate_limit": _rate_limit(config),
         "approval": _approval(config),
     }
+    policy = _policy(config)
+    if policy is not None:
+        gates["policy"] = policy
     limits = gates["rate_limit"]
     assert isinstance(limits, RateLimit)
     agents = {
@@ -40,7 +48,7 @@ def build(config: Config, digest: str) -> Runtime:
     own = os.geteuid() if hasattr(os, "geteuid") else -1
     isolated = bool(agents) and all(rule.uids is not None and own not in rule.uids for rule in agents.values())
     return Runtime(
-        pipeline=Pipeline([gates[name] for name in ORDER], observe=config.mode == "observe"),
+        pipeline=Pipeline([gates[name] for name in ORDER if name in gates], observe=config.mode == "observe"),
         denials=config.denials,
         backends={
             name: BackendRule(
@@ -76,6 +84,8 @@ def build(config: Config, digest: str) -> Runtime:
         unlisted_open=config.defaults.unlisted == "observe",
         hold=_hold(config),
         closed=_closed(config),
+        rules=tuple(policy.rules) if policy is not None else (),
+        transforms=transforms_of(config),
         isolated=isolated,
         digest=digest,
     )
@@ -117,6 +127,16 @@ def _acl(config: Config) -> Acl:
         refused=_closed(config),
         unconfigured=not config.agents,
     )
+
+
+def _policy(config: Config) -> Policy | None:
+    """The gate of policies and of rules on arguments; None without any, so that nobody pays for it."""
+    statements, rules = config.policy.statements, rules_of(config)
+    if not statements and not rules:
+        return None
+    attributes = {name: agent.attributes for name, agent in config.agents.items()}
+    engine = Engine(statements, attributes, config.backends) if statements else None
+    return Policy(engine, rules, wall=time.time)
 
 
 def _rate_limit(config: Config) -> RateLimit:

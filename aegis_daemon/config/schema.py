@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     PlainSerializer,
     PlainValidator,
+    PrivateAttr,
     WithJsonSchema,
     model_validator,
 )
@@ -29,6 +31,13 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from aegis_daemon.config.source import HIDDEN_NAME
 from aegis_daemon.core.units import UnitError, go_duration, parse_duration, parse_rate, short_duration
+from aegis_daemon.policy.budgets import MOST, PLACES, exact, units
+from aegis_daemon.policy.dialect import Statement
+from aegis_daemon.policy.paths import BadRoot, canonical_root
+from aegis_daemon.policy.patterns import BadPattern, compile_pattern
+from aegis_daemon.policy.sql import DIALECTS, OPERATIONS
+from aegis_daemon.policy.transforms import BadPath, compile_path
+from aegis_daemon.policy.urls import DEFAULT_PORTS, BadHost, canonical_host
 from aegis_daemon.wire.headers import is_protocols_own
 
 MASK: Final = "********"
@@ -296,6 +305,99 @@ def _as_person(value: object) -> str:
     return text
 
 
+def _as_governed(value: object) -> str:
+    name = _as_glob(value)
+    if re.search(r"[*?\[\]]", name):
+        raise fault(f"`{name}` is a pattern, and rules on arguments are for one tool", "write one for each tool's name")
+    return name
+
+
+def _as_argument(value: object) -> str:
+    text = _as_plain(value, "an argument's name")
+    if not text or len(text) > 256 or not text.isprintable():
+        raise fault(f"{shown(value)} is not an argument's name", "write it as the tool's schema does")
+    return text
+
+
+def _as_root(value: object) -> str:
+    text = _as_path(value)
+    try:
+        canonical_root(text)
+    except BadRoot as error:
+        raise fault(f"paths cannot be below {shown(value)}: {error}", "write an absolute path like `/data`") from None
+    return text
+
+
+def _as_rule_host(value: object) -> str:
+    text = _as_plain(value, "a host's name")
+    try:
+        return canonical_host(text)
+    except BadHost as error:
+        raise fault(f"{shown(value)} is not a host", str(error)) from None
+
+
+def _as_scheme(value: object) -> str:
+    text = _as_plain(value, "a scheme").lower()
+    if text not in DEFAULT_PORTS:
+        raise fault(f"{shown(value)} is not a scheme that can be allowed", f"known are {', '.join(DEFAULT_PORTS)}")
+    return text
+
+
+def _as_pattern(value: object) -> str:
+    text = _as_plain(value, "a regular expression")
+    try:
+        compile_pattern(text)
+    except BadPattern as error:
+        hint = "write it in RE2's syntax, without lookaround and back references; it has to match the whole text"
+        raise fault(f"{shown(value)} cannot be used: {error}", hint) from None
+    return text
+
+
+def _as_amount(value: object) -> Decimal:
+    number = exact(value)
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,16}(\.[0-9]{1,12})?", value):
+        number = Decimal(value)
+    if number is None or units(abs(number)) is None:
+        most = f"at most {PLACES} places, and not beyond {MOST}"
+        raise fault(f"{shown(value)} is not a number that is held exactly", f"write digits, with {most}")
+    return number
+
+
+def _as_scalar(value: object) -> Any:
+    if type(value) in (str, bool) or exact(value) is not None:
+        return value
+    if isinstance(value, Secret):
+        raise fault(NO_PLACEHOLDER, PLACEHOLDERS)
+    raise fault(f"{shown(value)} is not a single value", "write a text, a number, `true` or `false`")
+
+
+def _as_operation(value: object) -> str:
+    text = _as_plain(value, "an operation").upper()
+    if text not in OPERATIONS:
+        raise fault(f"{shown(value)} is not an operation that can be allowed", f"known are {', '.join(OPERATIONS)}")
+    return text
+
+
+def _as_dialects(value: object) -> tuple[str, ...]:
+    named = [value] if isinstance(value, str) else value
+    if not isinstance(named, list | tuple) or not named:
+        raise fault(f"{shown(value)} is not a dialect", "write a dialect's name, or a list of names")
+    for one in named:
+        if one not in DIALECTS:
+            raise fault(f"{shown(one)} is not a dialect of SQL", f"known are {', '.join(DIALECTS)}")
+    return tuple(named)
+
+
+def _as_json_path(value: object) -> str:
+    text = _as_plain(value, "a path")
+    try:
+        compile_path(text)
+    except BadPath as error:
+        hint = "write JSONPath (RFC 9535) like `$.response.user.email` or `$.request.password`"
+        raise fault(f"{shown(value)} is not a path: character {error.at}: {error}", hint) from None
+    return text
+
+
 OFF: Final = "off"
 
 
@@ -390,6 +492,7 @@ HostName = Annotated[str, BeforeValidator(_as_host), Kind("name")]
 Origin = Annotated[str, BeforeValidator(_as_origin), Kind("origin")]
 ChatId = Annotated[str, BeforeValidator(_as_chat_id), Kind("id")]
 Person = Annotated[str, BeforeValidator(_as_person), Kind("name")]
+PolicyText = Annotated[str, BeforeValidator(_as_plain), Kind("text")]
 Listen = Annotated[str, BeforeValidator(_as_listen), Kind("address")]
 FactValue = Annotated[
     str | bool | int | tuple[str | bool | int, ...],
@@ -397,6 +500,34 @@ FactValue = Annotated[
     WithJsonSchema({"type": ["string", "boolean", "integer", "array"]}),
     Kind("text, number, true, false or a list"),
 ]
+
+GovernedTool = Annotated[str, BeforeValidator(_as_governed), Kind("name")]
+ArgumentName = Annotated[str, BeforeValidator(_as_argument), Kind("name")]
+Root = Annotated[str, BeforeValidator(_as_root), Kind("path")]
+RuleHost = Annotated[str, BeforeValidator(_as_rule_host), Kind("name")]
+Scheme = Annotated[str, BeforeValidator(_as_scheme), Kind("scheme")]
+Pattern = Annotated[str, BeforeValidator(_as_pattern), Kind("regular expression")]
+Amount = Annotated[
+    Decimal,
+    PlainValidator(_as_amount),
+    PlainSerializer(lambda value: f"{value:f}", return_type=str, when_used="json"),
+    WithJsonSchema({"type": ["number", "string"]}),
+    Kind("number"),
+]
+SingleValue = Annotated[
+    str | bool | int | float,
+    PlainValidator(_as_scalar),
+    WithJsonSchema({"type": ["string", "boolean", "number"]}),
+    Kind("value"),
+]
+Operation = Annotated[str, BeforeValidator(_as_operation), Kind("operation")]
+Dialects = Annotated[
+    tuple[str, ...],
+    PlainValidator(_as_dialects),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+    Kind("name or list of names"),
+]
+JsonPath = Annotated[str, BeforeValidator(_as_json_path), Kind("path")]
 
 
 # --- the sections
@@ -710,6 +841,167 @@ class ToolRules(Section):
     tools: tuple[Glob, ...] = Field(default=(), description="Tool names or patterns, each `tool` or `backend.tool`.")
 
 
+class Pins(Section):
+    """What a server says of its tools, prompts and templates is remembered, and a change stops them."""
+
+    first_seen: Literal["trust", "hold"] = Field(
+        default="trust",
+        description="What is seen for the first time: taken for what it is, or not usable until a person trusts it.",
+    )
+    recheck: Timeout = Field(
+        default=3600.0,
+        description="How often a server in use is asked for its lists again, unless its clients do.",
+    )
+
+
+class ArgumentRule(Section):
+    """What one argument has to be; all that is said has to hold, and it has to be there."""
+
+    optional: Flag = Field(default=False, description="Lets a call leave the argument out.")
+    each: Flag = Field(default=False, description="Takes a list, too, every item of which has to be so.")
+    under: tuple[Root, ...] = Field(
+        default=(),
+        description="Directories below which the path has to lie, in every reading; symbolic links are not followed.",
+    )
+    hosts: tuple[RuleHost, ...] = Field(
+        default=(), description="Hosts the URL may lead to: `name`, `*.name`, `name:port`, `1.2.3.4` or `[::1]`."
+    )
+    schemes: tuple[Scheme, ...] = Field(default=(), description="Schemes the URL may have; `https` where none is said.")
+    domains: tuple[RuleHost, ...] = Field(
+        default=(), description="Domains the e-mail address may be in: `name` or `*.name`."
+    )
+    least: Amount | None = Field(
+        default=None, validation_alias="min", serialization_alias="min", description="The smallest number allowed."
+    )
+    most: Amount | None = Field(
+        default=None, validation_alias="max", serialization_alias="max", description="The largest number allowed."
+    )
+    whole: Flag = Field(default=False, description="Allows whole numbers alone.")
+    one_of: tuple[SingleValue, ...] = Field(default=(), description="The only values allowed.")
+    matches: Pattern | None = Field(
+        default=None, description="What the whole text has to match, in RE2's syntax; never slow, whatever the text."
+    )
+    max_length: Count | None = Field(default=None, description="The most characters the text may have.")
+
+    @model_validator(mode="after")
+    def _can_hold(self) -> ArgumentRule:
+        number = self.least is not None or self.most is not None or self.whole
+        forms = {
+            "a number (`min`, `max`, `whole`)": number,
+            "a path (`under`)": bool(self.under),
+            "a URL (`hosts`, `schemes`)": bool(self.hosts or self.schemes),
+            "an address (`domains`)": bool(self.domains),
+        }
+        wanted = [form for form, is_wanted in forms.items() if is_wanted]
+        if number and (self.matches is not None or self.max_length is not None):
+            wanted.append("a text (`matches`, `max_length`)")
+        if len(wanted) > 1:
+            raise fault(f"nothing is {' and '.join(wanted)} at once", "keep one of them")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise fault(f"`min` of {self.least} is larger than `max` of {self.most}", "swap or change them")
+        return self
+
+
+class Budget(Section):
+    """How much the values of an argument may add up to in any window, whatever the number of calls."""
+
+    most: Amount = Field(
+        validation_alias="max", serialization_alias="max", description="What may be spent in any one window."
+    )
+    window_s: Timeout = Field(
+        validation_alias="window", serialization_alias="window", description="Length of the sliding window."
+    )
+    per: Literal["all", "agent"] = Field(
+        default="all", description="Whose spending counts together: that of `all` agents, or each `agent`'s apart."
+    )
+    optional: Flag = Field(default=False, description="Lets a call leave the argument out; it then spends nothing.")
+
+    @model_validator(mode="after")
+    def _is_positive(self) -> Budget:
+        if self.most < 0:
+            raise fault(f"a budget of {self.most} is below zero", "write `0` to allow no spending, or deny the tool")
+        return self
+
+
+class Constraint(Section):
+    """What a tool's arguments have to be, whoever calls it; anything that cannot be told is refused."""
+
+    operations: tuple[Operation, ...] = Field(
+        default=(), description="What the tool's SQL may do: `SELECT`, `INSERT`, `UPDATE`, `DELETE`, `MERGE`."
+    )
+    argument: ArgumentName | None = Field(
+        default=None,
+        description="Which argument holds the SQL; else each of `sql`, `query` and `statement` that is there.",
+    )
+    dialect: Dialects | None = Field(
+        default=None,
+        description="How the database reads SQL; without it the SQL has to pass as postgres, mysql, sqlite and tsql.",
+    )
+    functions: tuple[Name, ...] = Field(
+        default=(), description="SQL functions allowed beside the harmless standard ones, with their schema if any."
+    )
+    arguments: dict[ArgumentName, ArgumentRule] = Field(default={}, description="What each argument has to be.")
+    extra: Literal["allow", "forbid"] = Field(
+        default="allow", description="Whether arguments may be sent of which no rule says anything."
+    )
+    budgets: dict[ArgumentName, Budget] = Field(
+        default={}, description="How much the values of an argument may add up to."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Constraint:
+        if not self.operations and (self.argument is not None or self.dialect is not None or self.functions):
+            raise fault("`argument`, `dialect` and `functions` do nothing without `operations`", "add `operations`")
+        if not (self.operations or self.arguments or self.budgets or self.extra == "forbid"):
+            raise fault("the constraint says nothing", "add `operations`, `arguments` or `budgets`, or remove it")
+        return self
+
+
+class Transform(Section):
+    """What is taken out of a tool's arguments before they are logged, and of its answers before anybody sees them."""
+
+    redact: tuple[JsonPath, ...] = Field(
+        default=(), description="JSONPaths (RFC 9535) of what is replaced, from `$.request` and `$.response`."
+    )
+    unreadable: Literal["withhold", "pass"] = Field(
+        default="withhold",
+        description="What becomes of content that no path reaches, such as prose and images.",
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Transform:
+        if not self.redact:
+            raise fault("the transform says nothing", "add `redact`, or remove it")
+        return self
+
+
+class Policy(Section):
+    """Policies in Cedar, which every call has to be permitted by as soon as there is one."""
+
+    evaluator: Literal["cedar"] = Field(default="cedar", description="The language of the policies.")
+    fail_mode: Literal["closed"] = Field(
+        default="closed",
+        validation_alias="failMode",
+        serialization_alias="failMode",
+        description="What happens to a call that cannot be judged: it is refused.",
+    )
+    files: tuple[PathText, ...] = Field(default=(), description="Files of policies; they count from the config file.")
+    text: PolicyText | None = Field(default=None, description="Policies written right here.")
+
+    _statements: tuple[Statement, ...] = PrivateAttr(default=())
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """What the loader read from `files` and `text`."""
+        return self._statements
+
+    def holding(self, statements: tuple[Statement, ...], files: tuple[str, ...]) -> Policy:
+        """The same, with what was read, and where from."""
+        made = self.model_copy(update={"files": files})
+        made._statements = statements
+        return made
+
+
 class Config(Section):
     """One whole configuration; what is left out has its default, and an empty one denies everything."""
 
@@ -728,7 +1020,15 @@ class Config(Section):
     agents: dict[Name, Agent] = Field(default={}, description="The clients, by name.")
     deny: ToolRules = Field(default=ToolRules(), description="Tools refused to every agent, whatever else allows them.")
     allow: ToolRules | None = Field(default=None, description="If given, the only tools that any agent may call.")
+    constraints: dict[GovernedTool, Constraint] = Field(
+        default={}, description="What arguments have to be, by tool name or `backend.tool`, for every agent."
+    )
+    transforms: dict[GovernedTool, Transform] = Field(
+        default={}, description="What is redacted, by tool name or `backend.tool`, for every agent."
+    )
+    policy: Policy = Field(default=Policy(), description="Policies, down to the argument.")
     approval: Approval = Field(default=Approval(), description="How a person is asked.")
+    pins: Pins = Field(default=Pins(), description="What servers say of themselves, and what follows when it changes.")
     audit: Audit = Field(default=Audit(), description="The log.")
 
 
@@ -745,27 +1045,7 @@ class NotYet(msgspec.Struct, frozen=True):
     hint: str
 
 
-_NO_POLICY = "use the agent's lists; policies come with a later version"
-
 NOT_YET: Final = (
-    NotYet(
-        ("policy",),
-        True,
-        "policies are not supported by this version and would not be enforced",
-        "remove `policy`, and use `deny`, `allow` and the agents' lists",
-    ),
-    NotYet(
-        ("constraints", "*"),
-        True,
-        "constraints on arguments are not supported by this version and would not be enforced",
-        "remove it, and require approval for the tool or deny it",
-    ),
-    NotYet(
-        ("transforms", "*"),
-        True,
-        "transforms of answers are not supported by this version and nothing would be redacted",
-        "remove it, or deny the tool",
-    ),
     NotYet(
         ("backends", "*", "resilience"),
         True,
@@ -778,8 +1058,6 @@ NOT_YET: Final = (
         "this version never repeats a call by itself",
         "it can stay for a later one",
     ),
-    NotYet(("agents", "*", "roles"), False, "no policy reads roles in this version", _NO_POLICY),
-    NotYet(("agents", "*", "attributes"), False, "no policy reads attributes in this version", _NO_POLICY),
     NotYet(("audit", "retention_days"), False, "this version deletes no records", "it can stay for a later one"),
 )
 """In the order of the models. A key whose feature arrives loses its row here, and that is all there is to do."""

@@ -154,6 +154,8 @@ class Source:
         return [self._cut(one) for one in faults]
 
     def _cut(self, fault: Fault) -> Fault:
+        if fault.file != self.name:
+            return fault
         column = self._hidden.get(fault.line - 1)
         end = fault.source.find(":", column) if column is not None else -1
         if end < 0 or not fault.source[end + 1 :].strip():
@@ -166,6 +168,18 @@ class Source:
             self._lines = _BREAK.split(self._text)
         shown = _shown_line(self._lines, line) if column < _SHOWN else ""
         return Fault(self.name, line + 1, column + 1, dotted(path), message, hint, shown)
+
+    def within(self, path: Path, line: int, column: int) -> tuple[int, int]:
+        """Where in the file a place of the text at `path` is; all counted from 0.
+
+        Only a literal block keeps its lines; of any other text it is where that begins.
+        """
+        place = self.at(path)
+        lines = self._lines = self._lines or _BREAK.split(self._text)
+        if not lines[place[0]][place[1] :].startswith("|") or place[0] + 1 + line >= len(lines):
+            return place
+        first = next((one for one in lines[place[0] + 1 :] if one.strip()), "")
+        return place[0] + 1 + line, len(first) - len(first.lstrip(" ")) + column
 
     def at(self, path: Path, *, key: bool = False) -> tuple[int, int]:
         """Line and column, from 0, of the value at `path` (or of its key), or of the nearest key above it."""

@@ -35,6 +35,12 @@ class _Judgement(msgspec.Struct, frozen=True):
     lasting: bool = True
 
 
+def _settled(gate: Gate, call: Call) -> bool:
+    """Whether a gate that is not `by_name` looks at nothing but names for such calls as this one, and says so."""
+    asked = getattr(gate, "settled", None)
+    return asked is not None and bool(asked(call))
+
+
 class Pipeline:
     """The gates of one runtime. `observe` lets refusals pass and records them; faults are refused even then."""
 
@@ -45,12 +51,30 @@ class Pipeline:
         self._deciders = tuple(gate.decide for gate in gates)
         self._observe = observe
         self._by_name = all(getattr(gate, "by_name", False) for gate in gates)  # one that does not say is asked
+        self.timed = any(gate.name == "policy" and not gate.by_name for gate in gates)
+        """whether judging takes long enough to be worth recording how long"""
+        self._unsure = tuple(gate for gate in gates if not getattr(gate, "by_name", False))
         self._known: dict[tuple[Principal, str, str, str | None, str], _Judgement] = {}
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The gates, in the order in which they are asked."""
+        return self._gates
+
+    def gate(self, stage: str) -> Gate | None:
+        """The gate of a stage; None where that was left out."""
+        return next((one for one in self._gates if one.name == stage), None)
+
+    def having(self, gate: Gate, order: Sequence[str]) -> Pipeline:
+        """The same with one gate more, or in place of its stage's, asked in its turn; `order` names all stages."""
+        others = (one for one in self._gates if one.name != gate.name)
+        gates = sorted((*others, gate), key=lambda one: order.index(one.name))
+        return Pipeline(gates, observe=self._observe)
 
     def admit(self, call: Call, now: float) -> Verdict:
         """The verdict on a call that nobody has decided yet."""
         name = call.name
-        if name is None or not self._by_name:
+        if name is None:
             judged = self._judge(call, now)
         else:
             # A runtime never changes, so gates that look at nothing but names say the same of the next such call.
@@ -59,7 +83,12 @@ class Pipeline:
             known = self._known.get(key)
             if known is None:
                 judged = self._judge(call, now)
-                if judged.lasting and len(self._known) < _REMEMBERED and len(name) <= 256:
+                if (
+                    judged.lasting
+                    and len(self._known) < _REMEMBERED
+                    and len(name) <= 256
+                    and (self._by_name or all(_settled(gate, call) for gate in self._unsure))
+                ):
                     self._known[key] = judged
             else:
                 judged = known
@@ -73,11 +102,13 @@ class Pipeline:
         claims: tuple[Claim, ...] = ()
         ask: Ask | None = None
         would: Reason | None = None
+        pin = ""
         try:
             for decide in self._deciders:
                 opinion = decide(call, now)
                 if type(opinion) is Pass:
                     claims += opinion.claims
+                    pin = opinion.pin or pin
                 elif type(opinion) is Hold:
                     ask = ask or opinion.ask
                 elif type(opinion) is Deny:
@@ -93,7 +124,13 @@ class Pipeline:
         if ask is not None and self._observe:
             would = would or Reason("approval", "a person would have been asked", detail=ask.rule)
             ask = None
+        if ask is not None and pin:
+            ask = msgspec.structs.replace(ask, pin=pin)
         return _Judgement(ask=ask, claims=claims, would=would)
+
+    def forget(self) -> None:
+        """What a gate goes by has changed, though the runtime has not: every call is judged anew."""
+        self._known.clear()
 
     @property
     def observe(self) -> bool:

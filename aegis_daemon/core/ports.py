@@ -124,6 +124,7 @@ class Ticket(Protocol):
     people: int
     name: str
     arguments: str
+    pin: str
     created: float
     expires: float
     outcome: bytes | None
@@ -241,6 +242,35 @@ class Brake(Protocol):
         ...
 
 
+class Pins(Protocol):
+    """What servers said of their tools, prompts, templates and themselves when they were first seen or last trusted.
+
+    A `subject` is `tool`, `prompt`, `resource` (by its templates) or `instructions`, whose name is "".
+    """
+
+    recheck_s: float
+    """how old what is known of a server in use may get before it is asked again"""
+
+    def stops(self, backend: str, subject: str, name: str) -> str:
+        """Nothing where it is as trusted; else `changed`, `held`, `unseen`, or `crowded`: too many to know."""
+        ...
+
+    def trusted(self, backend: str, subject: str, name: str) -> str:
+        """Which change of it a person trusted; "" while it is what it was at first, or has not been seen."""
+        ...
+
+    def knows(self, backend: str, subject: str, name: str) -> bool:
+        """Whether there is anything to compare it with."""
+        ...
+
+    def shown(self, backend: str, method: str, body: bytes) -> bool:
+        """A server's answer that describes it, before anything of it is released: True where it is whole, or ends one.
+
+        What is not as pinned is stopped once this returns. Raises `ValueError` where it cannot be read or recorded.
+        """
+        ...
+
+
 class Story(Protocol):
     """The records of one call; what is set on it goes into the next record."""
 
@@ -252,6 +282,7 @@ class Story(Protocol):
     note: str
     position: int
     wait_us: int
+    judged_us: int
 
     def held(self, ticket: str, rule: str) -> None:
         """The call waits for a person. Raises `AuditUnavailable`."""

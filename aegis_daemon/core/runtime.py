@@ -70,6 +70,10 @@ class Runtime(msgspec.Struct, frozen=True):
     hold: HoldRule = HoldRule()
     closed: frozenset[tuple[str, str]] = frozenset()
     """(agent, backend) pairs that say `allowed: false`"""
+    rules: tuple[Any, ...] = ()
+    """`policy.rules.Rule`s: the rules on arguments, for whoever asks for their budgets"""
+    transforms: Any = None
+    """`policy.transforms.Transforms`; None where nothing is redacted"""
 
     def backend(self, name: str) -> BackendRule:
         """The rule of a backend; the defaults for one that is not configured."""

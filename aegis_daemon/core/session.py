@@ -76,14 +76,17 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._by_request)
 
-    def begin(self, request_id: Id, params: dict[str, Any], key: Id | None = None) -> Open:
-        """A request came; `key` where its id is not the session's only one. Raises `Duplicate` and `TooMany`."""
+    def begin(self, request_id: Id, params: dict[str, Any], key: Id | None = None, *, beyond: bool = False) -> Open:
+        """A request came; `key` where its id is not the session's only one, `beyond` where the limit does not count.
+
+        Raises `Duplicate` and `TooMany`.
+        """
         shared = key is not None
         if key is None:
             key = request_id
         if key in self._by_request:
             raise Duplicate
-        if len(self._by_request) >= self._limit:
+        if len(self._by_request) >= self._limit and not beyond:
             raise TooMany
         meta = params.get("_meta")
         token = meta.get("progressToken") if type(meta) is dict else None

@@ -23,6 +23,8 @@ class Reason(msgspec.Struct, frozen=True):
     """a stable word for `data.reason`"""
     detail: str = ""
     """what only an approver may read: the rule that decided"""
+    policy: str = ""
+    """the policy that decided, where its name may be told: its `@id`"""
 
 
 def unrecorded() -> Reason:
@@ -41,6 +43,10 @@ class Claim(msgspec.Struct, frozen=True):
     """the tool's name or the pattern that the limit was written for"""
     window_s: float
     max_count: int
+    amount: str = ""
+    """what the call would spend of a budget, as a decimal number; "" where calls are counted"""
+    most: str = ""
+    """the budget, likewise"""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -49,12 +55,16 @@ class Ask(msgspec.Struct, frozen=True):
     rule: str
     timeout_s: float
     people: int = 1
+    pin: str = ""
+    """what the approval holds for, filled in by the pipeline: see `Pass.pin`"""
 
 
 class Pass(msgspec.Struct, frozen=True):
     """No objection, at this price."""
 
     claims: tuple[Claim, ...] = ()
+    pin: str = ""
+    """which change of the thing a person has trusted; "" while it is what it was at first"""
 
 
 class Deny(msgspec.Struct, frozen=True):

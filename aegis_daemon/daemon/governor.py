@@ -10,6 +10,7 @@ import sqlite3
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,10 +40,13 @@ from aegis_daemon.limits import Limits, milliseconds
 from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.manage import ancestry, api, shapes
 from aegis_daemon.manage.ui.sessions import TOKEN_S, Logins, Person
+from aegis_daemon.registry import difference
+from aegis_daemon.registry import pins as registry
 
 if TYPE_CHECKING:
     from aegis_daemon.approvals.grants import Grant
     from aegis_daemon.daemon.orders import Orders
+    from aegis_daemon.registry.pins import Registry
 
 _EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "voted", "decided", "expired", "consumed"]] = {
     "opened": "opened",
@@ -163,8 +167,10 @@ class Governor:
         notifier: Notifier | None = None,
         feed: Feed | None = None,
         orders: Orders | None = None,
+        pins: Registry | None = None,
     ) -> None:
         self._standing = orders
+        self._registry = pins
         self.logins = Logins(monotonic, partial(secrets.token_urlsafe, 32))
         self._feed = feed or Feed(journal)
         self._notifier = notifier
@@ -230,7 +236,11 @@ class Governor:
                 healthy=self._journal.healthy,
                 detail=self._journal.detail,
             ),
-            warnings=(*force.warnings, *(self._notifier.warnings() if self._notifier is not None else ())),
+            warnings=(
+                *force.warnings,
+                *self._changed(),
+                *(self._notifier.warnings() if self._notifier is not None else ()),
+            ),
         )
 
     def pending(self) -> Sequence[shapes.Ticket]:
@@ -587,6 +597,90 @@ class Governor:
     ) -> shapes.Quota:
         """Raises a limit for a while."""
         return self._orders.allow_more(agent, backend, tool, count, seconds, by, note)
+
+    # --- what servers have --------------------------------------------------------------------------------------
+
+    @property
+    def _pins(self) -> Registry:
+        if self._registry is None:
+            raise api.Unavailable("this daemon remembers nothing of its servers")
+        return self._registry
+
+    def _changed(self) -> tuple[str, ...]:
+        """What of it a person should know."""
+        stopped = self._registry.stopped() if self._registry is not None else []
+        if not stopped:
+            return ()
+        more = f" and {len(stopped) - 3} more" if len(stopped) > 3 else ""
+        named = ", ".join(pin.title for pin in stopped[:3])
+        return (f"not usable before a person trusts it: {named}{more}; see `aegis tools list --changed`",)
+
+    def pins(self, backend: str | None, kind: str | None, changed: bool) -> Sequence[shapes.PinRow]:
+        """What servers have."""
+        return [
+            self._pin_row(pin)
+            for pin in (self._pins.stopped() if changed else self._pins.rows())
+            if (backend is None or pin.backend == backend) and (kind is None or pin.kind == kind)
+        ]
+
+    def pin_diff(self, name: str, backend: str | None, kind: str | None) -> shapes.PinDiff:
+        """How one thing has changed."""
+        pin = self._pin(name, backend, kind)
+        if pin.state == registry.TRUSTED:
+            return shapes.PinDiff(pin=self._pin_row(pin))
+        old, new = self._pins.texts(pin)
+        whole = bool(new) and (bool(old) or not pin.trusted)
+        lines = difference.unified(old, new, after="offered" if pin.offered == pin.drifted else "offered before")
+        return shapes.PinDiff(
+            pin=self._pin_row(pin),
+            lines=tuple(lines) if whole else (),
+            again=pin.offered in pin.trusted,
+            whole=whole,
+        )
+
+    def trust(
+        self, name: str, backend: str | None, kind: str | None, *, expect: str, also: bool, by: str
+    ) -> shapes.PinRow:
+        """Lets it be used as it is now."""
+        pin = self._pin(name, backend, kind)
+        try:
+            self._pins.trust(pin, expect, by, also=also)
+        except registry.Moved as moved:
+            raise api.Conflict(
+                f"{pin.title} is not `{expect[:80]}`: what is offered now is `{moved.offered}`",
+                "look at it with `aegis tools diff`, and expect that hash if it may be used",
+            ) from None
+        except (AuditUnavailable, sqlite3.Error) as error:
+            raise api.Refusal(
+                f"it stays as it is: that could not be kept ({error})", "free space on the disk and repeat it"
+            ) from None
+        return self._pin_row(pin)
+
+    def _pin(self, name: str, backend: str | None, kind: str | None) -> registry.Pin:
+        found = self._pins.find(name, backend, kind)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            named = ", ".join(pin.title for pin in found[:5])
+            raise api.BadRequest(f"`{name[:200]}` may be {named}", "say which with `--backend` or `--kind`")
+        known = [pin.name for pin in self._pins.rows() if backend is None or pin.backend == backend]
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean `{near[0]}`?" if near else "see `aegis tools list`; a server is known once it was listed"
+        raise api.NotFound(f"no server has shown a `{name[:200]}`", hint)
+
+    def _pin_row(self, pin: registry.Pin) -> shapes.PinRow:
+        return shapes.PinRow(
+            backend_id=pin.backend,
+            kind=pin.kind,  # type: ignore[arg-type]
+            name=pin.name,
+            state=pin.state,  # type: ignore[arg-type]
+            trusted=pin.trusted,
+            offered=pin.offered,
+            seen_at=instant(pin.seen),
+            changed_at=instant(pin.changed) if pin.changed else None,
+            trusted_by=pin.by,
+            like=tuple(f"{other.backend}.{other.name}" for other in self._pins.like(pin)),
+        )
 
     def cancel_queued(self, call_id: str) -> bool:
         """Refuses a call that has not been sent."""

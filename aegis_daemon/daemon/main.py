@@ -50,6 +50,7 @@ from aegis_daemon.loop.clock import micros, monotonic, wall
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.server import ManageServer
+from aegis_daemon.registry.pins import Registry
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.own_tasks import OwnTasks
 from aegis_daemon.transports.unix_relay import Peer, UnixRelay
@@ -86,11 +87,12 @@ class Daemon:
             on_event=self._ticket_event,
             max_pending=force.runtime.pending_limit,
         )
+        self._scribe = Scribe(self._journal)
         outbox = Outbox(loop)
         self._shell = Shell(
             runtime=force.runtime,
             now=monotonic,
-            audit=Scribe(self._journal),
+            audit=self._scribe,
             limits=self._limits,
             lanes=self._lanes,
             desk=self._desk,
@@ -107,6 +109,13 @@ class Daemon:
             agents=lambda: [session.conversation.principal.agent for session in self._sessions],
         )
         self._shell.grants = self._orders.grants
+        self._pins = self._shell.pins = Registry(
+            self._tickets.db,
+            wall=wall,
+            record=lambda action, by, detail: self._journal.append(Admin(action=action, by=by, detail=detail)),
+            on_change=self._pins_changed,
+        )
+        self._pin(force)
         self._pool = HttpPool(loop)
         self._sessions = Sessions(loop, self._shell, Servers(loop, outbox, self._nursery, self._pool), outbox)
         self._network = Network(
@@ -148,6 +157,7 @@ class Daemon:
             self._journal.append(refused)
         await self._writer.flush()
         self._restore_limits()
+        self._restore_budgets()
         self._desk.restore(self._reserve)
         self._nursery.start()
         links_key = secret_key(Path(self._paths.links_key)).encode()
@@ -176,6 +186,7 @@ class Daemon:
             changes=ApprovedCalls(self._tickets.db),
             http=lambda: self._network.address,
             orders=self._orders,
+            pins=self._pins,
             notifier=self._notifier,
         )
         await self._network.open(self._governor)
@@ -194,6 +205,20 @@ class Daemon:
             return self._desk.get(id)
         except NoSuchTicket:
             return None
+
+    def _pin(self, force: InForce) -> None:
+        """This configuration is in force, over what is known of the servers."""
+        settings = force.config.pins
+        self._pins.hold, self._pins.recheck_s = settings.first_seen == "hold", settings.recheck
+        self._force = reloading.counted(reloading.pinned(force, self._pins), self._limits.usage)
+        self._shell.runtime = self._force.runtime
+        transforms = force.runtime.transforms
+        self._scribe.redact = transforms.logged if transforms is not None else None
+
+    def _pins_changed(self, backend: str) -> None:
+        """Something of this server is not usable any more, or is again: clients hear that their lists have changed."""
+        self._shell.runtime.pipeline.forget()
+        self._loop.call_soon(self._sessions.relisted, backend)  # behind what is under way
 
     def _brake(self, brake: Brake | None) -> None:
         self._shell.brake = brake
@@ -219,6 +244,21 @@ class Daemon:
                     counted.setdefault(claim, []).append(min(at, now))
         for claim, times in counted.items():
             self._limits.restore(claim, times)
+
+    def _restore_budgets(self) -> None:
+        """Fills the budgets with what calls that still count have spent, as the log says; unreadable ones spent all."""
+        rules = {rule.tool: rule for rule in self._force.runtime.rules if rule.budgets}
+        if not rules:
+            return
+        now, today = monotonic(), wall()
+        longest = max(budget.window_s for rule in rules.values() for budget in rule.budgets)
+        since = int((today - longest) * 1e6)
+        for agent, backend, tool, row_boot, mono_us, ts_us, body in Reader(self._db_path).spent_since(since, rules):
+            at = mono_us / 1e6 if row_boot == self._journal.boot else now - max(0.0, today - ts_us / 1e6)
+            for name in (tool, f"{backend}.{tool}"):
+                for claim in rules[name].spent(agent, body) if name in rules else ():
+                    if at > now - claim.window_s:
+                        self._limits.restore_spent(claim, min(at, now))
 
     def _reserve(self, ticket: Ticket) -> None:
         """A restored ticket holds its claims and its place again, as far as there is room."""
@@ -309,8 +349,7 @@ class Daemon:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
         except AuditUnavailable as error:
             _log.error("a reload could not be recorded: %s", error)
-        self._force = msgspec.structs.replace(force, config=reloading.kept(old.config, force.config))
-        self._shell.runtime = force.runtime
+        self._pin(msgspec.structs.replace(force, config=reloading.kept(old.config, force.config)))
         self._lanes.configure(dict(force.runtime.lanes))
         self._desk.max_pending = force.runtime.pending_limit
         self._orders.reloaded()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from aegis_daemon.config.load import digest, load
 from aegis_daemon.config.runtime import build
 from aegis_daemon.config.schema import Config
+from aegis_daemon.core.call import Call
+from aegis_daemon.core.ports import Pins
 from aegis_daemon.core.runtime import Runtime
+from aegis_daemon.core.verdict import Claim, Pass
+from aegis_daemon.limits import Usage
+from aegis_daemon.stages import ORDER
+from aegis_daemon.stages.pin import Pins as PinsGate
+from aegis_daemon.stages.policy import Policy
 
 RESTART_KEYS = (
     ("server", "listen"),
@@ -45,6 +54,30 @@ def read(path: Path | None) -> InForce:
     loaded = load(str(path))
     runtime = build(loaded.config, digest(loaded.config))
     return InForce(loaded.config, runtime, path, tuple(str(warning) for warning in loaded.warnings))
+
+
+def pinned(force: InForce, pins: Pins) -> InForce:
+    """The same, judging by what is known of the servers, too."""
+    gate = PinsGate(pins, hold=force.config.pins.first_seen == "hold")
+    runtime = msgspec.structs.replace(force.runtime, pipeline=force.runtime.pipeline.having(gate, ORDER))
+    return msgspec.structs.replace(force, runtime=runtime)
+
+
+def counted(force: InForce, usage: Callable[[Claim, float], Usage]) -> InForce:
+    """The same, with what has been used of limits in the policies' context, where a policy looks at it."""
+    pipeline = force.runtime.pipeline
+    policy, limits = pipeline.gate("policy"), pipeline.gate("rate_limit")
+    if not isinstance(policy, Policy) or limits is None or "rate" not in policy.reads:
+        return force
+
+    def used(call: Call, now: float) -> dict[str, Any]:
+        opinion = limits.decide(call, now)
+        claims = opinion.claims if isinstance(opinion, Pass) else ()
+        found = {claim.scope: usage(claim, now) for claim in claims}
+        return {scope: {"used": one.current + one.reserved, "max": one.claim.max_count} for scope, one in found.items()}
+
+    runtime = msgspec.structs.replace(force.runtime, pipeline=pipeline.having(policy.counting(used), ORDER))
+    return msgspec.structs.replace(force, runtime=runtime)
 
 
 def changed(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:

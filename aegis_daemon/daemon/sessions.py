@@ -145,6 +145,13 @@ class Sessions:
                 _log.exception("the sweep of session %s failed", session.conversation.session)
         self._outbox.flush()
 
+    def relisted(self, backend: str) -> None:
+        """What of this backend may be seen has changed."""
+        for session in self:
+            if session.conversation.backend == backend:
+                session.conversation.reloaded()
+        self._outbox.flush()
+
     def reloaded(self) -> None:
         """The rules changed: users that may not be their agent any more lose their sessions, the others hear of it."""
         agents = self._shell.runtime.agents

@@ -173,6 +173,20 @@ class Governor(Protocol):
         """The last named calls of each agent, newest first. Raises `Unavailable`."""
         ...
 
+    def pins(self, backend: str | None, kind: str | None, changed: bool) -> Sequence[shapes.PinRow]:
+        """What servers have, as they said."""
+        ...
+
+    def pin_diff(self, name: str, backend: str | None, kind: str | None) -> shapes.PinDiff:
+        """How one thing has changed. :raises NotFound: there is none. :raises BadRequest: there are several."""
+        ...
+
+    def trust(
+        self, name: str, backend: str | None, kind: str | None, *, expect: str, also: bool, by: str
+    ) -> shapes.PinRow:
+        """Lets it be used as it is now. Raises as `pin_diff`. :raises Conflict: it is not what was expected."""
+        ...
+
     def may_decide(self, pid: int | None, key: str | None) -> str | None:
         """None, or why the process may not decide: it descends from a governed agent and has no valid key.
 
@@ -378,6 +392,22 @@ async def explain_refusal(governor: Governor, caller: Caller, ask: shapes.Explai
     return refusals.explained((await governor.audit_story(ask.id)).call)
 
 
+async def pins(governor: Governor, caller: Caller, ask: shapes.PinsQuery) -> Sequence[shapes.PinRow]:
+    """What servers have."""
+    return governor.pins(ask.backend, ask.kind, ask.changed)
+
+
+async def pin_diff(governor: Governor, caller: Caller, ask: shapes.PinRequest) -> shapes.PinDiff:
+    """How it has changed."""
+    return governor.pin_diff(ask.name, ask.backend, ask.kind)
+
+
+async def trust(governor: Governor, caller: Caller, ask: shapes.TrustRequest) -> shapes.PinRow:
+    """Lets it be used."""
+    _person(governor, caller, ask.key)
+    return governor.trust(ask.name, ask.backend, ask.kind, expect=ask.expect, also=ask.also, by=caller.name)
+
+
 async def notify_list(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.ChannelRow]:
     """Channels."""
     return governor.channels()
@@ -445,6 +475,9 @@ HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
     "ui_login": (shapes.LoginRequest, ui_login, Permit.WRITE),
     "watch_calls": (shapes.Nothing, watch_calls, Permit.READ),
     "explain_refusal": (shapes.ExplainRequest, explain_refusal, Permit.WRITE),
+    "pins": (shapes.PinsQuery, pins, Permit.READ),
+    "pin_diff": (shapes.PinRequest, pin_diff, Permit.READ),
+    "trust": (shapes.TrustRequest, trust, Permit.WRITE),
     "notify_list": (shapes.Nothing, notify_list, Permit.READ),
     "notify_test": (shapes.NotifyTestRequest, notify_test, Permit.WRITE),
     "limits": (shapes.LimitsQuery, limits, Permit.READ),

@@ -128,6 +128,30 @@ class ExplainRequest(Request):
     key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
+class PinsQuery(Request):
+    """Which things of which servers to show; None is any. `changed`: only those that are not usable."""
+
+    backend: str | None = None
+    kind: Literal["tool", "prompt", "template", "instructions"] | None = None
+    changed: bool = False
+
+
+class PinRequest(Request):
+    """One thing of one server, as a person calls it: `name` may be `backend.name`."""
+
+    name: str = Field(min_length=1, max_length=2 * NAME_MAX)
+    backend: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    kind: Literal["tool", "prompt", "template", "instructions"] | None = None
+
+
+class TrustRequest(PinRequest):
+    """What it is now may be used, if its hash is the one that is expected; `also`: and what it was before."""
+
+    expect: str = Field(min_length=1, max_length=ID_MAX + 16)
+    also: bool = False
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
 class CancelRequest(Request):
     """Which queued call to give up."""
 
@@ -377,6 +401,36 @@ class Explained(Shape):
     reason: str
     rule: str
     created_at: str
+
+
+class PinRow(Shape):
+    """One thing that a server has. `offered` is the hash of what it is now, `trusted` of what may be used.
+
+    `like` names others with a name that looks like its own: `backend.name`.
+    """
+
+    backend_id: str
+    kind: Literal["tool", "prompt", "template", "instructions"]
+    name: str
+    state: Literal["trusted", "changed", "held"]
+    trusted: tuple[str, ...]
+    offered: str
+    seen_at: str
+    changed_at: str | None = None
+    trusted_by: str = ""
+    like: tuple[str, ...] = ()
+
+
+class PinDiff(Shape):
+    """How it differs from what was trusted: lines as of `diff -u`, safe to print; none where it does not.
+
+    `again`: it is offered as trusted now, and was not before. `whole`: both texts were kept.
+    """
+
+    pin: PinRow
+    lines: tuple[str, ...] = ()
+    again: bool = False
+    whole: bool = True
 
 
 class Cancelled(Shape):

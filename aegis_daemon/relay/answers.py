@@ -11,12 +11,22 @@ from aegis_daemon.core.pipeline import Unreadable
 from aegis_daemon.core.ports import Story, Ticket
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import Open
-from aegis_daemon.core.verdict import Reason
+from aegis_daemon.core.verdict import Allow, Reason
 from aegis_daemon.loop.clock import instant
 from aegis_daemon.relay.handshake import TASKS_EXTENSION, offers_tasks
 from aegis_daemon.wire.errors import refusal_frame
-from aegis_daemon.wire.jsonrpc import Answer, Id, encode, id_text, result_frame
-from aegis_daemon.wire.methods import LEGACY_VERSIONS, META_SUBSCRIPTION, SERVER_REQUESTS, Direction, Era, Rule
+from aegis_daemon.wire.jsonrpc import Answer, Id, WireFault, encode, fold, id_text, parse, result_frame
+from aegis_daemon.wire.methods import (
+    LEGACY_VERSIONS,
+    META_SUBSCRIPTION,
+    SERVER_REQUESTS,
+    TO_CLIENT,
+    BadParams,
+    Direction,
+    Era,
+    Rule,
+    subject_of,
+)
 
 REPLAYED_KEY = "aegis/replayed"
 PENDING_KEY = "aegis/pending"
@@ -116,11 +126,25 @@ def released(call: Call, opened: Open, answer: Answer, runtime: Runtime, story: 
         version = answer.value().get("protocolVersion") if body.startswith(b"{") else None
         if version not in LEGACY_VERSIONS:
             raise Withheld("unsupported_version", "the server speaks a protocol version that Aegis does not know")
+    if call.method in ("initialize", "server/discover") and not runtime.pipeline.visible(
+        call.principal, call.backend, "instructions", ""
+    ):
+        body = without_instructions(body)
     if call.method == "server/discover" and offers_tasks(call.frame.params):
         return result_frame(id_json, with_own_tasks(body)), result
+    if body is not answer.body:
+        return result_frame(id_json, body), result
     if call.method == "subscriptions/listen":
         return result_frame(id_json, _under_its_own_id(body, opened)), result
     return answer.with_id(id_json), result
+
+
+def without_instructions(body: bytes) -> bytes:
+    """What a server says of itself without the text that it has for the model; the same bytes where there is none."""
+    found = msgspec.json.decode(body)
+    if type(found) is not dict or not any(fold(key) == "instructions" for key in found):
+        return body
+    return encode({key: value for key, value in found.items() if fold(key) != "instructions"})
 
 
 def with_own_tasks(body: bytes) -> bytes:
@@ -157,6 +181,25 @@ def _check_asks(call: Call, asks: dict[str, Any] | None, runtime: Runtime, story
             if word is None or not runtime.pipeline.observe:
                 raise Withheld(code, f"{text}; the answer is withheld")
             story.denied(Reason("acl", text, code=code), would=True)
+        if runtime.pipeline.gate("policy") is not None:
+            _judge_ask(call, str(method), ask, runtime, story)
+
+
+def _judge_ask(call: Call, method: str, ask: dict[str, Any], runtime: Runtime, story: Story) -> None:
+    """Policies judge such a question as the request that it would have been in the legacy era."""
+    row = TO_CLIENT[method]
+    code, text = "server_request_not_allowed", f"the server asked the client for `{method}`"
+    try:
+        frame = parse(encode({"jsonrpc": "2.0", "id": 0, "method": method, "params": ask.get("params", {})}))
+        subject, name = subject_of(row, frame.params)
+    except (WireFault, BadParams) as fault:
+        raise Withheld(code, f"{text} in a way that cannot be judged; the answer is withheld") from fault
+    changed = {"direction": Direction.TO_CLIENT, "row": row, "subject": subject, "name": name, "frame": frame}
+    verdict = runtime.pipeline.admit(msgspec.structs.replace(call, **changed), 0.0)  # nothing of it counts in time
+    if type(verdict) is not Allow:
+        raise Withheld(code, f"{text}, which a policy does not allow; the answer is withheld")
+    if verdict.would is not None:
+        story.denied(verdict.would, would=True)
 
 
 def error_code(body: bytes) -> int:

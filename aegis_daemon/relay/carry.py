@@ -28,6 +28,7 @@ from aegis_daemon.core.ports import (
     Limits,
     Patience,
     Peer,
+    Pins,
     Story,
     Ticket,
     Turn,
@@ -37,8 +38,10 @@ from aegis_daemon.core.session import Open, State
 from aegis_daemon.core.verdict import Allow, Claim, Decision, Deny, Ended, Hold, Permit, Reason, Verdict, unrecorded
 from aegis_daemon.loop.strand import Strand
 from aegis_daemon.relay.answers import UNREADABLE, Task, Withheld, error_code, pending_frame, released, replayed
+from aegis_daemon.relay.redacting import Redacting
 from aegis_daemon.wire.errors import INTERNAL_ERROR, refusal_frame
-from aegis_daemon.wire.jsonrpc import Answer, error_frame, id_text, result_frame
+from aegis_daemon.wire.jsonrpc import Answer, error_frame, id_text, parse_from_server, result_frame
+from aegis_daemon.wire.methods import Rule
 
 if TYPE_CHECKING:
     from aegis_daemon.relay.own_tasks import OwnTasks
@@ -79,7 +82,9 @@ class Shell(msgspec.Struct):
     grants: Grants | None = None
     brake: Brake | None = None
     patience: Patience | None = None
+    pins: Pins | None = None
     tasks: OwnTasks | None = None
+    redacting: Redacting = msgspec.field(default_factory=Redacting)
 
 
 class Kept(msgspec.Struct):
@@ -90,6 +95,7 @@ class Kept(msgspec.Struct):
     ticket: str = ""
     approver: str = ""
     people: int = 1
+    pin: str = ""
 
 
 class Origin(Protocol):
@@ -135,6 +141,13 @@ class Origin(Protocol):
         """The result of one of the methods in `HEARD`."""
         ...
 
+    def shown(self, call: Call, body: bytes, asked: float) -> None:
+        """A result that may tell what the server has, as the server gave it; it was asked for at `asked`.
+
+        Raises `ValueError` where it cannot be read or recorded; then it is withheld.
+        """
+        ...
+
 
 def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: Shell) -> None:
     """Carries one call to its end. Every ending is recorded and, unless the caller has gone, answered."""
@@ -169,6 +182,8 @@ class Flight(msgspec.Struct, eq=False):
     agreed: bool = False
     people: int = 1
     """who have agreed, where somebody has"""
+    pin: str = ""
+    """what they agreed to (`core.verdict.Ask.pin`)"""
     alone: bool = False
     """it goes on for a task, and nobody waits for its answer"""
     only: Ticket | None = None
@@ -276,7 +291,7 @@ class Flight(msgspec.Struct, eq=False):
             self.lease = kept.lease
             granted = kept.approval == "granted"
             if kept.ticket and (not granted or self.shell.grants.holds(kept.ticket)):  # type: ignore[union-attr]
-                self.agreed, self.people = True, kept.people
+                self.agreed, self.people, self.pin = True, kept.people, kept.pin
                 story = self.story
                 story.approval, story.approver, story.ticket = kept.approval, kept.approver, kept.ticket
 
@@ -349,7 +364,7 @@ class Flight(msgspec.Struct, eq=False):
             return Deny(unrecorded())
         story = self.story
         story.approval, story.approver, story.ticket = "granted", grant.by, grant.id
-        self.agreed = True
+        self.agreed, self.pin = True, hold.ask.pin
         return self._admit()
 
     def _admit(self) -> Verdict:
@@ -359,9 +374,15 @@ class Flight(msgspec.Struct, eq=False):
             if stopped is not None:
                 return Deny(stopped)
         pipeline = shell.runtime.pipeline
-        verdict = pipeline.admit(self.call, shell.now())
+        begun = shell.now()
+        verdict = pipeline.admit(self.call, begun)
+        if pipeline.timed:
+            self.story.judged_us += int((shell.now() - begun) * 1e6)
         if not self.agreed or type(verdict) is not Hold:
             return verdict
+        if verdict.ask.pin != self.pin:
+            text = "the tool has changed since a person agreed to the call; not executed; repeat it to ask again"
+            return Deny(Reason("approval", text, retryable=True, code="rules_changed", detail=verdict.ask.rule))
         if verdict.ask.people > self.people:
             text = "the rules have changed, and want another person's word; not executed; repeat the call to ask for it"
             return Deny(Reason("approval", text, retryable=True, code="rules_changed", detail=verdict.ask.rule))
@@ -487,7 +508,7 @@ class Flight(msgspec.Struct, eq=False):
             story.approval, story.approver = "approved", decision.by
             self.lease, ticket.lease = ticket.lease, None
             self.turn, ticket.turn = ticket.turn, None
-            self.agreed, self.people = True, ticket.people
+            self.agreed, self.people, self.pin = True, ticket.people, ticket.pin
             return None
         self.ticket = self.seat = None
         if decision.outcome == "pending":
@@ -545,6 +566,13 @@ class Flight(msgspec.Struct, eq=False):
         """Whether others wait for the same outcome, so that it must not be cancelled for one who left."""
         return self.ticket is not None and len(self.ticket.seats) > 1
 
+    def refuse(self, reason: Reason) -> None:
+        """Nothing of it leaves, for a reason that no gate had."""
+        try:
+            self._refuse(reason)
+        except Exception as error:
+            self.not_sent(error)
+
     def _refuse(self, reason: Reason) -> None:
         self._give_up(reason)
         call = self.call
@@ -552,7 +580,7 @@ class Flight(msgspec.Struct, eq=False):
             self.story.acl = "denied"
         self.story.denied(reason)
         text = reason.text
-        if reason.stage in ("acl", "policy"):
+        if reason.stage in ("acl", "policy", "pin"):
             text = f"{text}; a person can look at it with `aegis audit show {call.id[:12]}`"
         frame = refusal_frame(
             self.opened.request_id,
@@ -565,6 +593,7 @@ class Flight(msgspec.Struct, eq=False):
             retryable=reason.retryable,
             retry_after_ms=reason.retry_after_ms,
             reason=reason.code,
+            policy=reason.policy,
         )
         self.origin.answer(self.opened, frame)
 
@@ -582,8 +611,25 @@ class Flight(msgspec.Struct, eq=False):
             body = answer.body if answer is not None else ticket.outcome
             assert body is not None
             frame = replayed(body, id_json)
+        if self.shell.runtime.transforms is not None:  # it was kept under the rules of its time
+            frame = self._clean(frame)
         if self.origin.answer(self.opened, frame) and not self.alone:
             self.shell.desk.delivered(ticket)
+
+    def _clean(self, frame: bytes) -> bytes:
+        """An answer of ours by today's transforms."""
+        text = "the kept answer is withheld: it cannot be redacted"
+        try:
+            answer = parse_from_server(frame)
+            if isinstance(answer, Answer):
+                answer = self.shell.redacting.answer(self.call, answer, self.shell.runtime.transforms)
+                return answer.with_id(id_text(self.opened.request_id))
+        except Withheld as withheld:
+            text = withheld.text
+        except UNREADABLE:
+            pass
+        data = {"by": "aegis", "call_id": self.call.id, "stage": "forward", "reason": "not_redacted"}
+        return error_frame(id_text(self.opened.request_id), INTERNAL_ERROR, text, data)
 
     def _pend(self, ticket: Ticket, task: str) -> None:
         """The caller waits no longer than this. It is told to come back, or what to poll; the ticket stays."""
@@ -665,9 +711,24 @@ class Flight(msgspec.Struct, eq=False):
             frame = error_frame(id_text(self.opened.request_id), INTERNAL_ERROR, fault.text, data)
             self.origin.answer(self.opened, frame)
 
+    def _show(self, answer: Answer) -> None:
+        """What it tells of the server is looked at before any of it is released. Raises `Withheld`, `ValueError`."""
+        try:
+            self.origin.shown(self.call, answer.body, self.departed)
+        except ValueError as error:
+            if self.call.row.rule is not Rule.LIST:
+                raise
+            raise Withheld("unreadable_list", f"the server's list is withheld: {error}") from error
+
     def _answered(self, answer: Answer, now: float) -> None:
         call, opened, shell = self.call, self.opened, self.shell
         try:
+            if answer.ok and call.row.rule is not Rule.GOVERNED:
+                self._show(answer)
+            transforms = shell.runtime.transforms
+            ours = shell.tasks is not None and shell.tasks.answers(call)  # cleaned when it came
+            if transforms is not None and not ours:
+                answer = shell.redacting.answer(call, answer, transforms)
             frame, result = released(call, opened, answer, shell.runtime, self.story)
         except Withheld as withheld:
             self._lost(Fault(withheld.code, withheld.text), now)
@@ -683,12 +744,14 @@ class Flight(msgspec.Struct, eq=False):
             if self.agreed:
                 story = self.story
                 kept.approval, kept.ticket, kept.approver = story.approval, story.ticket, story.approver
-                kept.people = self.people
+                kept.people, kept.pin = self.people, self.pin
             self.origin.suspend(opened, result.requestState, kept)
             self.lease = None
         task = result.started
         if task is not None and not failed:
             # The work goes on: quota, turn and outcome are settled when the task ends.
+            if shell.runtime.transforms is not None:
+                shell.redacting.began(call, task.taskId)
             delivered = self.origin.answer(opened, frame) and not self.alone
             self._end_ticket(Ended(answer), delivered)
             self.origin.follow(task, Settle(self))

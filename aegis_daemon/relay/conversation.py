@@ -23,8 +23,9 @@ from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.relay import handshake
 from aegis_daemon.relay.answers import Task
 from aegis_daemon.relay.carry import Flight, Kept, Settle, Shell, Withdrawn, carry
+from aegis_daemon.relay.listing import Listing
 from aegis_daemon.relay.load import CallIds, Load
-from aegis_daemon.relay.own_tasks import TaskPeer, is_ours
+from aegis_daemon.relay.own_tasks import TaskPeer
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.relay.unsettled import Unsettled
 from aegis_daemon.wire.errors import (
@@ -144,6 +145,7 @@ class Conversation:
         self._over = False
         self.to_server_side = _ToServer(self)
         self._task_peer = TaskPeer(self)
+        self._listing = Listing(self)
         self._to_client_side = _ToClient(self)
         client.on_line = self._client_line
         client.on_long = self._client_long
@@ -174,6 +176,7 @@ class Conversation:
     def _spawn(self) -> None:
         assert self._start_server is not None
         self.server = self._start_server(self)
+        self._listing.began()
         if self._client_slow:
             self.server.pause(True)
 
@@ -441,8 +444,14 @@ class Conversation:
             return
         side = self.to_server_side
         peer: Peer = side
-        if subject == "task" and self.shell.tasks is not None and is_ours(name):
+        if self.shell.tasks is not None and self.shell.tasks.answers(call):
             peer = self._task_peer
+        if subject in self._listing.unlisted:
+            listed = self._listing.awaited(subject, name)
+            if listed is not None:
+                story = self.shell.audit.story(call)
+                self._listing.hold(Flight(call, opened, side, peer, self.shell, story), listed)
+                return
         carry(call, opened, side, peer, self.shell)
 
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
@@ -830,7 +839,17 @@ class Conversation:
             self._drop("to_client", "a request without an id")
             return
         elif method in ("notifications/tasks/status", "notifications/tasks"):
+            transforms = self.shell.runtime.transforms
+            if transforms is not None:
+                seen = self.shell.redacting.task(self.principal.agent, self.backend, params, transforms)
+                if seen is None:
+                    self._drop("to_client", "what it says of a task cannot be redacted")
+                    return
+                params = seen
+                line = encode({**frame.value, "params": params})
             self.unsettled.seen(encode(params))
+        elif method.endswith("/list_changed"):
+            self._listing.changed(method)
         meta = params.get("_meta")
         if type(meta) is dict and META_SUBSCRIPTION in meta:
             opened = self._listening(meta[META_SUBSCRIPTION])
@@ -951,6 +970,10 @@ class Conversation:
         self._load.started(self.principal.agent, self.backend, task.taskId)
         self.unsettled.follow(task, settle)
 
+    def shown(self, call: Call, body: bytes, asked: float) -> None:
+        """See `carry.Origin`."""
+        self._listing.shown(call, body, asked)
+
     def heard(self, call: Call, body: bytes) -> None:
         """See `carry.Origin`."""
         if call.method == "initialize":
@@ -973,6 +996,7 @@ class Conversation:
                 if self._leaving:
                     self.moved()
         self.unsettled.sweep(now)
+        self._listing.sweep(now)
         self._report_dropped()
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:
@@ -1142,6 +1166,10 @@ class _ToServer(_Side):
         """See `carry.Origin`."""
         self.conversation.heard(call, body)
 
+    def shown(self, call: Call, body: bytes, asked: float) -> None:
+        """See `carry.Origin`."""
+        self.conversation.shown(call, body, asked)
+
 
 class _Replayed(_ToServer):
     """The handshake that is shown to a new server: the client had its answer from the old one."""
@@ -1215,3 +1243,6 @@ class _ToClient(_Side):
 
     def heard(self, call: Call, body: bytes) -> None:
         """Nothing of a client's answers concerns the session."""
+
+    def shown(self, call: Call, body: bytes, asked: float) -> None:
+        """A client has no lists."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from aegis_daemon.core.templates import fits, literals
 from aegis_daemon.wire.jsonrpc import Answer, WireFault, encode, parse_from_server, read, result_frame
 from aegis_daemon.wire.methods import LEGACY_VERSIONS, MODERN_VERSION
 
@@ -321,36 +322,6 @@ def _narrowed(
 
 
 # --- templates --------------------------------------------------------------------------------------------------------
-
-
-def literals(template: str) -> tuple[str, ...]:
-    """What stands around the expressions of a URI template (RFC 6570): one more than it has expressions."""
-    found: list[str] = []
-    rest = template
-    while True:
-        before, opened, rest = rest.partition("{")
-        found.append(before)
-        if not opened:
-            return tuple(found)
-        rest = rest.partition("}")[2]
-
-
-def fits(parts: tuple[str, ...], uri: str) -> bool:
-    """Whether the URI may be one of the template's, its expressions standing for anything.
-
-    In one pass from left to right: a server's template must not cost more (it would, as a regular expression).
-    """
-    if len(parts) == 1:
-        return uri == parts[0]
-    at, end = len(parts[0]), len(uri) - len(parts[-1])
-    if at > end or not uri.startswith(parts[0]) or not uri.endswith(parts[-1]):
-        return False
-    for part in parts[1:-1]:
-        at = uri.find(part, at, end)
-        if at < 0:
-            return False
-        at += len(part)
-    return True
 
 
 class Uris:

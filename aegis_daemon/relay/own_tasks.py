@@ -203,6 +203,11 @@ class OwnTasks:
             return False, encode({"code": INVALID_PARAMS, "message": f"`{call.method}` is not for this task"})
         return True, encode({"resultType": "complete"})
 
+    @staticmethod
+    def answers(call: Call) -> bool:
+        """Whether a call is about a task that can only be ours: no server is asked."""
+        return call.subject == "task" and is_ours(call.name)
+
     def home(self, desk: Desk, agent: str, id: str) -> str | None:
         """The backend of this agent's task; None where it has no such task."""
         found = self._live.get(id) or self._ended.get(id) or desk.by_task(id)
@@ -417,6 +422,9 @@ class _Alone:
 
     def heard(self, call: Call, body: bytes) -> None:
         """A tool's result says nothing of the session."""
+
+    def shown(self, call: Call, body: bytes, asked: float) -> None:
+        """A tool's result is no list."""
 
 
 class TaskPeer:

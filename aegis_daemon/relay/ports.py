@@ -113,6 +113,11 @@ class Backend(Protocol):
         """Whether it has been sent anything."""
         ...
 
+    @property
+    def renewals(self) -> int:
+        """How often its session was opened anew, with whatever server answers at its address now."""
+        ...
+
     def send(self, text: bytes, frame: Frame | None = None, number: int = 0) -> None:
         """One frame as it goes out. `frame` is what was judged, `number` the id that a request goes under, else 0."""
         ...

@@ -36,6 +36,7 @@ REFUSALS: Final = {
     for row in (
         Refusal("acl", -32001, -31001, "the agent, the backend or the name is not allowed"),
         Refusal("policy", -32001, -31001, "a policy forbids the call"),
+        Refusal("pin", -32001, -31001, "what its server says of it has changed, and nobody has trusted the change"),
         Refusal("paused", -32001, -31001, "a person has paused the agent, or all of them"),
         Refusal("rate_limit", -32002, -31002, "a limit is used up; global limits are asked before the agent's own"),
         Refusal("queue", -32003, -31003, "the lane is full, or too many calls are in flight"),
@@ -48,7 +49,7 @@ REFUSALS: Final = {
         Refusal("internal", INTERNAL_ERROR, INTERNAL_ERROR, "a fault in Aegis itself; nothing was forwarded"),
     )
 }
-SEED_STAGES: Final = frozenset({"acl", "policy", "paused", "rate_limit", "queue", "approval"})
+SEED_STAGES: Final = frozenset({"acl", "policy", "pin", "paused", "rate_limit", "queue", "approval"})
 """Stages whose refusal of a `tools/call` may be a tool result; the others are protocol errors in every style."""
 DENIAL_KEY: Final = "aegis/denial"
 
@@ -65,6 +66,7 @@ def refusal_frame(
     retryable: bool = False,
     retry_after_ms: int | None = None,
     reason: str | None = None,
+    policy: str = "",
 ) -> bytes:
     """The answer to a refused call, in the shape its era and `denials:` ask for. `text` holds the whole reason."""
     row = REFUSALS[stage]
@@ -78,6 +80,8 @@ def refusal_frame(
         "retryable": retryable,
         "retry_after_ms": retry_after_ms,
     }
+    if policy:
+        data["policy"] = policy
     as_result = style == "tool_result" or (style == "auto" and modern)
     if as_result and method == "tools/call" and stage in SEED_STAGES:
         result: dict[str, Any] = {"content": [{"type": "text", "text": text}], "isError": True}

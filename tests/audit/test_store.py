@@ -225,6 +225,18 @@ def test_what_counts_against_limits_comes_with_the_time_it_ended(tmp_path: Path)
             ("writer", "files", "read_file", boot, 6 * MINUTE, START + 6 * MINUTE),
         ]
         assert list(reader.consumed_since(START + 5 * MINUTE)) == rows[1:]
+        for named in ("read_file", "files.read_file"):
+            assert list(reader.spent_since(START, [named])) == [(*row, None) for row in rows]
+        assert list(reader.spent_since(START, ["file", "other.read_file", "files.read_file.x"])) == []
+
+
+def test_what_was_spent_comes_with_the_arguments(tmp_path: Path) -> None:
+    def write(log: Journal) -> None:
+        log.append(intent(0), b'{"amount":5}')
+        log.append(outcome(0), b'{"content":[]}')
+
+    with Reader(make(tmp_path, write)) as reader:
+        assert [row[6] for row in reader.spent_since(START, ["read_file"])] == [b'{"amount":5}']
 
 
 # --- a reader cannot write -----------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ FLOORS = (
     {"wire"},
     {"core"},
     {"loop"},
-    {"stages", "audit", "approvals", "lanes", "limits", "transports", "backends", "relay"},
+    {"policy"},
+    {"stages", "audit", "approvals", "lanes", "limits", "registry", "transports", "backends", "relay"},
     {"config"},
     {"manage"},
     {"daemon", "demo"},
@@ -29,15 +30,15 @@ HEIGHT = {package: height for height, floor in enumerate(FLOORS) for package in 
 FORBIDDEN = {
     **{
         ("config", sibling): "a configuration makes the rules and knows nobody who carries them out"
-        for sibling in ("audit", "approvals", "transports", "backends", "relay", "limits")
+        for sibling in ("audit", "approvals", "registry", "transports", "backends", "relay", "limits")
     },
     **{
         ("manage", sibling): "the management API speaks in its own shapes; `daemon.governor` translates"
-        for sibling in ("audit", "approvals", "lanes", "limits", "backends", "relay", "stages")
+        for sibling in ("audit", "approvals", "lanes", "limits", "registry", "backends", "relay", "stages")
     },
     **{
         ("cli", sibling): "a command asks the daemon, or reads what it wrote"
-        for sibling in ("wire", "loop", "stages", "lanes", "limits", "transports", "backends", "relay")
+        for sibling in ("wire", "loop", "stages", "lanes", "limits", "registry", "transports", "backends", "relay")
     },
     ("loop", "core"): "what touches descriptors knows nothing of calls",
     ("loop", "wire"): "what touches descriptors knows nothing of frames",
@@ -45,7 +46,7 @@ FORBIDDEN = {
 # What the daemon's side may have of the shim: what both ends of a socket must agree on.
 SHARED_WITH_THE_SHIM = {"aegis_shim.hello", "aegis_shim.ledger"}
 
-PURE = ("wire", "core", "stages", "limits", "lanes")
+PURE = ("wire", "core", "policy", "stages", "limits", "lanes")
 IMPURE_MODULES = {
     "asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "select", "shutil", "signal",
     "socket", "sqlite3", "subprocess", "sys", "tempfile", "threading", "time", "urllib.request", "uuid", "uvloop",
@@ -55,6 +56,7 @@ ALLOWED_IMPURITIES = {
     ("aegis_daemon.lanes", "random"): "only as the default of an argument",
 }
 ONLY_AT_THE_EDGES = {
+    "cedarpy": {"policy"},
     "jinja2": {"manage"},
     "pydantic": {"config", "manage"},
     "pydantic_core": {"config", "manage"},
@@ -64,6 +66,9 @@ ONLY_AT_THE_EDGES = {
     "mcp": {"demo"},
     "sqlite_utils": {"audit"},
     "uvloop": {"daemon"},
+    "jsonpath": {"policy"},
+    "re2": {"policy"},
+    "sqlglot": {"policy"},
 }
 
 
@@ -156,7 +161,7 @@ def test_the_mint_of_permits_is_known_to_the_pipeline_alone() -> None:
 
 def test_the_standard_library_and_what_is_declared_are_all_there_is() -> None:
     declared = {
-        "aegis_daemon", "aegis_shim", "anyio", "httptools", "jinja2", "limits", "markupsafe", "mcp", "msgspec", "pydantic", "pydantic_core",
+        "aegis_daemon", "aegis_shim", "anyio", "idna", "jsonpath", "re2", "sqlglot", "cedarpy", "httptools", "jinja2", "limits", "markupsafe", "mcp", "msgspec", "pydantic", "pydantic_core",
         "rich", "ruamel", "sqlite_utils", "starlette", "typer", "click", "uvicorn", "uvloop", "websockets",
     }  # fmt: skip
     used = {target.split(".")[0] for _, target in edges()}

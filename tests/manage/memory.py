@@ -52,6 +52,9 @@ class MemoryGovernor:
         self.grant_rows: list[shapes.Grant] = []
         self.pauses: list[shapes.Pause] = []
         self.quotas: list[tuple[str | None, str, str, int, float | None]] = []
+        self.pin_rows: list[shapes.PinRow] = []
+        self.pin_lines: list[str] = []
+        self.trusted: list[tuple[str, str, bool]] = []
         self.logins = Logins(time.monotonic, partial(secrets.token_urlsafe, 32))
         self.refusal: str | None = None
         self.asked: list[tuple[int | None, str | None]] = []
@@ -151,6 +154,30 @@ class MemoryGovernor:
             scope="global" if agent is None else "agent", agent_id=agent, backend_id=backend, tool=tool, count=count,
             until=instant(seconds or 3600), max_count=1, extra=count,
         )  # fmt: skip
+
+    def pins(self, backend: str | None, kind: str | None, changed: bool) -> Sequence[shapes.PinRow]:
+        return [
+            row
+            for row in self.pin_rows
+            if backend in (None, row.backend_id)
+            and kind in (None, row.kind)
+            and (not changed or row.state != "trusted")
+        ]
+
+    def pin_diff(self, name: str, backend: str | None, kind: str | None) -> shapes.PinDiff:
+        for row in self.pins(backend, kind, False):
+            if name == row.name:
+                return shapes.PinDiff(pin=row, lines=tuple(self.pin_lines))
+        raise api.NotFound(f"no server has shown a `{name}`", "see `aegis tools list`")
+
+    def trust(
+        self, name: str, backend: str | None, kind: str | None, *, expect: str, also: bool, by: str
+    ) -> shapes.PinRow:
+        row = self.pin_diff(name, backend, kind).pin
+        if expect != row.offered:
+            raise api.Conflict("it is not what was expected")
+        self.trusted.append((name, expect, also))
+        return row.model_copy(update={"state": "trusted", "trusted": (expect,), "trusted_by": by})
 
     def invite(self, by: str, voter: str) -> shapes.Login:
         token = self.logins.invite(Person(by, voter))

@@ -144,6 +144,7 @@ async def test_every_verb_answers(governor: MemoryGovernor, path: str) -> None:
     args: dict[str, dict[str, Any]] = {
         "decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "none"}, "stop": {"restart": True},
         "revoke_grant": {"all": True}, "grant_quota": {"backend": "github", "tool": "post"},
+        "pin_diff": {"name": "none"}, "trust": {"name": "none", "expect": "ab"},
         "explain_refusal": {"id": "none"},
     }  # fmt: skip
     async with serving(governor, path):
@@ -377,7 +378,9 @@ async def test_another_user_is_turned_away_before_saying_anything(governor: Memo
 def test_a_verb_that_writes_needs_the_permit_to_write(governor: MemoryGovernor) -> None:
     reader = api.Caller(1, 1, frozenset({api.Permit.READ}), lambda: True)
     for verb, (_, _, permit) in api.HANDLERS.items():
-        args = {"decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "x"}}.get(verb, {})
+        args = {
+            "decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "x"}, "pin_diff": {"name": "x"},
+        }.get(verb, {})  # fmt: skip
         line = request(verb, **args).strip()
         if permit is api.Permit.READ:
             begun = api.call(governor, reader, line)

@@ -145,6 +145,11 @@ class Bridge:
         return self.link.server.pid
 
     @property
+    def renewals(self) -> int:
+        """The real server's."""
+        return self.link.server.renewals
+
+    @property
     def server(self) -> Backend:
         """The real one."""
         return self.link.server

@@ -1,0 +1,142 @@
+"""`aegis policy`: whether policies can be used, and what the rules say of one call. Reads files, changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aegis_daemon.cli import link
+from aegis_daemon.cli.audit import Db, opened
+from aegis_daemon.cli.config import checked, fault_row, tell
+from aegis_daemon.cli.console import DONE, USAGE, WRONG, Problem, emit, say, visible
+from aegis_daemon.cli.options import Config, Json, new_app
+
+if TYPE_CHECKING:
+    from aegis_daemon.config.load import Fault
+
+app = new_app()
+
+
+@app.command()
+def validate(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE…]", help="Policy files; else those of the configuration.")
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Check policies and tell everything that is wrong with them at once. Changes nothing."""
+    from aegis_daemon.config.load import ConfigFaults, load, loads
+
+    faults: list[Fault] = []
+    warnings: tuple[Fault, ...] = ()
+    count = 0
+    try:
+        if files:
+            named = json.dumps({"policy": {"files": files}})  # JSON is YAML
+            loaded = loads(named, "the command line", base=os.getcwd())
+        else:
+            loaded = load(link.paths(config).config)
+        count = len(loaded.config.policy.statements)
+        warnings = () if files else loaded.warnings
+    except ConfigFaults as found:
+        faults = found.faults
+    if as_json:
+        emit([fault_row(one, "fault") for one in faults] + [fault_row(one, "warning") for one in warnings])
+        return WRONG if faults else DONE
+    tell(faults, warnings)
+    if faults:
+        say(f"{len(faults)} fault{'s' * (len(faults) != 1)} found; nothing was changed")
+        return WRONG
+    say(f"{count} polic{'y is' if count == 1 else 'ies are'} valid" if count else "there are no policies")
+    return DONE
+
+
+@app.command()
+def explain(
+    call: Annotated[str, typer.Argument(metavar="CALL", help="A call id of the log, or BACKEND.TOOL with --agent.")],
+    agent: Annotated[str | None, typer.Option("--agent", metavar="ID", help="Who would call.")] = None,
+    args: Annotated[str, typer.Option("--args", metavar="JSON", help="The arguments.")] = "{}",
+    method: Annotated[str, typer.Option("--method", metavar="NAME", help="Another method than a tool's call.")] = "",
+    config: Config = None,
+    db: Db = None,
+    as_json: Json = False,
+) -> int:
+    """Tell what each stage says of a call by today's file, and which rule decides. Exit 1 where it is refused."""
+    from aegis_daemon.config.explain import Unasked
+    from aegis_daemon.config.explain import explain as explained
+    from aegis_daemon.config.runtime import build
+
+    agent, backend, method, params = _asked(call, agent, args, method, db)
+    runtime = build(checked(config).config, "")
+    try:
+        steps = explained(runtime, agent, backend, method, params, time.monotonic())
+    except Unasked as error:
+        raise Problem(str(error), "check the arguments") from None
+    decided = next((step for step in steps if step.opinion == "deny"), None)
+    held = next((step for step in steps if step.opinion == "hold"), None)
+    verdict = "deny" if decided else "hold" if held else "allow"
+    if runtime.pipeline.observe and decided is not None:
+        verdict = "allow"
+    if as_json:
+        rows = [{name: getattr(step, name) for name in step.__struct_fields__} for step in steps]
+        emit({"agent": agent, "backend": backend, "method": method, "verdict": verdict, "stages": rows})
+    else:
+        for step in steps:
+            print(visible(f"{step.stage:10} {step.opinion:5} {step.rule}".rstrip()))
+        by = (
+            f" by {decided.stage}: {decided.text}"
+            if decided
+            else f" until a person agrees: {held.rule}"
+            if held
+            else ""
+        )
+        print(visible(f"{'allowed' if verdict == 'allow' else 'refused' if decided else 'held'}{by}"))
+        if runtime.pipeline.observe and decided is not None:
+            say("mode is `observe`: it would pass, and be recorded as refused")
+    return WRONG if verdict == "deny" else DONE
+
+
+def _asked(
+    call: str, agent: str | None, args: str, method: str, db: str | None
+) -> tuple[str, str, str, dict[str, Any]]:
+    """Agent, backend, method and parameters of what is to be explained. Raises `Problem`."""
+    if agent is None:
+        return _recorded(call, db)
+    backend, dot, name = call.partition(".")
+    try:
+        arguments = json.loads(args)
+    except ValueError:
+        raise Problem("`--args` is no JSON", 'write it like `--args \'{"path": "/x"}\'`', USAGE) from None
+    if method and method != "tools/call":
+        if not isinstance(arguments, dict):
+            raise Problem("`--args` is no object", "give the method's parameters", USAGE)
+        return agent, backend, method, arguments
+    if not dot or not name:
+        raise Problem(f"`{call}` names no tool", "write `BACKEND.TOOL`", USAGE)
+    return agent, backend, "tools/call", {"name": name, "arguments": arguments}
+
+
+def _recorded(id: str, db: str | None) -> tuple[str, str, str, dict[str, Any]]:
+    from aegis_daemon.audit.store import Ambiguous, NotFound
+
+    with opened(db) as reader:
+        try:
+            found = reader.show(id).call
+        except NotFound as error:
+            raise Problem(str(error), "for a call that was not made write `BACKEND.TOOL --agent ID`") from None
+        except Ambiguous as error:
+            raise Problem(str(error), f"one of {', '.join(error.ids)}") from None
+    try:
+        arguments = json.loads(found.arguments or "")
+    except ValueError:
+        raise Problem(
+            "the arguments of that call are not kept whole", "give them with `--args` and `--agent`"
+        ) from None
+    if found.method == "tools/call":
+        return found.agent_id, found.backend_id, found.method, {"name": found.tool_name, "arguments": arguments}
+    return found.agent_id, found.backend_id, found.method, arguments
