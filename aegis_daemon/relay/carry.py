@@ -149,6 +149,53 @@ class Origin(Protocol):
         ...
 
 
+class Unattended:
+    """An `Origin` of which nobody waits to hear more than the answer; what differs is overridden."""
+
+    __slots__ = ()
+
+    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
+        """Nobody is told to wait."""
+        return _nothing
+
+    def client(self, opened: Open) -> str:
+        """It has no name."""
+        return ""
+
+    def patience(self, opened: Open) -> float | None:
+        """It waits."""
+        return None
+
+    def task(self, call: Call, ticket: Ticket) -> str:
+        """Nobody polls one."""
+        return ""
+
+    def detach(self, task: str, flight: Flight) -> bool:
+        """See `task`."""
+        return False
+
+    def continued(self, opened: Open) -> Kept | None:
+        """Nothing came before it."""
+        return None
+
+    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
+        """Nothing is reserved."""
+
+    def follow(self, task: Task, settle: Settle) -> None:
+        """Nothing is reserved."""
+        settle("success")
+
+    def heard(self, call: Call, body: bytes) -> None:
+        """It says nothing of the session."""
+
+    def shown(self, call: Call, body: bytes, asked: float) -> None:
+        """It has no lists."""
+
+
+def _nothing() -> None:
+    return None
+
+
 def carry(call: Call, opened: Open, origin: Origin, peer: Peer, shell: Shell) -> None:
     """Carries one call to its end. Every ending is recorded and, unless the caller has gone, answered."""
     launch(Flight(call, opened, origin, peer, shell, shell.audit.story(call)))

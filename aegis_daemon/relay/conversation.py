@@ -22,7 +22,7 @@ from aegis_daemon.core.verdict import Permit, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.relay import handshake
 from aegis_daemon.relay.answers import Task
-from aegis_daemon.relay.carry import Flight, Kept, Settle, Shell, Withdrawn, carry
+from aegis_daemon.relay.carry import Flight, Kept, Settle, Shell, Unattended, Withdrawn, carry
 from aegis_daemon.relay.listing import Listing
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.own_tasks import TaskPeer
@@ -1182,7 +1182,7 @@ class _Replayed(_ToServer):
         return True
 
 
-class _ToClient(_Side):
+class _ToClient(_Side, Unattended):
     """Requests of the server: it is their origin, the client their peer."""
 
     __slots__ = ()
@@ -1209,40 +1209,3 @@ class _ToClient(_Side):
             assert conversation.server is not None
             conversation.server.send(frame)
         return wanted
-
-    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
-        """Servers are not told that they wait."""
-        return _nothing
-
-    def client(self, opened: Open) -> str:
-        """A server's name is not asked for."""
-        return ""
-
-    def patience(self, opened: Open) -> float | None:
-        """Servers wait."""
-        return None
-
-    def task(self, call: Call, ticket: Ticket) -> str:
-        """Servers poll nothing of ours."""
-        return ""
-
-    def detach(self, task: str, flight: Flight) -> bool:
-        """See `task`."""
-        return False
-
-    def continued(self, opened: Open) -> Kept | None:
-        """There is no such thing towards a client."""
-        return None
-
-    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
-        """There is no such thing towards a client."""
-
-    def follow(self, task: Task, settle: Settle) -> None:
-        """Towards a client nothing is reserved."""
-        settle("success")
-
-    def heard(self, call: Call, body: bytes) -> None:
-        """Nothing of a client's answers concerns the session."""
-
-    def shown(self, call: Call, body: bytes, asked: float) -> None:
-        """A client has no lists."""

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_daemon import __version__
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.ports import Ticket
 from aegis_daemon.core.session import Open
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.loop.strand import Strand, Waiter
-from aegis_daemon.relay.answers import Task
-from aegis_daemon.relay.carry import Flight, Kept, Settle, launch
+from aegis_daemon.relay.carry import Flight, Unattended, launch
 from aegis_daemon.wire.jsonrpc import Answer, WireFault, parse, parse_from_server, request_frame
 from aegis_daemon.wire.methods import (
     META_CAPABILITIES,
@@ -238,7 +236,7 @@ class Listing:
         return lambda call, body: pins.shown(call.backend, call.method, body)
 
 
-class _Own:
+class _Own(Unattended):
     """The origin of a list that nobody asked for. See `carry.Origin`."""
 
     __slots__ = ("_listing", "_method", "_page")
@@ -254,44 +252,6 @@ class _Own:
         self._listing.answered(self._method, self._page, frame)
         return True
 
-    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
-        """Nobody waits for progress."""
-        return _nothing
-
-    def client(self, opened: Open) -> str:
-        """It is none."""
-        return ""
-
-    def patience(self, opened: Open) -> float | None:
-        """Nobody is asked about a list."""
-        return None
-
-    def task(self, call: Call, ticket: Ticket) -> str:
-        """Nobody polls it."""
-        return ""
-
-    def detach(self, task: str, flight: Flight) -> bool:
-        """See `task`."""
-        return False
-
-    def continued(self, opened: Open) -> Kept | None:
-        """Nothing came before it."""
-        return None
-
-    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
-        """A list reserves nothing."""
-
-    def follow(self, task: Task, settle: Settle) -> None:
-        """A list is no task."""
-        settle("success")
-
-    def heard(self, call: Call, body: bytes) -> None:
-        """A list says nothing of the session."""
-
     def shown(self, call: Call, body: bytes, asked: float) -> None:
         """What it is for."""
         self._listing.shows(call, body)
-
-
-def _nothing() -> None:
-    return None

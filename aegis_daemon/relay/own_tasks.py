@@ -27,7 +27,7 @@ from aegis_daemon.core.session import Open, State
 from aegis_daemon.core.verdict import Decision, Permit
 from aegis_daemon.loop.clock import instant
 from aegis_daemon.relay.answers import UNREADABLE, Result, Task, read_result, replayed
-from aegis_daemon.relay.carry import Flight, Kept, Settle, Withdrawn, launch, not_approved
+from aegis_daemon.relay.carry import Flight, Kept, Settle, Unattended, Withdrawn, launch, not_approved
 from aegis_daemon.relay.eras.frames import META_LEVEL
 from aegis_daemon.relay.handshake import TASKS_EXTENSION, offers_tasks, with_params
 from aegis_daemon.wire.errors import INTERNAL_ERROR, INVALID_PARAMS, refusal_frame
@@ -370,7 +370,7 @@ def _message(body: bytes) -> str:
         return ""
 
 
-class _Alone:
+class _Alone(Unattended):
     """The origin of a call that goes on for a task. See `carry.Origin`."""
 
     __slots__ = ("_own", "_talk", "_tasks")
@@ -387,29 +387,9 @@ class _Alone:
         self._tasks.over(self._own, frame)
         return wanted
 
-    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
-        """Tasks have no progress."""
-        return _nothing
-
     def client(self, opened: Open) -> str:
         """As in its request."""
         return self._talk.name_of(opened)
-
-    def patience(self, opened: Open) -> float | None:
-        """Tasks wait."""
-        return None
-
-    def task(self, call: Call, ticket: Ticket) -> str:
-        """It is one."""
-        return ""
-
-    def detach(self, task: str, flight: Flight) -> bool:
-        """It is."""
-        return False
-
-    def continued(self, opened: Open) -> Kept | None:
-        """Nothing came before it."""
-        return None
 
     def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
         """Nothing can come after it: what the server did before it asked may have had its effect."""
@@ -419,12 +399,6 @@ class _Alone:
     def follow(self, task: Task, settle: Settle) -> None:
         """A server that made a task all the same."""
         self._talk.follow(task, settle)
-
-    def heard(self, call: Call, body: bytes) -> None:
-        """A tool's result says nothing of the session."""
-
-    def shown(self, call: Call, body: bytes, asked: float) -> None:
-        """A tool's result is no list."""
 
 
 class TaskPeer:
@@ -443,7 +417,3 @@ class TaskPeer:
         ok, body = tasks.asked(self._talk, permit.call)
         key = b',"result":' if ok else b',"error":'
         landing.set(Answer(0, _HEAD, key + body + b"}", ok, body))
-
-
-def _nothing() -> None:
-    return None
