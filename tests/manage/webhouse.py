@@ -6,9 +6,10 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,6 +27,8 @@ from aegis_daemon.backends.children import Nursery
 from aegis_daemon.config.schema import Secret
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Ask, Hold
+from aegis_daemon.daemon import governor as governing
+from aegis_daemon.daemon import reading
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.governor import Governor
 from aegis_daemon.daemon.orders import Orders
@@ -165,12 +168,24 @@ class House:
 
 @asynccontextmanager
 async def open_house(at: Path, *, logging: bool = False) -> AsyncIterator[House]:
-    """`logging`: whether the log can be read, for which a process has to run."""
-    house = House(at, logging=logging)
-    try:
-        yield house
-    finally:
-        await house.close()
+    """`logging`: whether the log can be read, for which a process has to run.
+
+    Pages show what the log's store has when it is late, for the impatient; here all of it is waited for.
+    """
+    patient = (
+        patch.object(reading, "FLUSH_S", 60.0),
+        patch.object(reading, "WAIT_S", 90.0),
+        patch.object(governing, "AUDIT_FLUSH_S", 60.0),
+        patch.object(governing, "AUDIT_WAIT_S", 90.0),
+    )
+    with ExitStack() as patched:
+        for each in patient:
+            patched.enter_context(each)
+        house = House(at, logging=logging)
+        try:
+            yield house
+        finally:
+            await house.close()
 
 
 class Answer(msgspec.Struct):
