@@ -31,6 +31,15 @@ class Usage(msgspec.Struct, frozen=True):
     retry_after_s: float | None
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """How much of a budget is spent, in decimal numbers. `retry_after_s` as in `Usage`."""
+
+    claim: Claim
+    spent: str
+    reserved: str
+    retry_after_s: float | None
+
+
 class Window:
     """One limit's calls."""
 
@@ -195,6 +204,25 @@ class Limits:
         window.expire(now)
         full = len(window.times) + window.reserved >= window.most(now)
         return Usage(claim, len(window.times), window.reserved, window.retry_after(now) if full else None)
+
+    def spent(self, claim: Claim, now: float) -> Spent:
+        """How much of the claim's budget is spent; what the claim itself would spend does not matter."""
+        budget = self._budgets.get((claim.scope, claim.agent, claim.backend, claim.tool)) or Budget(claim.window_s)
+        budget.window_s = claim.window_s
+        budget.expire(now)
+        most = counted(claim.most)
+        full = budget.spent + budget.reserved >= most
+        # The smallest amount there is: from when on anything can be spent at all.
+        after = budget.retry_after(1, most, now) if full else None
+        return Spent(claim, plain(budget.spent), plain(budget.reserved), after)
+
+    def spenders(self, scope: str, backend: str, tool: str) -> list[str]:
+        """Agents of which something is known under a budget that each has for itself."""
+        return [
+            agent
+            for kind, agent, where, what in self._budgets
+            if agent is not None and (kind, where, what) == (scope, backend, tool)
+        ]
 
     def sweep(self, now: float) -> None:
         """Forgets windows that nothing fills, so that old configurations leave nothing behind."""

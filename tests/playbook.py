@@ -204,6 +204,7 @@ class Log:
         self.refused: list[Any] = []
         self.durable = True
         self.durable_seq = 0
+        self.scrub: Callable[[bytes], bytes] | None = None
         self.unavailable: str | None = None
         self._waiting: list[tuple[int, Callable[[Any], None]]] = []
         self._by_call: dict[str, list[Any]] = {}

@@ -190,7 +190,9 @@ class Notifier:
         find: Callable[[str], Ticket | None],
         decide: Decide,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        shown: Callable[[str], str] = str,
     ) -> None:
+        """`shown` gives arguments as they may be told."""
         self.settings = Settings()
         self._key = key
         self._wire = wire
@@ -198,6 +200,7 @@ class Notifier:
         self._find = find
         self._decide = decide
         self._sleep = sleep
+        self._shown = shown
         self._states: dict[str, _State] = {}
         self._messages: dict[tuple[str, str], _Sent] = {}
         self._ending: set[asyncio.Task[Any]] = set()
@@ -268,7 +271,7 @@ class Notifier:
             agent=ticket.agent,
             backend=ticket.backend,
             tool=ticket.name,
-            arguments=ticket.arguments,
+            arguments=self._shown(ticket.arguments),
             created=ticket.created,
             expires=ticket.expires,
             rule=ticket.rule,
@@ -316,6 +319,7 @@ class Notifier:
         wanted: Callable[[], bool],
         *,
         message: bool = True,
+        taken: Callable[[], object] = lambda: None,
     ) -> str:
         """Tries until it is taken, or not wanted any more; what the channel calls the message, if it calls it."""
         why, told = "", None
@@ -329,6 +333,7 @@ class Notifier:
                 why, again, told, body = await self._try(state.channel, post)
             if not why:
                 state.well(self._wall(), message=message)
+                taken()
                 return self._handle(state.channel, body)
             if not again:
                 break
@@ -499,6 +504,55 @@ class Notifier:
             failures = min(failures + 1, 10)
             await self._sleep(max(pause, min(told or 0.0, TOLD_MAX_S)))
 
+    # --- news ---------------------------------------------------------------------------------------------------
+
+    @property
+    def reaches(self) -> bool:
+        """Whether there is any channel."""
+        return bool(self._states) and not self._closed
+
+    async def tell(self, notice: Notice) -> bool:
+        """Sends what asks nothing through every channel, and waits for them; whether any of them took it."""
+        found = await asyncio.gather(*(self._told(state, notice) for state in list(self._states.values())))
+        return any(found)
+
+    async def _told(self, state: _State, notice: Notice) -> bool:
+        channel = state.channel
+        if len(state.tasks) >= WAITING_MAX:
+            state.ill("too many messages wait")
+            return False
+        if isinstance(channel, Showing):
+            why = await self._shown_once(channel, notice)
+            if why:
+                state.ill(why)
+            else:
+                state.well(self._wall())
+            return not why
+        taken: list[bool] = []
+        await self._deliver(
+            state, notice.id, lambda: channel.post(notice, self._wall()), lambda: not self._closed,
+            taken=lambda: taken.append(True),
+        )  # fmt: skip
+        return bool(taken)
+
+    def alarm(self, headline: str, text: str) -> bool:
+        """Something is wrong with Aegis itself: every channel is told, once. False where there is none yet.
+
+        Returns at once. Needs a running loop.
+        """
+        if not self.reaches:
+            return False
+        now = self._wall()
+        notice = Notice(
+            id="ALARM", call_id=f"{int(now * 1000):032x}", agent="aegis", backend="", tool="", arguments="{}",
+            created=now, expires=now, approve_url="", reject_url="", test=True, alarm=True, headline=headline,
+            rows=(("What", text), ("See", "aegis status")),
+        )  # fmt: skip
+        task = asyncio.ensure_future(self.tell(notice))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return True
+
     # --- tests --------------------------------------------------------------------------------------------------
 
     async def test(self, only: str | None = None) -> list[tuple[str, str]]:
@@ -524,17 +578,7 @@ class Notifier:
             expires=now, approve_url="", reject_url="", rule="aegis notify test", test=True,
         )  # fmt: skip
         if isinstance(channel, Showing):
-            try:
-                async with asyncio.timeout(TIMEOUT_S), aclosing(self._lines(channel.command(notice))) as lines:
-                    async for _ in lines:
-                        pass
-                why = ""
-            except TimeoutError:
-                why = f"its program did not end within {TIMEOUT_S:.0f} s"
-            except (Trouble, Fault) as trouble:
-                why = str(trouble)
-            except Exception as error:
-                why = f"it failed ({type(error).__name__})"
+            why = await self._shown_once(channel, notice)
         else:
             why, _, _, _ = await self._try(channel, partial(channel.post, notice, now))
         if why:
@@ -542,6 +586,20 @@ class Notifier:
             return why
         state.well(self._wall(), message=False)
         return f"sent, but answers are not heard: {state.deaf}" if state.deaf else ""
+
+    async def _shown_once(self, channel: Showing, notice: Notice) -> str:
+        """A program of this machine shows what nobody answers; why it did not."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S), aclosing(self._lines(channel.command(notice))) as lines:
+                async for _ in lines:
+                    pass
+        except TimeoutError:
+            return f"its program did not end within {TIMEOUT_S:.0f} s"
+        except (Trouble, Fault) as trouble:
+            return str(trouble)
+        except Exception as error:
+            return f"it failed ({type(error).__name__})"
+        return ""
 
 
 def ending(ticket: Ticket) -> str:

@@ -27,6 +27,7 @@ class Stored(Link):
     era: str = ""
     error_code: int = 0
     error_message: str = ""
+    judged_us: int = 0
     length: int = 0
     limit: str = ""
     method: str = ""
@@ -88,6 +89,7 @@ class Row(msgspec.Struct):
     finished_ts: int = 0
     result_seq: int = 0
     seqs: str = ""
+    judged_us: int = 0
 
 
 COLUMNS = Row.__struct_fields__
@@ -147,6 +149,7 @@ def fold(open_calls: dict[str, Row], record: Stored, part: bytes | None) -> tupl
         row.ticket = record.ticket or row.ticket
         row.queue_position = record.queue_position
         row.queue_wait_us = record.queue_wait_us
+        row.judged_us = record.judged_us or row.judged_us
         row.policy_id = record.policy or row.policy_id
         row.note = record.note or row.note
         row.boot = record.boot

@@ -54,6 +54,17 @@ class Tool(msgspec.Struct, frozen=True):
     p95_us: int | None
 
 
+class Would(msgspec.Struct, frozen=True):
+    """Calls that one rule would have refused, and did not since the mode was `observe`."""
+
+    stage: str
+    rule: str
+    count: int
+    agents: int
+    tools: int
+    last_ts: int
+
+
 class Figures:
     """Questions to one store. Each raises `TimeoutError` where it takes too long, and `sqlite3.Error`."""
 
@@ -113,6 +124,17 @@ class Figures:
             (HOUR, HOUR, since, HEAT),
         )
         return [(int(ts), int(count)) for ts, count in found]
+
+    def would(self, since: int, limit: int = TOOLS) -> list[Would]:
+        """Rules by the calls that they would have refused, those with the most first."""
+        found = self._rows(
+            """SELECT stage, policy_id, count(*), count(DISTINCT agent_id),
+              count(DISTINCT backend_id || '.' || tool_name), max(ts)
+            FROM (SELECT * FROM calls WHERE ts >= ? ORDER BY ts DESC LIMIT ?) WHERE would = 1
+            GROUP BY 1, 2 ORDER BY 3 DESC, 6 DESC LIMIT ?""",
+            (since, CALLS, limit),
+        )
+        return [Would(*row) for row in found]
 
     def capped(self, since: int) -> bool:
         """Whether there are more calls since then than a question looks at."""

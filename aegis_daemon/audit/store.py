@@ -14,7 +14,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -25,8 +25,9 @@ import msgspec
 
 from aegis_daemon.audit.calls import COLUMNS, Row, fold, read_record
 from aegis_daemon.audit.chain import UNREADABLE, Fault, Walk
+from aegis_daemon.core.past import Past
 
-SCHEMA = 1
+SCHEMA = 2
 """`PRAGMA user_version` of a file this version reads and writes."""
 PROGRESS_EVERY = 10_000
 INDEXES: tuple[tuple[str, str], ...] = (
@@ -43,7 +44,8 @@ _VIEW = """
 CREATE VIEW log AS SELECT
   request_id, tenant_id, agent_id, principal, backend_id, session, era, method, tool_name, arguments_hash,
   acl_result, rate_limit_result, approval_result, approver, queue_position, queue_wait_us / 1000 AS queue_wait_ms,
-  exec_status, exec_duration_us / 1000 AS exec_duration_ms, error_code, error_message, stage, policy_id, call_id, seq,
+  exec_status, exec_duration_us / 1000 AS exec_duration_ms, error_code, error_message, stage, policy_id,
+  judged_us, call_id, seq,
   strftime('%Y-%m-%dT%H:%M:%S', ts / 1000000, 'unixepoch') || printf('.%06dZ', ts % 1000000) AS created_at
 FROM calls
 """
@@ -108,6 +110,9 @@ def ensure_schema(db_path: Path) -> None:
             )
         if found == SCHEMA:
             return
+        if found == 1:
+            _second(db)
+            return
     import sqlite_utils
 
     database = sqlite_utils.Database(sqlite3.connect(db_path, timeout=5.0), execute_plugins=False)
@@ -133,6 +138,30 @@ def ensure_schema(db_path: Path) -> None:
             database.execute(f"PRAGMA user_version={SCHEMA}")
     finally:
         database.close()
+
+
+def _second(db: sqlite3.Connection) -> None:
+    """Makes a store of version 1 one of version 2, which has a column for what its records say already."""
+    db.isolation_level = None
+    db.execute("BEGIN IMMEDIATE")
+    if user_version(db) == 1:
+        db.execute("ALTER TABLE calls ADD COLUMN judged_us INTEGER NOT NULL DEFAULT 0")
+        judged = "SELECT seq, record FROM records WHERE record LIKE '%\"judged_us\":%' ORDER BY seq"
+        for seq, text in db.execute(judged):
+            try:
+                record = read_record(text)
+            except (*UNREADABLE, TypeError):
+                continue  # `verify` says so
+            newest = "SELECT max(seq) FROM calls WHERE call_id = ? AND seq <= ?"
+            if record.judged_us:
+                db.execute(
+                    f"UPDATE calls SET judged_us = ? WHERE seq = ({newest})",  # noqa: S608
+                    (record.judged_us, record.call, seq),
+                )
+        db.execute("DROP VIEW IF EXISTS log")
+        db.execute(_VIEW)
+        db.execute("PRAGMA user_version = 2")
+    db.execute("COMMIT")
 
 
 def chain_head(db_path: Path) -> Known | None:
@@ -166,8 +195,8 @@ def _deciding(db: sqlite3.Connection, seqs: str) -> bytes | None:
 class CallView(msgspec.Struct, frozen=True):
     """One call as the API shows it. `arguments` and `result` are JSON text, None where not kept or not asked for.
 
-    `result_length` is the whole result's bytes, of which at most 16 KiB are kept. Durations count from the whole
-    millisecond below.
+    `result_length` is the whole result's bytes, of which at most 16 KiB are kept. `judged_us` is 0 where judging was
+    not measured. Durations count from the whole millisecond below.
     """
 
     seq: int
@@ -193,6 +222,7 @@ class CallView(msgspec.Struct, frozen=True):
     exec_status: str
     exec_duration_ms: int
     exec_duration_us: int
+    judged_us: int
     result: str | None
     result_length: int | None
     error_code: int
@@ -237,6 +267,8 @@ class Report(msgspec.Struct, frozen=True):
 
 
 _BODIES = "SELECT c.*, a.body, r.body, r.length FROM calls c LEFT JOIN bodies a ON a.seq = c.seq LEFT JOIN bodies r ON r.seq = c.result_seq"  # noqa: E501
+_PAST = "SELECT c.seq, c.ts, c.call_id, c.agent_id, c.backend_id, c.session, c.era, c.method, c.tool_name, CAST(a.body AS BLOB), c.arguments_hash, c.approval_result, c.exec_status, c.stage, c.policy_id, c.would FROM calls c LEFT JOIN bodies a ON a.seq = c.seq"  # noqa: E501
+_COUNT = "SELECT count(*) FROM calls c WHERE c.seq > 0"
 _PLAIN = "SELECT c.*, NULL, NULL, NULL FROM calls c"
 
 
@@ -289,8 +321,9 @@ class Reader:
     ) -> list[CallView]:
         """Calls, newest first. `tool` is a glob; times are microseconds since the epoch, `until` excluded.
 
-        `text` is looked for in the arguments, in any case (ASCII). `before` is the `seq` of the last row of the page
-        before this one. Raises `TimeoutError` where it takes longer than `patience_s` seconds.
+        `status` `would` finds what observe mode let pass. `text` is looked for in the arguments, in any case (ASCII).
+        `before` is the `seq` of the last row of the page before this one. Raises `TimeoutError` where it takes longer
+        than `patience_s` seconds.
         """
         where: list[str] = []
         given: list[Any] = []
@@ -310,7 +343,9 @@ class Reader:
                 add("c.tool_name = ?", tool)
         if method is not None:
             add("c.method = ?", method)
-        if status is not None:
+        if status == "would":
+            where.append("c.would = 1")
+        elif status is not None:
             add("c.exec_status = ?", status)
             if status != "success":
                 where.append("c.exec_status <> 'success'")  # lets SQLite use the partial index
@@ -328,6 +363,42 @@ class Reader:
         given.append(limit)
         question = f"{select}{condition} ORDER BY c.ts DESC, c.seq DESC LIMIT ?"
         return [_view(row) for row in self.ask(question, tuple(given), until=time.monotonic() + patience_s)]
+
+    def past(
+        self,
+        *,
+        agent: str | None = None,
+        backend: str | None = None,
+        tool: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+        page: int = 500,
+    ) -> Iterator[Past]:
+        """Calls as they were judged, newest first, read a page at a time; the names are globs."""
+        condition, given = _within(agent, backend, tool, since, until)
+        place = (2**63 - 1, 2**63 - 1)
+        while True:
+            question = f"{_PAST} WHERE (c.ts, c.seq) < (?, ?){condition} ORDER BY c.ts DESC, c.seq DESC LIMIT ?"
+            count = 0
+            for row in self._db.execute(question, (*place, *given, page)):  # one by one: a body may have a megabyte
+                count += 1
+                place = (row[1], row[0])
+                yield Past(*row)
+            if count < page:
+                return
+
+    def count_past(
+        self,
+        *,
+        agent: str | None = None,
+        backend: str | None = None,
+        tool: str | None = None,
+        since: int | None = None,
+        until: int | None = None,
+    ) -> int:
+        """How many calls `past` gives."""
+        condition, given = _within(agent, backend, tool, since, until)
+        return int(self._db.execute(_COUNT + condition, given).fetchone()[0])
 
     def show(self, id: str) -> Shown:
         """A call by its id, the beginning of its id, or its ticket. Raises `NotFound`, `Ambiguous`."""
@@ -396,16 +467,23 @@ class Reader:
             )
         )
 
-    def spent_since(self, ts: int, tools: Iterable[str]) -> Iterator[tuple[str, str, str, str, int, int, bytes | None]]:
-        """The same of some tools alone, each `tool` or `backend.tool`, and the arguments (JSON) where they are kept."""
-        named = msgspec.json.encode(list(tools)).decode()
+    def spent_since(
+        self, ts: int, counts: Callable[[str, str], bool]
+    ) -> Iterator[tuple[str, str, str, str, int, int, bytes | None]]:
+        """The same of tools for which `counts(backend, tool)` holds, and the arguments (JSON) where they are kept."""
+        since = (ts - 86_400_000_000, ts)
+        found = self._db.execute(
+            "SELECT DISTINCT backend_id, tool_name FROM calls WHERE ts >= ? AND consumed = 1 AND finished_ts >= ?",
+            since,
+        )
+        named = msgspec.json.encode([pair for pair in found if counts(*pair)]).decode()
         return iter(
             self._db.execute(
                 "SELECT agent_id, backend_id, tool_name, boot, mono, finished_ts, CAST(b.body AS BLOB) FROM calls "
                 "LEFT JOIN bodies b ON b.seq = calls.seq WHERE ts >= ? AND consumed = 1 AND finished_ts >= ? AND "
-                "(tool_name IN (SELECT value FROM json_each(?)) OR "
-                "backend_id || '.' || tool_name IN (SELECT value FROM json_each(?))) ORDER BY ts",
-                (ts - 86_400_000_000, ts, named, named),
+                "(backend_id, tool_name) IN "
+                "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)) ORDER BY ts",
+                (*since, named),
             )
         )
 
@@ -499,6 +577,23 @@ class Reader:
         return Report(count, first, last, walk.head, faults, bodies, erased, calls)
 
 
+def _within(
+    agent: str | None, backend: str | None, tool: str | None, since: int | None, until: int | None
+) -> tuple[str, tuple[Any, ...]]:
+    """Conditions, each behind an `AND`, and what they compare with."""
+    text = ""
+    given: list[Any] = []
+    for column, glob in (("agent_id", agent), ("backend_id", backend), ("tool_name", tool)):
+        if glob is not None:
+            text += f" AND +c.{column} GLOB ?"  # `+`: by time alone, else each page would sort all there is
+            given.append(glob.replace("[!", "[^"))
+    for sign, at in ((">=", since), ("<", until)):
+        if at is not None:
+            text += f" AND c.ts {sign} ?"
+            given.append(at)
+    return text, tuple(given)
+
+
 def _read_only(db_path: Path) -> sqlite3.Connection:
     """Raises `sqlite3.Error`."""
     uri = db_path.absolute().as_uri()
@@ -554,6 +649,7 @@ def _view(found: tuple[Any, ...]) -> CallView:
         exec_status=row.exec_status,
         exec_duration_ms=row.exec_duration_us // 1000,
         exec_duration_us=row.exec_duration_us,
+        judged_us=row.judged_us,
         result=_text(result),
         result_length=result_length,
         error_code=row.error_code,

@@ -11,13 +11,15 @@ from typing import Any
 import msgspec
 
 from aegis_daemon.audit.journal import Journal
-from aegis_daemon.audit.record import Denied, Dropped, Hold, Intent, Outcome, clip
+from aegis_daemon.audit.record import RESULT_CAP, Denied, Dropped, Hold, Intent, Outcome, clip
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.wire.errors import REFUSALS
 from aegis_daemon.wire.jsonrpc import id_text
 
+OVERLAP = 4096
+"""Bytes behind what is kept of a result that are looked at with it."""
 _ERAS = {0: "none", 1: "legacy", 2: "modern"}
 
 
@@ -108,6 +110,9 @@ class Story(msgspec.Struct, eq=False):
         message: str = "",
     ) -> None:
         """The call ended. A full disk loses the outcome, never the intent: the call then counts as unknown."""
+        size, scrub = len(result), self.journal.scrub
+        if scrub is not None and size > RESULT_CAP:  # a secret that the end of what is kept cuts in two is one still
+            result = scrub(clip(result, RESULT_CAP + OVERLAP))
         try:
             self.journal.append(
                 Outcome(
@@ -119,7 +124,7 @@ class Story(msgspec.Struct, eq=False):
                     status=status,
                 ),
                 clip(result) or None,
-                len(result),
+                size,
                 later=True,
             )
         except AuditUnavailable:

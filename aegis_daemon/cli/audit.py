@@ -6,7 +6,7 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -61,7 +61,7 @@ CALLS: Final = {
 Db = Annotated[
     str | None, typer.Option("--db", metavar="FILE", help="Another audit database, such as a copy; else the usual one.")
 ]
-STATUSES = ("success", "error", "denied", "unknown", "pending")
+STATUSES = ("success", "error", "denied", "unknown", "pending", "would")
 
 
 def _known_status(value: str | None) -> str | None:
@@ -116,7 +116,7 @@ def search(
             "call_id": row["call_id"][:12],
             "what": _what(row),
             "arguments": compact(row["arguments"] or ""),
-            "verdict": row["exec_status"] + (f" ({row['stage']})" if row["stage"] else ""),
+            "verdict": row["exec_status"] + _by(row),
             "took": f"{row['exec_duration_ms']} ms" if row["finished_at"] else None,
         }
         for row in rows
@@ -128,6 +128,12 @@ def search(
     show(shown, CALLS, empty)
     if len(rows) == limit:
         say(f"older ones: repeat with `--before {rows[-1]['seq']}`, or see one with `aegis audit show CALL`")
+
+
+def _by(row: Mapping[str, Any]) -> str:
+    if not row["stage"]:
+        return ""
+    return f" (would be refused: {row['stage']})" if row["would"] else f" ({row['stage']})"
 
 
 @app.command("show")

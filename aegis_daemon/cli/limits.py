@@ -1,8 +1,9 @@
-"""`aegis limits`: every window, how far it is used, and letting more calls through for once."""
+"""`aegis limits`: every window and every budget, how far it is used, and letting more calls through for once."""
 
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ COLUMNS = {
     "agent_id": "agent",
     "backend_id": "backend",
     "tool": "tool",
+    "counts": "counts",
     "used": "used",
     "more": "extra",
     "reserved": "under way",
@@ -36,15 +38,17 @@ def limits(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Limits and how far they are used. `global` ones count all agents together."""
+    """Limits and budgets, and how far they are used. `global` ones count all agents together."""
     if context.invoked_subcommand is not None:
         return
-    rows = link.call("limits")
+    rows = link.call("limits") + link.call("budgets")
     if agent is not None:  # a global window counts this agent's calls too
         rows = [row for row in rows if row["scope"] == "global"] + pick(
             (row for row in rows if row["scope"] == "agent"), agent=agent
         )
-    rows = pick(rows, backend=backend, tool=tool, limit=limit)
+    # A budget over all backends counts this backend's calls, too.
+    rows = [row for row in rows if row["backend_id"] == "*" or pick([row], backend=backend)]
+    rows = pick(rows, tool=tool, limit=limit)
     if as_json:
         emit(rows)
         return
@@ -52,14 +56,12 @@ def limits(
         {
             **row,
             "agent_id": row["agent_id"] or "all",
-            "used": f"{row['current']}/{row['max_count']}",
-            "more": f"+{row['extra']}" if row["extra"] else None,
             "window": short_duration(parse_duration(row["window"])),
-            "retry": _next_free(row),
+            **(_amounts(row) if row["kind"] == "budget" else _calls(row)),
         }
         for row in rows
     ]
-    show(shown, COLUMNS, "no limit is configured")
+    show(shown, COLUMNS, "no limit and no budget is configured")
 
 
 @app.command()
@@ -98,8 +100,29 @@ def grant(
         emit(row)
 
 
-def _next_free(row: dict[str, Any]) -> str:
-    if row["current"] + row["reserved"] < row["max_count"] + row["extra"]:
+def _calls(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "counts": "calls",
+        "used": f"{row['current']}/{row['max_count']}",
+        "more": f"+{row['extra']}" if row["extra"] else None,
+        "retry": _next_free(row, row["current"] + row["reserved"] < row["max_count"] + row["extra"]),
+    }
+
+
+def _amounts(row: dict[str, Any]) -> dict[str, Any]:
+    used, reserved, most = (Decimal(row[f"{name}_amount"]) for name in ("used", "reserved", "max"))
+    return {
+        "backend_id": "all" if row["backend_id"] == "*" else row["backend_id"],
+        "counts": f"sum of {row['argument']}",
+        "used": f"{row['used_amount']}/{row['max_amount']}",
+        "more": None,
+        "reserved": row["reserved_amount"],
+        "retry": _next_free(row, used + reserved < most) if most else "never",
+    }
+
+
+def _next_free(row: dict[str, Any], room: bool) -> str:
+    if room:
         return "now"
     after = row["retry_after_ms"]
     return "when a call ends" if after is None else f"in {span(after / 1000)}"

@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "grants": ("grants", "Approvals that are remembered."),
     "pause": ("pause", "Stop an agent, or all of them, at once."),
     "resume": ("resume", "Let an agent, or all of them, go on."),
+    "mode": ("mode", "Whether rules are enforced, and what they would have refused."),
     "policy": ("policy", "Check policies, and tell what the rules say of a call."),
     "tools": ("tools", "What servers say of their tools, and what of it has changed."),
     "ui": ("ui", "Open the inbox in a browser."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,14 @@ import typer
 from aegis_daemon.cli import link
 from aegis_daemon.cli.audit import Db, opened
 from aegis_daemon.cli.config import checked, fault_row, tell
-from aegis_daemon.cli.console import DONE, USAGE, WRONG, Problem, emit, say, visible
+from aegis_daemon.cli.console import DONE, USAGE, WRONG, Problem, emit, rich, say, visible
 from aegis_daemon.cli.options import Config, Json, new_app
+from aegis_daemon.cli.policy_cases import cases
+from aegis_daemon.cli.policy_replay import replay
+from aegis_daemon.cli.policy_suggest import suggest
 
 if TYPE_CHECKING:
-    from aegis_daemon.config.load import Fault
+    from aegis_daemon.config.load import Fault, Loaded
 
 app = new_app()
 
@@ -27,14 +31,20 @@ def validate(
         list[str] | None, typer.Argument(metavar="[FILE…]", help="Policy files; else those of the configuration.")
     ] = None,
     config: Config = None,
+    no_pins: Annotated[
+        bool, typer.Option("--no-pins", help="Do not hold them against the tools that the daemon knows.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
-    """Check policies and tell everything that is wrong with them at once. Changes nothing."""
+    """Check policies and tell everything that is wrong with them at once. Changes nothing.
+
+    Also tells where they and the rules on arguments do not fit the tools that the daemon knows.
+    """
     from aegis_daemon.config.load import ConfigFaults, load, loads
 
     faults: list[Fault] = []
     warnings: tuple[Fault, ...] = ()
-    count = 0
+    count = tools = 0
     try:
         if files:
             named = json.dumps({"policy": {"files": files}})  # JSON is YAML
@@ -43,6 +53,9 @@ def validate(
             loaded = load(link.paths(config).config)
         count = len(loaded.config.policy.statements)
         warnings = () if files else loaded.warnings
+        if not no_pins:
+            unfit, surprising, tools = held_against_pins(loaded, link.paths(config).state_db, quiet=as_json)
+            faults, warnings = unfit, (*warnings, *surprising)
     except ConfigFaults as found:
         faults = found.faults
     if as_json:
@@ -52,8 +65,28 @@ def validate(
     if faults:
         say(f"{len(faults)} fault{'s' * (len(faults) != 1)} found; nothing was changed")
         return WRONG
-    say(f"{count} polic{'y is' if count == 1 else 'ies are'} valid" if count else "there are no policies")
+    valid = f"{count} polic{'y is' if count == 1 else 'ies are'} valid" if count else "there are no policies"
+    say(valid + (f", and held against {tools} tool{'s' * (tools != 1)}" if tools else ""))
     return DONE
+
+
+def held_against_pins(loaded: Loaded, state_db: str, *, quiet: bool) -> tuple[list[Fault], list[Fault], int]:
+    """Faults and warnings of the rules by the tools that are pinned, and how many these are. Raises `Problem`."""
+    from aegis_daemon.config.fitting import Pinned, Unread, faults, review
+
+    try:
+        pinned = Pinned(state_db)
+    except Unread as error:
+        raise Problem(str(error), "leave the tools out with `--no-pins`") from None
+    if quiet or not sys.stderr.isatty():
+        found = review(loaded.config, pinned)
+    else:
+        from rich.progress import Progress
+
+        with Progress(console=rich(stderr=True), transient=True) as bar:
+            task = bar.add_task("tools", total=len(pinned))
+            found = review(loaded.config, pinned, lambda done: bar.update(task, completed=done))
+    return faults(loaded, found.faults), faults(loaded, found.warnings), len(pinned)
 
 
 @app.command()
@@ -69,10 +102,15 @@ def explain(
     """Tell what each stage says of a call by today's file, and which rule decides. Exit 1 where it is refused."""
     from aegis_daemon.config.explain import Unasked
     from aegis_daemon.config.explain import explain as explained
+    from aegis_daemon.config.fitting import Pinned, Unread, fitted
     from aegis_daemon.config.runtime import build
 
     agent, backend, method, params = _asked(call, agent, args, method, db)
-    runtime = build(checked(config).config, "")
+    loaded = checked(config).config
+    try:
+        runtime = fitted(build(loaded, ""), loaded, Pinned(link.paths(config).state_db))
+    except Unread as error:
+        raise Problem(str(error), "start the daemon once, which mends or refuses it") from None
     try:
         steps = explained(runtime, agent, backend, method, params, time.monotonic())
     except Unasked as error:
@@ -140,3 +178,8 @@ def _recorded(id: str, db: str | None) -> tuple[str, str, str, dict[str, Any]]:
     if found.method == "tools/call":
         return found.agent_id, found.backend_id, found.method, {"name": found.tool_name, "arguments": arguments}
     return found.agent_id, found.backend_id, found.method, arguments
+
+
+app.command("test")(cases)
+app.command()(replay)
+app.command()(suggest)

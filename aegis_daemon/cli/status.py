@@ -1,4 +1,4 @@
-"""`aegis status`: the daemon at a glance; 1 when its audit log is unwell, 3 when it does not run."""
+"""`aegis status`: the daemon at a glance; 1 when its log is unwell or its rules unproven, 3 when it does not run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from aegis_daemon.cli import link
 from aegis_daemon.cli.console import AWAY, DONE, WRONG, complain, emit, facts, instant, show, span, visible
 from aegis_daemon.cli.options import Json, new_app
+from aegis_daemon.manage.client import DaemonAway, Refused
 
 app = new_app()
 SESSION = {
@@ -34,11 +35,21 @@ def status(as_json: Json = False) -> int:
             f"the daemon is not running (no answer on `{paths.manage_socket}`)", "start it with `aegis daemon start`"
         )
         return AWAY
+    if found["mode"] == "observe":
+        found["would_24h"] = _would()
     if as_json:
         emit({"running": True, **found})
     else:
         _print(found)
-    return DONE if found["audit"]["healthy"] else WRONG
+    return DONE if found["audit"]["healthy"] and found["proof"]["healthy"] else WRONG
+
+
+def _would() -> int | None:
+    """How many calls of a day would have been refused; None where the log cannot tell now."""
+    try:
+        return sum(int(row["count"]) for row in link.call("mode")["would"])
+    except (Refused, DaemonAway):
+        return None
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -47,6 +58,7 @@ def _print(found: dict[str, Any]) -> None:
     audit = found["audit"]
     behind = audit["seq"] - audit["ingested"]
     health = "healthy" if audit["healthy"] else f"UNWELL: {visible(audit['detail'])}"
+    unproven = not found["proof"]["healthy"]
     tier = {
         "advisory": "advisory: agents run as the daemon's user, so a hostile shell can go around it",
         "isolated": "isolated: the daemon runs as a user of its own",
@@ -55,7 +67,8 @@ def _print(found: dict[str, Any]) -> None:
         [
             ("aegis", f"{found['version']}, process {found['pid']}, up {span(found['uptime_s'])}"),
             *((("PAUSED", _pause(pause))) for pause in found["paused"]),
-            ("mode", str(found["mode"])),
+            *((("UNPROVEN", visible(found["proof"]["detail"]) + "; nothing is executed"),) * unproven),
+            ("mode", str(found["mode"]) + _observed(found)),
             ("tier", tier.get(found["tier"], str(found["tier"]))),
             ("config", visible(found["config"] or "none: everything is denied; begin with `aegis config init`")),
             ("socket", visible(found["socket"])),
@@ -70,6 +83,14 @@ def _print(found: dict[str, Any]) -> None:
     now = time.time()
     rows = [{**row, "since": span(now - instant(row["since"]))} for row in found["sessions"]]
     show(rows, SESSION, "no agent is connected")
+
+
+def _observed(found: dict[str, Any]) -> str:
+    count = found.get("would_24h")
+    if found["mode"] != "observe":
+        return ""
+    calls = "" if count is None else f"; {count} call{'' if count == 1 else 's'} of the last 24 h would have been"
+    return f": no rule is enforced, nothing is refused{calls}: see `aegis mode`"
 
 
 def _pause(pause: dict[str, Any]) -> str:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.console import USAGE, Problem, coloured, emit, interactive, local, say, show, visible
+from aegis_daemon.cli.console import USAGE, WRONG, Problem, coloured, emit, interactive, local, say, show, visible
 from aegis_daemon.cli.decision import own_key
 from aegis_daemon.cli.options import Json, Limit, new_app
+from aegis_daemon.manage.client import Connection, DaemonAway, Refused
 
 app = new_app(bare=True)
 COLUMNS = {"backend_id": "backend", "kind": "kind", "shown": "name", "state": "state", "hash": "hash", "note": "note"}
@@ -22,8 +23,30 @@ KindOf = Annotated[
     str | None, typer.Option("--kind", metavar="KIND", help="Only `tool`, `prompt`, `template` or `instructions`.")
 ]
 Changed = Annotated[bool, typer.Option("--changed", help="Only what is not usable before a person trusts it.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `aegis tools list` shows it, or `backend.name`.")]
 KINDS = ("tool", "prompt", "template", "instructions")
+
+
+def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Names for the shell, each with what it is; to be trusted, only what is not. Hostile ones are left out."""
+    try:
+        with Connection(link.paths().manage_socket, timeout=1.0) as daemon:
+            rows = daemon.call("pins", backend=context.params.get("backend"), changed=context.info_name == "trust")
+    except (DaemonAway, Refused):
+        return []
+    named = [(row["name"] or row["kind"], f"{row['kind']} of {row['backend_id']}, {row['state']}") for row in rows]
+    return [
+        (name, visible(what, 80))
+        for name, what in named
+        if name.startswith(incomplete) and visible(name) == name and not set(name) & _SHELL
+    ][:COMPLETED]
+
+
+_SHELL = frozenset(" \t\n\"'`$&|;<>()*?[]#~!{}\\")
+COMPLETED = 100
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", autocompletion=complete, help="As `aegis tools list` shows it, or `backend.name`."),
+]
 
 
 @app.callback()
@@ -48,7 +71,10 @@ def rows(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Tools, prompts, templates and instructions, and whether they still are what they were."""
+    """Tools, prompts, templates and instructions, and whether they still are what they were.
+
+    With `--changed` the exit code is 1 where anything waits for a person.
+    """
     _list(backend, kind, changed, limit, as_json)
 
 
@@ -68,7 +94,10 @@ def diff(name: Name, backend: Backend = None, kind: KindOf = None, as_json: Json
 @app.command()
 def trust(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="As `aegis tools list` shows it, or `backend.name`.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", autocompletion=complete, help="As `aegis tools list` shows it, or `backend.name`."
+        ),
     ] = None,
     expect: Annotated[
         str | None, typer.Option("--expect", metavar="HASH", help="What it is now, as `aegis tools diff` shows it.")
@@ -122,20 +151,31 @@ def _one_by_one(backend: str | None, kind: str | None, also: bool) -> list[dict[
 
 def _list(backend: str | None, kind: str | None, changed: bool, limit: int | None, as_json: bool) -> None:
     found = link.call("pins", backend=backend, kind=_kind(kind), changed=changed)[:limit]
+    stopped = sum(row["state"] != "trusted" for row in found)
     if as_json:
         emit(found)
-        return
+    else:
+        _show_list(found, changed, stopped)
+    if changed and stopped:
+        raise typer.Exit(WRONG)
+
+
+def _show_list(found: list[dict[str, Any]], changed: bool, stopped: int) -> None:
     shown = [
-        {**row, "shown": row["name"] or row["kind"], "hash": row["offered"][:16], "note": _note(row)} for row in found
+        {**row, "shown": row["shown"] or row["name"] or row["kind"], "hash": row["offered"][:16], "note": _note(row)}
+        for row in found
     ]
     show(shown, COLUMNS, "everything is as it was trusted" if changed else "no server has been listed yet")
-    stopped = sum(row["state"] != "trusted" for row in found)
     if stopped:
         say(f"{stopped} not usable: look at each with `aegis tools diff NAME`")
 
 
 def _note(row: dict[str, Any]) -> str:
     notes = [f"a name like {', '.join(row['like'])}"] if row["like"] else []
+    if row["fault"]:
+        notes.insert(0, f"policy fault: {row['fault']}")
+    if row["shadows"]:
+        notes.append(f"shadows {', '.join(row['shadows'])}")
     if not row["name"].isascii():
         notes.append("letters that are not plain Latin")
     if row["changed_at"] is not None and row["state"] == "changed":
@@ -152,10 +192,14 @@ def _show_diff(found: dict[str, Any], to: Any = None) -> None:
         return
     if pin["like"]:
         say(f"note: its name is like {', '.join(map(visible, pin['like']))}")
+    if pin["shadows"]:
+        say(f"note: {', '.join(map(visible, pin['shadows']))} had its name before")
     if found["again"]:
         say(f"{_title(pin)} is offered as it was trusted again; before that it was offered like this:")
     if not found["whole"]:
-        say(f"{_title(pin)} has changed, and is too large for its text to be kept; compare it at its server")
+        say(f"{_title(pin)} is another one, and its text could not be kept; compare it at its server")
+    if found["cut"]:
+        say(f"more of {_title(pin)} has changed than is shown; compare it at its server")
     colour = coloured(to)
     for line in found["lines"]:
         text = visible(line)
@@ -174,7 +218,7 @@ def _title(row: dict[str, Any]) -> str:
     return (
         f"the instructions of `{backend}`"
         if row["kind"] == "instructions"
-        else (f"the {row['kind']} `{visible(row['name'])}` of `{backend}`")
+        else (f"the {row['kind']} `{visible(row['shown'] or row['name'])}` of `{backend}`")
     )
 
 

@@ -25,6 +25,7 @@ _PLACEHOLDER: Final = {
     "transforms": "<tool>",
     "arguments": "<argument>",
     "budgets": "<argument>",
+    "proof": "<n>",
 }
 
 
@@ -64,6 +65,8 @@ def _shape(annotation: Any, kinds: tuple[str, ...] = ()) -> Shape:
         return _shape(found)
     if origin is dict:
         return Shape("table", "mapping", item=_shape(args[1]))
+    if origin is tuple and isinstance(args[0], type) and issubclass(args[0], Section):
+        return Shape("table", "list", item=_shape(args[0]))
     if origin is tuple:
         return Shape("value", f"list of {_plural(_shape(args[0]).type)}")
     if origin is Literal:

@@ -144,6 +144,28 @@ def difference(old: str, new: str, *, context: int = 2) -> list[str]:
     return found
 
 
+def with_mode(text: str, name: str, mode: str) -> str:
+    """The text of a configuration that says this `mode`, and else what it said.
+
+    :raises ConfigFaults: it cannot be read. :raises Stuck: the setting is not changed by program.
+    """
+    change = Change(("mode",), "put", mode)
+    source = read(text, name)
+    if source.faults:
+        raise ConfigFaults(source.told())
+    by_hand = f"write `mode: {mode}` at the top of the file by hand"
+    try:
+        data = plain(text)
+        if isinstance(data, dict) and data.get("mode") == mode:
+            return text
+        made, line = splice(text, change)
+    except Unknown as unknown:
+        raise Stuck(f"`mode` is not changed by program: {unknown.what}", by_hand, unknown.line) from None
+    if not _says(made, changed(data, change)):
+        raise Stuck("`mode` is not changed by program: other settings share what is written there", by_hand, line)
+    return made
+
+
 def _shown(text: str, line: int) -> str:
     return Source("", text).make(line, 0, (), "", "").source
 

@@ -12,7 +12,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import ValidationError
@@ -37,6 +39,7 @@ from aegis_daemon.config.schema import (
     Policy,
     Queue,
     Secret,
+    called,
     reveal,
     shown,
 )
@@ -88,6 +91,10 @@ class Loaded(msgspec.Struct, frozen=True):
     warnings: tuple[Fault, ...]
     path: str
     """The file, absolute; empty if there is none."""
+    name: str = ""
+    """What faults call it."""
+    places: Mapping[str, tuple[int, int]] = {}
+    """Where rules on arguments stand, by what they are called: line and column from 1."""
 
 
 def load(path: str, env: Mapping[str, str] | None = None, *, optional: bool = False) -> Loaded:
@@ -113,7 +120,7 @@ def load(path: str, env: Mapping[str, str] | None = None, *, optional: bool = Fa
     elif stat.S_IMODE(os.stat(full).st_mode) & (stat.S_IRGRP | stat.S_IROTH) and _TOKEN.search(data):
         text = "every user of this machine may be able to read the tokens in it"
         warnings = (Fault(path, 0, 0, "", text, f"run `chmod 600 {path}`, or write `${{env:NAME}}`"), *warnings)
-    return Loaded(loaded.config, warnings, full)
+    return msgspec.structs.replace(loaded, warnings=warnings, path=full)
 
 
 def loads(data: bytes | str, name: str, *, base: str = "/", env: Mapping[str, str] | None = None) -> Loaded:
@@ -129,17 +136,23 @@ def loads(data: bytes | str, name: str, *, base: str = "/", env: Mapping[str, st
         what = "a list" if isinstance(root.value, list) else "one value"
         source.fault(root.line, root.column, (), f"the file holds {what}, not settings", "write `name: value` lines")
     config, warnings = None, []
+    places: dict[str, tuple[int, int]] = {}
     if root is not None and isinstance(root.value, dict):
-        reading = _Reading(source, base, os.environ if env is None else env)
+        reading = Reading(source, base, os.environ if env is None else env)
         config, warnings = reading.config(), reading.warnings
+        places = reading.places(config)
     if source.faults:
         raise ConfigFaults(source.told())
     return Loaded(
-        config or Config(), tuple(sorted(dict.fromkeys(warnings), key=lambda one: (one.line, one.column))), ""
+        config or Config(),
+        tuple(sorted(dict.fromkeys(warnings), key=lambda one: (one.line, one.column))),
+        "",
+        name,
+        places,
     )
 
 
-class _Reading:
+class Reading:
     """One tree on its way to a `Config`; every step notes its faults in `source` and goes on."""
 
     def __init__(self, source: Source, base: str, env: Mapping[str, str]) -> None:
@@ -148,7 +161,9 @@ class _Reading:
         self.env = env
         self.warnings: list[Fault] = []
         self._built: dict[int, Any] = {}
+        self._looked: set[tuple[str, str]] = set()
         self._data: dict[str, Any] = {}
+        self._text_at: tuple[int, int] | None = None
         self._comparisons = _COMPARISONS
 
     def config(self) -> Config | None:
@@ -168,7 +183,18 @@ class _Reading:
         policy = self._policies(config.policy)
         if self.source.faults:
             return None
-        return self._absolute(config.model_copy(update={"policy": policy}))
+        return self._absolute(config.model_copy(update={"policy": policy}).knowing(self._looked))
+
+    def places(self, config: Config | None) -> dict[str, tuple[int, int]]:
+        """See `Loaded`."""
+        found = {}
+        for tool, constraint in config.constraints.items() if config is not None else ():
+            paths = [("arguments", name) for name in constraint.arguments]
+            paths += [("budgets", name) for name in constraint.budgets]
+            for rest in (*paths, ("operations",)):
+                line, column = self.source.at(("constraints", tool, *rest), key=True)
+                found[".".join(("constraints", tool, *rest))] = (line + 1, column + 1)
+        return found
 
     # noting
 
@@ -215,6 +241,7 @@ class _Reading:
             secret = True
             try:
                 parts.append(self._looked_up(match[2], match[3], closed=bool(match[4])))
+                self._looked.add((f"{match[2]}:{match[3]}", parts[-1]))
             except _NotFoundError as error:
                 self._fault(path, error.message, error.hint)
                 return Secret("x" * 32)  # stands in, so that one fault is not reported as two
@@ -372,6 +399,7 @@ class _Reading:
             if isinstance(rules, dict):
                 self._globs((section,), rules, ("tools",))
 
+        self._proofs(data, backends)
         self._opened(data)
         for tool, transform in _sections(_table(data, "transforms")):
             self._redacted_budgets(tool, transform, _table(_table(data, "constraints"), tool))
@@ -379,6 +407,22 @@ class _Reading:
             if constraint.get("operations") and not constraint.get("dialect"):
                 message = "no `dialect` is named, so the SQL has to pass as postgres, mysql, sqlite and tsql"
                 self._warn(("constraints", tool, "operations"), message, "add `dialect`, as the database reads it")
+
+    def _proofs(self, data: dict[str, Any], backends: Mapping[str, Any]) -> None:
+        written, agents = data.get("proof"), _table(data, "agents")
+        for index, asked in enumerate(written if isinstance(written, list) else ()):
+            if not isinstance(asked, dict) or not self.source.complete:
+                continue
+            agent, call = asked.get("agent"), asked.get("call")
+            if isinstance(agent, str) and agent not in agents:
+                near = self._nearest(agent, [one for one in agents if isinstance(one, str)])
+                hint = f"did you mean `{near}`?" if near else "agents that nobody knows are tried without being named"
+                self._fault(("proof", index, "agent"), f"unknown agent `{agent}`", hint)
+            if isinstance(call, str) and "." in call and called(call, backends) is None:
+                word = call.partition(".")[0]
+                near = self._nearest(word, [one for one in backends if isinstance(one, str)])
+                hint = f"did you mean `{near}.{call.partition('.')[2]}`?" if near else "write it as `backend.tool`"
+                self._fault(("proof", index, "call"), f"unknown backend `{word}`", hint)
 
     def _redacted_budgets(self, tool: str, transform: Mapping[str, Any], constraint: Mapping[str, Any]) -> None:
         """What a budget counts is read from the log after a restart, so it has to be there."""
@@ -408,6 +452,12 @@ class _Reading:
             if not token:
                 message = "other machines reach this address, and the API has no token, so only this machine may use it"
                 self._warn(here, message, "set `server.api_token`, or listen at `127.0.0.1`")
+        for name, backend in _sections(_table(data, "backends")):
+            url = backend.get("url")
+            host = _open_host(url) if isinstance(url, str) else ""
+            if host:
+                message = f"what goes to `{host}` and comes from it is not encrypted on its way"
+                self._warn(("backends", name, "url"), message, "use `https` (or `wss`)", key=False)
         if server.get("insecure_open_api") is True and not token and not reads:
             message = "whoever reaches the API may decide approvals"
             self._warn(("server", "insecure_open_api"), message, "set `server.api_token` instead")
@@ -531,6 +581,8 @@ class _Reading:
                     self._in_policy(self.source.faults, path, text, one)
                 continue
             for statement in statements:
+                if path == ("policy", "text"):
+                    statement = self._placed(statement)
                 if statement.id in found:
                     message = f"the policy `{statement.id}` of {statement.place} is at {found[statement.id].place} too"
                     self._fault(path, message, "give each policy an `@id` of its own")
@@ -539,6 +591,18 @@ class _Reading:
         if len(found) > MAX_STATEMENTS:
             self._fault(("policy",), f"there are more than {MAX_STATEMENTS} policies", "merge some of them", key=True)
         return policy.holding(tuple(found.values()), tuple(files))
+
+    def _placed(self, statement: Statement) -> Statement:
+        """With its places in the file that holds it, as `Source.within` tells them."""
+        path: Path = ("policy", "text")
+        if self._text_at is None:
+            self._text_at = self.source.within(path, 0, 0)
+        line, column = self._text_at
+        if self._text_at == self.source.at(path):
+            spots = tuple((name, line + 1, column + 1) for name, *_ in statement.spots)
+        else:
+            spots = tuple((name, line + below, column + along) for name, below, along in statement.spots)
+        return msgspec.structs.replace(statement, file=self.source.name, spots=spots)
 
     def _policy_file(self, here: Path, named: str, path: str) -> str | None:
         try:
@@ -606,6 +670,23 @@ class _NotFoundError(Exception):
 
 _TOKEN: Final = re.compile(rb"""^[^#\n]*(?:_token|secret)["']?\s*:\s*(?!["']?\$\{)\S""", re.MULTILINE)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+def _open_host(url: str) -> str:
+    """The host of a plain URL that lies beyond this machine and its own network, as far as the name tells; else ""."""
+    if not url.lower().startswith(("http://", "ws://")):
+        return ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:  # which is a fault of its own
+        return ""
+    try:
+        return host if ip_address(host).is_global else ""
+    except ValueError:  # a name: those without a dot are of a network of one's own, as containers have it
+        own = "." not in host or host.endswith((".localhost", ".local", ".internal", ".lan", ".home.arpa"))
+        return "" if own else host
+
+
 _CHANNEL_NEEDS: Final = (
     ("telegram", "bot_token", "chat_id"),
     ("telegram", "chat_id", "bot_token"),

@@ -10,7 +10,7 @@ from aegis_daemon.policy.transforms import Transform, Transforms
 
 def rules(config: Config) -> Rules:
     """All rules on arguments."""
-    return Rules(compile_rule(_constraint(tool, written)) for tool, written in config.constraints.items())
+    return Rules(compile_rule(constraint(tool, written)) for tool, written in config.constraints.items())
 
 
 def transforms(config: Config) -> Transforms | None:
@@ -22,7 +22,8 @@ def transforms(config: Config) -> Transforms | None:
     return Transforms(made) if made else None
 
 
-def _constraint(tool: str, written: schema.Constraint) -> Constraint:
+def constraint(tool: str, written: schema.Constraint) -> Constraint:
+    """One rule as the engine takes it."""
     sql = None
     if written.operations:
         sql = Sql(written.operations, written.argument, written.dialect or (), written.functions)

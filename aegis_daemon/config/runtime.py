@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Callable
 from hashlib import sha256
 
 from aegis_daemon.config.rules import rules as rules_of
 from aegis_daemon.config.rules import transforms as transforms_of
 from aegis_daemon.config.schema import Access, Config, reveal
+from aegis_daemon.config.secrets import guard
 from aegis_daemon.core.names import Names
 from aegis_daemon.core.pipeline import Pipeline
 from aegis_daemon.core.principal import Principal
@@ -25,14 +27,14 @@ from aegis_daemon.stages.policy import Policy
 from aegis_daemon.stages.rate_limit import RateLimit
 
 
-def build(config: Config, digest: str) -> Runtime:
-    """The runtime of a configuration; `digest` names it in the audit log."""
+def build(config: Config, digest: str, wall: Callable[[], float] = time.time) -> Runtime:
+    """The runtime of a configuration; `digest` names it in the audit log, `wall` is the time that policies see."""
     gates: dict[str, Gate] = {
         "acl": _acl(config),
         "rate_limit": _rate_limit(config),
         "approval": _approval(config),
     }
-    policy = _policy(config)
+    policy = _policy(config, wall)
     if policy is not None:
         gates["policy"] = policy
     limits = gates["rate_limit"]
@@ -86,6 +88,7 @@ def build(config: Config, digest: str) -> Runtime:
         closed=_closed(config),
         rules=tuple(policy.rules) if policy is not None else (),
         transforms=transforms_of(config),
+        secrets=guard(config),
         isolated=isolated,
         digest=digest,
     )
@@ -129,14 +132,14 @@ def _acl(config: Config) -> Acl:
     )
 
 
-def _policy(config: Config) -> Policy | None:
+def _policy(config: Config, wall: Callable[[], float]) -> Policy | None:
     """The gate of policies and of rules on arguments; None without any, so that nobody pays for it."""
     statements, rules = config.policy.statements, rules_of(config)
     if not statements and not rules:
         return None
     attributes = {name: agent.attributes for name, agent in config.agents.items()}
     engine = Engine(statements, attributes, config.backends) if statements else None
-    return Policy(engine, rules, wall=time.time)
+    return Policy(engine, rules, wall=wall)
 
 
 def _rate_limit(config: Config) -> RateLimit:

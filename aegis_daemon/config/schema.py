@@ -7,9 +7,12 @@ additions listed in the README.
 
 from __future__ import annotations
 
+import difflib
 import hmac
 import re
+from collections.abc import Iterable
 from decimal import Decimal
+from math import isfinite
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -35,10 +38,12 @@ from aegis_daemon.policy.budgets import MOST, PLACES, exact, units
 from aegis_daemon.policy.dialect import Statement
 from aegis_daemon.policy.paths import BadRoot, canonical_root
 from aegis_daemon.policy.patterns import BadPattern, compile_pattern
+from aegis_daemon.policy.secrets import KINDS
 from aegis_daemon.policy.sql import DIALECTS, OPERATIONS
 from aegis_daemon.policy.transforms import BadPath, compile_path
 from aegis_daemon.policy.urls import DEFAULT_PORTS, BadHost, canonical_host
 from aegis_daemon.wire.headers import is_protocols_own
+from aegis_daemon.wire.jsonrpc import WireFault, encode, parse
 
 MASK: Final = "********"
 NO_PLACEHOLDER: Final = "`${env:…}` and `${file:…}` are not replaced here"
@@ -291,6 +296,34 @@ def _as_fact(value: object) -> Any:
     raise fault(f"{shown(value)} is not a fact", "write a text, a whole number, `true` or `false`, or a list of those")
 
 
+def _as_proved_call(value: object) -> str:
+    name = _as_plain(value, "a tool")
+    if not name.isprintable() or len(name) > 1024 or "." not in name.strip("."):
+        raise fault(f"{shown(value)} names no tool of a backend", "write it as `backend.tool`")
+    return name
+
+
+def _as_json_mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise fault(f"{shown(value)} is not a mapping", "write `{ name: value }`")
+    waiting: list[object] = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Secret):
+            raise fault(NO_PLACEHOLDER, PLACEHOLDERS)
+        if isinstance(one, float) and not isfinite(one):
+            raise fault("no call can have these arguments", "write a number that JSON has")
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    try:
+        parse(encode({"jsonrpc": "2.0", "id": 0, "method": "tools/call", "params": {"name": "x", "arguments": value}}))
+    except (WireFault, TypeError, ValueError, RecursionError) as error:
+        raise fault("no call can have these arguments", f"{error}; change them") from None
+    return value
+
+
 def _as_chat_id(value: object) -> str:
     text = str(value) if type(value) is int else _as_plain(value, "an id")
     if not re.fullmatch(r"[@#]?-?[A-Za-z0-9_.-]{1,64}", text):
@@ -395,6 +428,15 @@ def _as_json_path(value: object) -> str:
     except BadPath as error:
         hint = "write JSONPath (RFC 9535) like `$.response.user.email` or `$.request.password`"
         raise fault(f"{shown(value)} is not a path: character {error.at}: {error}", hint) from None
+    return text
+
+
+def _as_secret_kind(value: object) -> str:
+    text = _as_plain(value, "a kind of secret")
+    if text not in KINDS and not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]*|file:.+", text):
+        near = difflib.get_close_matches(text, KINDS, 1, 0.6)
+        known = f"did you mean `{near[0]}`?" if near else "take the word after `secret:` in what was replaced"
+        raise fault(f"{shown(value)} is no kind of secret", f"{known}, or write `env:NAME` for a variable")
     return text
 
 
@@ -524,10 +566,16 @@ Operation = Annotated[str, BeforeValidator(_as_operation), Kind("operation")]
 Dialects = Annotated[
     tuple[str, ...],
     PlainValidator(_as_dialects),
+    PlainSerializer(list, when_used="json"),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
     Kind("name or list of names"),
 ]
+ProvedCall = Annotated[str, BeforeValidator(_as_proved_call), Kind("name")]
+JsonMapping = Annotated[
+    dict[str, Any], PlainValidator(_as_json_mapping), WithJsonSchema({"type": "object"}), Kind("mapping")
+]
 JsonPath = Annotated[str, BeforeValidator(_as_json_path), Kind("path")]
+SecretKind = Annotated[str, BeforeValidator(_as_secret_kind), Kind("kind")]
 
 
 # --- the sections
@@ -975,6 +1023,23 @@ class Transform(Section):
         return self
 
 
+class Secrets(Section):
+    """What looks like a credential, and where it is replaced; the secrets of this file are replaced everywhere."""
+
+    log: Literal["redact", "off"] = Field(
+        default="redact",
+        description="Replaces what looks like a credential in the log, on pages, in messages and in the API.",
+    )
+    answers: Literal["off", "redact", "withhold"] = Field(
+        default="off",
+        description="Does the same in what servers say, before agents get it; `withhold` drops the whole message.",
+    )
+    allow: tuple[SecretKind, ...] = Field(
+        default=(),
+        description="Kinds that are left alone, like `jwt`, and variables that hold no secret, as `env:NAME`.",
+    )
+
+
 class Policy(Section):
     """Policies in Cedar, which every call has to be permitted by as soon as there is one."""
 
@@ -1002,6 +1067,20 @@ class Policy(Section):
         return made
 
 
+def called(call: str, backends: Iterable[str]) -> tuple[str, str] | None:
+    """Backend and tool of `backend.tool`, by the longest backend of that name; None where there is none."""
+    found = max((name for name in backends if call.startswith(f"{name}.")), key=len, default=None)
+    return None if found is None or len(call) == len(found) + 1 else (found, call[len(found) + 1 :])
+
+
+class Proof(Section):
+    """A tool call that must be refused, now and whenever the rules change."""
+
+    agent: Name = Field(description="The agent that calls.")
+    call: ProvedCall = Field(description="The tool, as `backend.tool`.")
+    arguments: JsonMapping = Field(default={}, description="The arguments of the call.")
+
+
 class Config(Section):
     """One whole configuration; what is left out has its default, and an empty one denies everything."""
 
@@ -1026,10 +1105,28 @@ class Config(Section):
     transforms: dict[GovernedTool, Transform] = Field(
         default={}, description="What is redacted, by tool name or `backend.tool`, for every agent."
     )
+    secrets: Secrets = Field(default=Secrets(), description="What must not be seen, wherever it turns up.")
     policy: Policy = Field(default=Policy(), description="Policies, down to the argument.")
+    proof: tuple[Proof, ...] = Field(
+        default=(),
+        description="Calls that must be refused, on which the daemon tries its rules before it goes by them.",
+    )
     approval: Approval = Field(default=Approval(), description="How a person is asked.")
     pins: Pins = Field(default=Pins(), description="What servers say of themselves, and what follows when it changes.")
     audit: Audit = Field(default=Audit(), description="The log.")
+
+    _looked_up: frozenset[tuple[str, Secret]] = PrivateAttr(default=frozenset())
+
+    @property
+    def looked_up(self) -> frozenset[tuple[str, Secret]]:
+        """What stands in the place of `${env:NAME}` and `${file:PATH}`, each with that name, as `env:NAME`."""
+        return self._looked_up
+
+    def knowing(self, looked_up: Iterable[tuple[str, str]]) -> Config:
+        """The same, with what was looked up for it."""
+        made = self.model_copy()
+        made._looked_up = frozenset((name, Secret(text)) for name, text in looked_up)
+        return made
 
 
 # --- what this version knows but does not do

@@ -252,7 +252,7 @@ class Pins(Protocol):
     """how old what is known of a server in use may get before it is asked again"""
 
     def stops(self, backend: str, subject: str, name: str) -> str:
-        """Nothing where it is as trusted; else `changed`, `held`, `unseen`, or `crowded`: too many to know."""
+        """Nothing where it is as trusted; else `changed`, `held`, `unseen`, `crowded` (too many) or `long` (a name)."""
         ...
 
     def trusted(self, backend: str, subject: str, name: str) -> str:

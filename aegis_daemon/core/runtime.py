@@ -74,6 +74,8 @@ class Runtime(msgspec.Struct, frozen=True):
     """`policy.rules.Rule`s: the rules on arguments, for whoever asks for their budgets"""
     transforms: Any = None
     """`policy.transforms.Transforms`; None where nothing is redacted"""
+    secrets: Any = None
+    """`policy.secrets.Guard`; None where nothing is kept secret"""
 
     def backend(self, name: str) -> BackendRule:
         """The rule of a backend; the defaults for one that is not configured."""

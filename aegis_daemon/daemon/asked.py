@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
+import msgspec
+
 from aegis_daemon.approvals import changes, links
 from aegis_daemon.approvals import ticket as tickets
 from aegis_daemon.approvals.changes import Changes
@@ -26,8 +28,8 @@ _Ended = Literal["approved", "rejected", "expired", "consumed"]
 class Asks:
     """Asks as people see them.
 
-    :param key: that of the links; empty where none are followed.
-    :param row: a ticket as it is listed. :param limits: rows of an agent, a backend and a tool.
+    :param key: that of the links; empty where none are followed. :param row: a ticket as it is listed.
+    :param limits: rows of an agent, a backend and a tool. :param shown: arguments as they may be seen.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Asks:
         row: Callable[[Ticket], shapes.Ticket],
         limits: Callable[[str | None, str | None, str | None], Sequence[shapes.LimitRow]],
         wall: Callable[[], float] = wall,
+        shown: Callable[[str], str] = str,
     ) -> None:
         self._desk = desk
         self._key = key
@@ -46,6 +49,7 @@ class Asks:
         self._row = row
         self._limits = limits
         self._wall = wall
+        self._shown = shown
         self._times: dict[str, dict[str, float]] = {}
 
     def happened(self, event: str, ticket: Ticket) -> None:
@@ -93,7 +97,11 @@ class Asks:
         last = None
         if self._changes is not None and ticket.state == tickets.PENDING:
             last = self._changes.last(ticket)
-        rows = changes.compare(ticket.arguments, last.arguments if last is not None else None)
+        before = last.arguments if last is not None else None
+        rows = changes.compare(self._shown(ticket.arguments), None if before is None else self._shown(before))
+        true = changes.compare(ticket.arguments, before)
+        if len(true) == len(rows):  # two different secrets look the same
+            rows = tuple(msgspec.structs.replace(row, change=one.change) for row, one in zip(rows, true, strict=True))
         return shapes.Asked(
             ticket=self._row(ticket),
             arguments=tuple(

@@ -8,12 +8,15 @@ import os
 import secrets
 import sqlite3
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
 
 from aegis_daemon import __version__
 from aegis_daemon.approvals import ticket as tickets
@@ -29,9 +32,12 @@ from aegis_daemon.backends.children import Nursery
 from aegis_daemon.config.load import masked
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.session import State
+from aegis_daemon.core.text import visible
 from aegis_daemon.core.units import go_duration
 from aegis_daemon.daemon.asked import Asks
 from aegis_daemon.daemon.feed import Feed
+from aegis_daemon.daemon.modes import Modes
+from aegis_daemon.daemon.proof import Proof, Prover, Unproven
 from aegis_daemon.daemon.reading import Reading
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
@@ -40,14 +46,17 @@ from aegis_daemon.limits import Limits, milliseconds
 from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.manage import ancestry, api, shapes
 from aegis_daemon.manage.ui.sessions import TOKEN_S, Logins, Person
+from aegis_daemon.policy.rules import EVERYWHERE
 from aegis_daemon.registry import difference
 from aegis_daemon.registry import pins as registry
+from aegis_daemon.registry.likeness import telling
 
 if TYPE_CHECKING:
     from aegis_daemon.approvals.grants import Grant
     from aegis_daemon.daemon.orders import Orders
     from aegis_daemon.registry.pins import Registry
 
+T = TypeVar("T")
 _EVENTS: dict[str, Literal["opened", "attached", "waiter_gone", "voted", "decided", "expired", "consumed"]] = {
     "opened": "opened",
     "attached": "attached",
@@ -75,8 +84,8 @@ def instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def ticket_row(ticket: tickets.Ticket) -> shapes.Ticket:
-    """One ticket as people see it."""
+def ticket_row(ticket: tickets.Ticket, shown: Callable[[str], str] = str) -> shapes.Ticket:
+    """One ticket as people see it; `shown` gives its arguments as they may."""
     return shapes.Ticket(
         id=ticket.id,
         call_id=ticket.call_id,
@@ -84,7 +93,7 @@ def ticket_row(ticket: tickets.Ticket) -> shapes.Ticket:
         backend_id=ticket.backend,
         method=ticket.method,
         tool_name=ticket.name,
-        arguments=ticket.arguments,
+        arguments=shown(ticket.arguments),
         created_at=instant(ticket.created),
         expires_at=instant(ticket.expires),
         state=ticket.state,  # type: ignore[arg-type]
@@ -135,11 +144,18 @@ def _audit_rows(path: Path, limit: int, offset: int) -> list[shapes.AuditRow]:
             queue_wait_ms=call.queue_wait_ms,
             exec_status=call.exec_status,
             exec_duration_ms=call.exec_duration_ms,
+            judged_us=call.judged_us,
             error_message=call.error_message,
             created_at=call.created_at,
         )
         for call in found
     ]
+
+
+def _of_rule(name: str, backends: Container[str]) -> tuple[str, str]:
+    """The backend and the tool that a rule is for: `work.pay` is `pay` on `work` where there is such a backend."""
+    backend, dot, tool = name.partition(".")
+    return (backend, tool) if dot and backend in backends else (EVERYWHERE, name)
 
 
 class Governor:
@@ -150,7 +166,7 @@ class Governor:
         *,
         socket: str,
         in_force: Callable[[], InForce],
-        reload: Callable[[], shapes.Reloaded],
+        reload: Callable[..., Awaitable[shapes.Reloaded]],
         stop: Callable[[bool], None],
         sessions: Sessions,
         desk: Desk,
@@ -168,7 +184,13 @@ class Governor:
         feed: Feed | None = None,
         orders: Orders | None = None,
         pins: Registry | None = None,
+        prover: Prover | None = None,
+        modes: Modes | None = None,
+        arm: Callable[[str], Awaitable[Proof]] | None = None,
     ) -> None:
+        self._prover = prover
+        self._modes = modes
+        self._arm = arm
         self._standing = orders
         self._registry = pins
         self.logins = Logins(monotonic, partial(secrets.token_urlsafe, 32))
@@ -188,11 +210,20 @@ class Governor:
         self._nursery = nursery
         self._key = key
         self._audit_db = audit_db
-        self._asks = Asks(desk, links_key, changes, row=ticket_row, limits=self.limits)
+        self._asks = Asks(desk, links_key, changes, row=self._ticket_row, limits=self.limits, shown=self._shown)
         self._readers = asyncio.Semaphore(AUDIT_READERS)
         self._log = Reading(audit_db, writer, self._readers) if audit_db is not None else None
         self._began = monotonic()
         self._watchers: set[asyncio.Queue[shapes.TicketEvent | None]] = set()
+        self._pin_watchers: set[asyncio.Event] = set()
+
+    def _shown(self, text: str) -> str:
+        """A JSON text without what nobody must see."""
+        guard = self._in_force().runtime.secrets
+        return text if guard is None else str(guard.shown(text))
+
+    def _ticket_row(self, ticket: tickets.Ticket) -> shapes.Ticket:
+        return ticket_row(ticket, self._shown)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -236,16 +267,19 @@ class Governor:
                 healthy=self._journal.healthy,
                 detail=self._journal.detail,
             ),
+            proof=self._proof(),
             warnings=(
                 *force.warnings,
                 *self._changed(),
+                *(force.fits.lines() if force.fits is not None else ()),
+                *self._wishes(),
                 *(self._notifier.warnings() if self._notifier is not None else ()),
             ),
         )
 
     def pending(self) -> Sequence[shapes.Ticket]:
         """Tickets, oldest first."""
-        return [ticket_row(ticket) for ticket in self._desk.pending()]
+        return [self._ticket_row(ticket) for ticket in self._desk.pending()]
 
     async def watch_pending(self) -> AsyncIterator[shapes.TicketEvent]:
         """What waits now, then what happens. Ends for one who reads too slowly, and then begins anew."""
@@ -264,7 +298,7 @@ class Governor:
         """Something happened to a ticket: every watcher hears of it."""
         self._asks.happened(event, ticket)
         if self._watchers:
-            made = shapes.TicketEvent(event=_EVENTS[event], ticket=ticket_row(ticket), by=ticket.by or None)
+            made = shapes.TicketEvent(event=_EVENTS[event], ticket=self._ticket_row(ticket), by=ticket.by or None)
             for events in tuple(self._watchers):
                 if not events.full():
                     events.put_nowait(made)
@@ -333,6 +367,38 @@ class Governor:
                     extra=self._limits.beyond(claim, now),
                 )
             )
+        return rows
+
+    def budgets(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.BudgetRow]:
+        """The budgets and how much of them is spent."""
+        force, now = self._in_force(), monotonic()
+        rows = []
+        for rule in force.runtime.rules:
+            where, what = _of_rule(rule.tool, force.config.backends)
+            if (backend is not None and where not in (backend, EVERYWHERE)) or (tool is not None and what != tool):
+                continue
+            for one in rule.limits():
+                own = one.agent is not None
+                known = [*force.config.agents, *self._limits.spenders(one.scope, one.backend, one.tool)] if own else []
+                for who in dict.fromkeys(known) if own else (None,):
+                    if agent is not None and who not in (agent, None):
+                        continue
+                    found = self._limits.spent(msgspec.structs.replace(one, agent=who), now)
+                    after = found.retry_after_s
+                    rows.append(
+                        shapes.BudgetRow(
+                            scope="agent" if own else "global",
+                            agent_id=who,
+                            backend_id=where,
+                            tool=what,
+                            argument=one.scope.partition(" ")[2],
+                            window=go_duration(one.window_s),
+                            max_amount=one.most,
+                            used_amount=found.spent,
+                            reserved_amount=found.reserved,
+                            retry_after_ms=None if after is None else milliseconds(after),
+                        )
+                    )
         return rows
 
     def queue(self) -> Sequence[shapes.QueueRow]:
@@ -439,7 +505,7 @@ class Governor:
         return shapes.Inbox(
             asked=tuple(self._asks.about(ticket.id) for ticket in waiting[:most]),
             pending=len(waiting),
-            agreed=tuple(map(ticket_row, agreed[:most])),
+            agreed=tuple(map(self._ticket_row, agreed[:most])),
         )
 
     def ask_of(self, call_id: str) -> shapes.Asked:
@@ -578,11 +644,14 @@ class Governor:
 
     def grants(self) -> Sequence[shapes.Grant]:
         """Remembered approvals."""
-        return self._orders.granted()
+        return [self._grant_row(row) for row in self._orders.granted()]
 
     def revoke_grants(self, ids: Sequence[str] | None, *, by: str, via: str) -> Sequence[shapes.Grant]:
         """Ends them."""
-        return self._orders.revoke(ids, by, via)
+        return [self._grant_row(row) for row in self._orders.revoke(ids, by, via)]
+
+    def _grant_row(self, row: shapes.Grant) -> shapes.Grant:
+        return row.model_copy(update={"arguments": self._shown(row.arguments)})
 
     def pause(self, agent: str | None, *, by: str, note: str) -> shapes.Pause:
         """Stops an agent, or everything."""
@@ -608,32 +677,75 @@ class Governor:
 
     def _changed(self) -> tuple[str, ...]:
         """What of it a person should know."""
-        stopped = self._registry.stopped() if self._registry is not None else []
-        if not stopped:
+        if self._registry is None:
             return ()
-        more = f" and {len(stopped) - 3} more" if len(stopped) > 3 else ""
-        named = ", ".join(pin.title for pin in stopped[:3])
-        return (f"not usable before a person trusts it: {named}{more}; see `aegis tools list --changed`",)
+        said = [
+            f"`{visible(backend[:200])}` has {what}; what is not remembered is not usable"
+            for backend, what in list(self._registry.crowded().items())[:3]
+        ]
+        stopped = self._registry.stopped()
+        if stopped:
+            more = f" and {len(stopped) - 3} more" if len(stopped) > 3 else ""
+            named = ", ".join(pin.title for pin in stopped[:3])
+            said.append(f"not usable before a person trusts it: {named}{more}; see `aegis tools list --changed`")
+        return tuple(said)
 
-    def pins(self, backend: str | None, kind: str | None, changed: bool) -> Sequence[shapes.PinRow]:
+    def pins(
+        self, backend: str | None, kind: str | None, changed: bool, most: int | None = None
+    ) -> Sequence[shapes.PinRow]:
         """What servers have."""
-        return [
-            self._pin_row(pin)
+        found = (
+            pin
             for pin in (self._pins.stopped() if changed else self._pins.rows())
             if (backend is None or pin.backend == backend) and (kind is None or pin.kind == kind)
-        ]
+        )
+        return [self._pin_row(pin) for pin in islice(found, most)]
+
+    def pin(self, id: str) -> shapes.PinRow:
+        """One of them."""
+        found = self._pins.by_id(id)
+        if found is None:
+            raise api.NotFound("no server has shown this", "see the tools page for what is known")
+        return self._pin_row(found)
+
+    def pins_waiting(self) -> int:
+        """How many nobody may use."""
+        return self._registry.waiting if self._registry is not None else 0
+
+    async def watch_pins(self) -> AsyncIterator[int]:
+        """How many they are, whenever that may have changed."""
+        moved = asyncio.Event()
+        self._pin_watchers.add(moved)
+        try:
+            while True:
+                await moved.wait()
+                moved.clear()
+                yield self.pins_waiting()
+        finally:
+            self._pin_watchers.discard(moved)
+
+    def pins_moved(self) -> None:
+        """Something is stopped, or usable again: whoever watches hears of it."""
+        for moved in self._pin_watchers:
+            moved.set()
 
     def pin_diff(self, name: str, backend: str | None, kind: str | None) -> shapes.PinDiff:
         """How one thing has changed."""
         pin = self._pin(name, backend, kind)
         if pin.state == registry.TRUSTED:
-            return shapes.PinDiff(pin=self._pin_row(pin))
+            text = self._pins.texts(pin)[0]
+            return shapes.PinDiff(
+                pin=self._pin_row(pin), whole=bool(text), now=tuple(difference.lines(text)) if text else ()
+            )
         old, new = self._pins.texts(pin)
         whole = bool(new) and (bool(old) or not pin.trusted)
-        lines = difference.unified(old, new, after="offered" if pin.offered == pin.drifted else "offered before")
+        found = difference.Difference()
+        if whole:
+            found = difference.unified(old, new, after="offered" if pin.offered == pin.drifted else "offered before")
         return shapes.PinDiff(
             pin=self._pin_row(pin),
-            lines=tuple(lines) if whole else (),
+            lines=found.lines,
+            cut=found.cut,
             again=pin.offered in pin.trusted,
             whole=whole,
         )
@@ -668,6 +780,10 @@ class Governor:
         hint = f"did you mean `{near[0]}`?" if near else "see `aegis tools list`; a server is known once it was listed"
         raise api.NotFound(f"no server has shown a `{name[:200]}`", hint)
 
+    def _fault(self, pin: registry.Pin) -> str:
+        fits = self._in_force().fits
+        return "" if fits is None or pin.kind != "tool" else fits.summary.fault(pin.backend, pin.name)
+
     def _pin_row(self, pin: registry.Pin) -> shapes.PinRow:
         return shapes.PinRow(
             backend_id=pin.backend,
@@ -679,7 +795,11 @@ class Governor:
             seen_at=instant(pin.seen),
             changed_at=instant(pin.changed) if pin.changed else None,
             trusted_by=pin.by,
-            like=tuple(f"{other.backend}.{other.name}" for other in self._pins.like(pin)),
+            like=tuple(f"{other.backend}.{telling(other.name)}" for other in self._pins.like(pin)),
+            shadows=tuple(f"{other.backend}.{other.name}" for other in self._pins.shadows(pin)),
+            fault=self._fault(pin),
+            shown=telling(pin.name),
+            id=pin.id,
         )
 
     def cancel_queued(self, call_id: str) -> bool:
@@ -696,7 +816,54 @@ class Governor:
 
     async def reload(self) -> shapes.Reloaded:
         """The file, again."""
-        return self._reload()
+        return await self._proved(self._reload())
+
+    # --- the mode -----------------------------------------------------------------------------------------------
+
+    def _proof(self) -> shapes.ProofState:
+        prover = self._prover
+        if prover is None or not prover.at:
+            return shapes.ProofState()
+        return shapes.ProofState(
+            healthy=not prover.wrong, detail=prover.detail, calls=prover.proof.calls, at=instant(prover.at),
+            kinds=dict(prover.proof.kinds), unseen=prover.proof.unseen,
+        )  # fmt: skip
+
+    def _wishes(self) -> tuple[str, ...]:
+        """What a person wants refused and, while the daemon only observes, may have wrong."""
+        if self._prover is None or self._in_force().config.mode != "observe":
+            return ()
+        return tuple(f"`proof`: {one}" for one in self._prover.proof.own[:3])
+
+    async def mode(self) -> shapes.Mode:
+        """The mode, and what of a day it would have refused."""
+        force, modes = self._in_force(), self._modes
+        return shapes.Mode(
+            mode=force.config.mode,
+            since=instant(modes.since) if modes is not None and modes.since else None,
+            by=modes.by if modes is not None else "",
+            config=str(force.path) if force.path is not None else None,
+            proof=self._proof(),
+            would=tuple(await self._logged().would()) if force.config.mode == "observe" else (),
+        )
+
+    async def prove(self, mode: str) -> shapes.ProofState:
+        """What the file's rules refuse, were they to hold in this mode."""
+        if self._arm is None:
+            raise api.Unavailable("this daemon proves nothing of its rules")
+        proof = await self._proved(self._arm(mode))
+        return shapes.ProofState(calls=proof.calls, kinds=dict(proof.kinds), unseen=proof.unseen)
+
+    async def set_mode(self, mode: str, *, by: str) -> shapes.Reloaded:
+        """Takes up a file that says this mode now."""
+        return await self._proved(self._reload(by, mode))
+
+    @staticmethod
+    async def _proved(work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except Unproven as unproven:
+            raise api.Refusal(unproven.message, unproven.hint, code="unproven") from None
 
     async def flush_audit(self) -> int:
         """Waits until SQLite has what was recorded by now."""

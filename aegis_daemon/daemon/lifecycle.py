@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from aegis_daemon.core.runtime import AgentRule
@@ -47,11 +47,17 @@ def socket_mode(rules: Iterable[AgentRule], own_uid: int) -> int:
 
 
 class Plain(logging.Formatter):
-    """Log lines that nobody can forge: what agents and servers call themselves may hold line ends, or anything."""
+    """Log lines that nobody can forge: what agents and servers call themselves may hold line ends, or anything.
+
+    `scrub` gives a text as it may be written down; None where all may be.
+    """
+
+    scrub: Callable[[str], str] | None = None
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; what follows it (a traceback, a list of faults) is indented."""
-        lines = super().format(record).split("\n")
+        text = super().format(record)
+        lines = (text if self.scrub is None else self.scrub(text)).split("\n")
         return "\n    ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
 
 

@@ -35,10 +35,14 @@ from aegis_daemon.core.ports import AuditUnavailable, Brake
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.channels import Channels, answer
+from aegis_daemon.daemon.fitting import Reviewer
 from aegis_daemon.daemon.governor import Governor
 from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, secret_key, socket_mode
+from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.network import Network
 from aegis_daemon.daemon.orders import Orders
+from aegis_daemon.daemon.pin_news import PinNews
+from aegis_daemon.daemon.proof import ALARM, Proof, Prover, Unproven, newest_records
 from aegis_daemon.daemon.reach import DaemonReach
 from aegis_daemon.daemon.reception import Reception
 from aegis_daemon.daemon.reload import InForce
@@ -50,6 +54,7 @@ from aegis_daemon.loop.clock import micros, monotonic, wall
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
 from aegis_daemon.manage.server import ManageServer
+from aegis_daemon.policy.rules import Rules
 from aegis_daemon.registry.pins import Registry
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.own_tasks import OwnTasks
@@ -69,6 +74,8 @@ class Daemon:
         self._loop = loop
         self._done = asyncio.Event()
         self._restart = False
+        self._paused: Brake | None = None
+        self._unproven: Brake | None = None
         config = force.config
         self._db_path = Path(config.audit.db_path or paths.audit_db)
         self._journal = Journal(
@@ -114,14 +121,31 @@ class Daemon:
             wall=wall,
             record=lambda action, by, detail: self._journal.append(Admin(action=action, by=by, detail=detail)),
             on_change=self._pins_changed,
+            on_seen=self._pins_seen,
+            on_news=self._pins_news,
         )
-        self._pin(force)
+        self._reviewer = Reviewer(lambda: self._force.fits)
+        self._modes = Modes(self._tickets.db, wall)
+        self._prover = Prover(
+            ready=lambda: self._force,
+            pins=self._pins,
+            log=self._newest_records,
+            brake=self._hold_back,
+            record=partial(self._note, "aegis"),
+            alarm=self._tell_people,
+            call_later=loop.call_later,
+            now=monotonic,
+            wall=wall,
+        )
+        self._reloading: set[asyncio.Task[None]] = set()
+        self._pin(self._ready(force))
         self._pool = HttpPool(loop)
         self._sessions = Sessions(loop, self._shell, Servers(loop, outbox, self._nursery, self._pool), outbox)
         self._network = Network(
             loop, outbox, Reception(self._sessions, self._shell), self._pool, in_force=lambda: self._force
         )
         self._notifier: Notifier | None = None
+        self._news: PinNews | None = None
         self._channels = Channels()
         self._relay = UnixRelay(
             loop,
@@ -167,6 +191,7 @@ class Daemon:
             wall=wall,
             find=self._ticket,
             decide=partial(answer, lambda: self._governor),
+            shown=lambda text: self._force.runtime.secrets.shown(text),
         )
         self._governor = Governor(
             socket=self._paths.socket,
@@ -188,9 +213,25 @@ class Daemon:
             orders=self._orders,
             pins=self._pins,
             notifier=self._notifier,
+            prover=self._prover,
+            modes=self._modes,
+            arm=self.arm,
         )
+        self._mode_taken()
+        await self._prover.prove(first=True)
         await self._network.open(self._governor)
         self._notifier.use(self._telling())
+        self._prover.tell()
+        self._news = PinNews(
+            self._pins,
+            tell=self._notifier.tell,
+            reaches=lambda: self._notifier is not None and self._notifier.reaches,
+            base=self._inbox_address,
+            now=monotonic,
+            wall=wall,
+        )
+        self._news.kick()
+        self._reviewer.kick()
         self._manage = ManageServer(self._governor, self._paths.manage_socket)
         await self._manage.start()
         self._relay.open()
@@ -206,22 +247,104 @@ class Daemon:
         except NoSuchTicket:
             return None
 
+    def _ready(self, force: InForce) -> InForce:
+        """This configuration as it judges here: by what is known of the servers, and by what limits have counted."""
+        fitted = reloading.fitted(reloading.pinned(force, self._pins), self._pins, monotonic)
+        return reloading.counted(fitted, self._limits.usage)
+
     def _pin(self, force: InForce) -> None:
-        """This configuration is in force, over what is known of the servers."""
+        """This configuration, made ready, is in force."""
         settings = force.config.pins
         self._pins.hold, self._pins.recheck_s = settings.first_seen == "hold", settings.recheck
-        self._force = reloading.counted(reloading.pinned(force, self._pins), self._limits.usage)
+        self._force = force
         self._shell.runtime = self._force.runtime
+        self._shell.runtime.pipeline.forget()  # pins may have changed since it was made
+        if force.fits is not None:
+            force.fits.forget()
         transforms = force.runtime.transforms
         self._scribe.redact = transforms.logged if transforms is not None else None
+        guard = force.runtime.secrets
+        self._journal.scrub = guard.written if guard.log is not None else None
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler.formatter, Plain):
+                handler.formatter.scrub = guard.said if guard.log is not None else None
 
     def _pins_changed(self, backend: str) -> None:
         """Something of this server is not usable any more, or is again: clients hear that their lists have changed."""
         self._shell.runtime.pipeline.forget()
+        if self._governor is not None:
+            self._governor.pins_moved()
         self._loop.call_soon(self._sessions.relisted, backend)  # behind what is under way
 
+    def _pins_seen(self, backend: str) -> None:
+        """Something of this server is pinned that was not, or as something else: its rules may not fit it."""
+        if self._force.fits is not None:
+            self._force.fits.seen(backend)
+            self._shell.runtime.pipeline.forget()
+            self._reviewer.kick()
+
+    def _pins_news(self) -> None:
+        """There is something to look at that people have not been told of."""
+        if self._governor is not None:
+            self._governor.pins_moved()
+        if self._news is not None:
+            self._news.kick()
+
+    def _inbox_address(self) -> str:
+        """What messages begin addresses of the inbox with; "" where only approval pages are reached from afar."""
+        approval = self._force.config.approval
+        if self._notifier is None or self._network.address is None or approval.listen is not None:
+            return ""
+        return self._notifier.settings.base
+
     def _brake(self, brake: Brake | None) -> None:
-        self._shell.brake = brake
+        self._paused = brake
+        self._shell.brake = self._unproven or brake
+
+    # --- what the daemon proves to itself -----------------------------------------------------------------------
+
+    def _hold_back(self, brake: Brake | None) -> None:
+        self._unproven = brake
+        self._shell.brake = brake or self._paused
+
+    async def _newest_records(self) -> str:
+        assert self._writer is not None
+        return await newest_records(self._journal, self._writer, self._db_path)
+
+    def _note(self, by: str, action: str, detail: str) -> None:
+        try:
+            self._journal.append(Admin(action=action, by=by, detail=detail[:500]))
+        except AuditUnavailable as error:
+            _log.error("`%s` could not be recorded: %s", action, error)
+
+    def _tell_people(self, text: str) -> bool:
+        return self._notifier is not None and self._notifier.alarm(ALARM, text)
+
+    def _mode_taken(self, by: str = "", said: str = "") -> None:
+        mode = self._force.config.mode
+        was = self._modes.took(mode, by)
+        if was:
+            self._note(by, "mode", f"{was} to {mode}{said}")
+
+    async def arm(self, mode: str) -> Proof:
+        """What the file says, proved as if it were to hold in this mode; nothing has changed.
+
+        Raises `ConfigFaults`, `Unproven`.
+        """
+        async with self._prover.turn:
+            force = self._ready(await self._read(mode))
+            return await self._prover.candidate(force, arm=self._arms(force))
+
+    async def _read(self, mode: str = "") -> InForce:
+        """The file, read and compiled beside the loop: calls go on meanwhile, by the configuration in force."""
+        return await asyncio.to_thread(reloading.read, self._path(), mode)
+
+    def _arms(self, force: InForce) -> bool:
+        return self._force.config.mode == "observe" and force.config.mode == "enforce"
+
+    def _path(self) -> Path | None:
+        usual = Path(self._paths.config)
+        return self._force.path or (usual if usual.exists() else None)
 
     def _restore_limits(self) -> None:
         """Fills the windows with the calls that still count, by the boot clock where that is the same boot's."""
@@ -247,16 +370,20 @@ class Daemon:
 
     def _restore_budgets(self) -> None:
         """Fills the budgets with what calls that still count have spent, as the log says; unreadable ones spent all."""
-        rules = {rule.tool: rule for rule in self._force.runtime.rules if rule.budgets}
-        if not rules:
+        windows = [budget.window_s for rule in self._force.runtime.rules for budget in rule.budgets]
+        if not windows:
             return
+        rules = Rules(self._force.runtime.rules)
         now, today = monotonic(), wall()
-        longest = max(budget.window_s for rule in rules.values() for budget in rule.budgets)
-        since = int((today - longest) * 1e6)
-        for agent, backend, tool, row_boot, mono_us, ts_us, body in Reader(self._db_path).spent_since(since, rules):
+        since = int((today - max(windows)) * 1e6)
+        # By the rules that judged them: `PAY` is one of `pay`'s calls, however it is written in the log.
+        spent = Reader(self._db_path).spent_since(
+            since, lambda backend, tool: any(rule.budgets for rule in rules.of(backend, tool))
+        )
+        for agent, backend, tool, row_boot, mono_us, ts_us, body in spent:
             at = mono_us / 1e6 if row_boot == self._journal.boot else now - max(0.0, today - ts_us / 1e6)
-            for name in (tool, f"{backend}.{tool}"):
-                for claim in rules[name].spent(agent, body) if name in rules else ():
+            for rule in rules.of(backend, tool):
+                for claim in rule.spent(agent, body):
                     if at > now - claim.window_s:
                         self._limits.restore_spent(claim, min(at, now))
 
@@ -280,10 +407,14 @@ class Daemon:
         """Lets go in the order that loses nothing."""
         if self._ticker is not None:
             self._ticker.cancel()
+        await self._prover.close()
+        await self._reviewer.close()
         self._relay.close()
         self._network.stop()
         await self._sessions.stop(self._restart, STOP_GRACE_S)
         await self._network.close(1.0)
+        if self._news is not None:
+            await self._news.close()
         if self._notifier is not None:
             await self._notifier.close()
         self._pool.close()
@@ -330,13 +461,23 @@ class Daemon:
         if self._notifier is not None:
             self._notifier.happened(event, ticket)
 
-    def reload(self) -> shapes.Reloaded:
-        """The file, again, or `ConfigFaults` and nothing has changed."""
+    async def reload(self, by: str = "", mode: str = "") -> shapes.Reloaded:
+        """The file, again, or `ConfigFaults` or `Unproven` and nothing has changed.
+
+        :param mode: what the file has to say; it could have been changed once more.
+        """
+        async with self._prover.turn:
+            return await self._reload(by, mode)
+
+    async def _reload(self, by: str, mode: str) -> shapes.Reloaded:
         old = self._force
-        path = old.path or (Path(self._paths.config) if Path(self._paths.config).exists() else None)
         try:
-            force = reloading.read(path)
-        except ConfigFaults as faults:
+            force = await self._read()
+            if mode and force.config.mode != mode:
+                raise Unproven(f"the file says `mode: {force.config.mode}`, and not `{mode}`", "repeat it")
+            ready = self._ready(force)
+            proof = await self._prover.candidate(ready, arm=self._arms(ready))
+        except (ConfigFaults, Unproven) as faults:
             _log.error("the configuration was not reloaded, the old one stays in force:\n%s", faults)
             raise
         changed, restart = reloading.changed(old.config, force.config)
@@ -344,12 +485,16 @@ class Daemon:
             waits = (
                 f"{', '.join(f'`{key}`' for key in restart)} changed in the file and waits for `aegis daemon restart`"
             )
-            force = msgspec.structs.replace(force, warnings=(*force.warnings, waits))
+            ready = msgspec.structs.replace(ready, warnings=(*ready.warnings, waits))
         try:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
         except AuditUnavailable as error:
             _log.error("a reload could not be recorded: %s", error)
-        self._pin(msgspec.structs.replace(force, config=reloading.kept(old.config, force.config)))
+        if ready.fits is not None:
+            self._reviewer.tell(await ready.fits.review())
+        self._pin(msgspec.structs.replace(ready, config=reloading.kept(old.config, force.config)))
+        self._prover.took(proof)
+        self._mode_taken(by, f"; {proof.calls} calls that must be refused were refused first")
         self._lanes.configure(dict(force.runtime.lanes))
         self._desk.max_pending = force.runtime.pending_limit
         self._orders.reloaded()
@@ -358,16 +503,26 @@ class Daemon:
         self._network.reloaded()
         if self._notifier is not None:
             self._notifier.use(self._telling())
+        if self._news is not None:
+            self._news.kick()  # there may be a channel now
         _log.info("configuration reloaded: %s", ", ".join(changed) or "nothing changed")
         return shapes.Reloaded(
-            message="config reloaded", changed=changed, restart_required=restart, warnings=force.warnings
+            message="config reloaded",
+            changed=changed,
+            restart_required=restart,
+            warnings=(*ready.warnings, *(ready.fits.lines() if ready.fits is not None else ())),
         )
 
     def reload_on_signal(self) -> None:
         """SIGHUP: as `reload`, faults to the log."""
+        task = self._loop.create_task(self._signalled())
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def _signalled(self) -> None:
         try:
-            self.reload()
-        except ConfigFaults:
+            await self.reload()
+        except (ConfigFaults, Unproven):
             pass  # it is in the log
         except Exception:
             _log.exception("the configuration was not reloaded, the old one stays in force")

@@ -48,6 +48,10 @@ class Reading:
         """Tools that were called within a week."""
         return await self._fresh("tools", lambda: self._read(_tools))
 
+    async def would(self) -> Sequence[shapes.WouldRow]:
+        """What rules would have refused within a day, were they enforced."""
+        return await self._read(_would, flush=True)
+
     async def search(self, ask: shapes.AuditQuery) -> Sequence[shapes.AuditCall]:
         """Calls, newest first; what was recorded by now is among them."""
         since, until = _micros(ask.since), _micros(ask.until)
@@ -168,6 +172,17 @@ def _tools(reader: Reader) -> Sequence[shapes.ToolRow]:
     return [_tool(row) for row in Figures(reader).tools(since)]
 
 
+def _would(reader: Reader) -> Sequence[shapes.WouldRow]:
+    since = int(wall() * 1e6) - _DAY
+    return [
+        shapes.WouldRow(
+            stage=row.stage, rule=row.rule, count=row.count, agents=row.agents, tools=row.tools,
+            last_at=_instant(row.last_ts),
+        )
+        for row in Figures(reader).would(since)
+    ]  # fmt: skip
+
+
 def _tool(row: Tool) -> shapes.ToolRow:
     return shapes.ToolRow(
         backend_id=row.backend, tool_name=row.name, count=row.count, last_at=_instant(row.last_ts),
@@ -182,7 +197,8 @@ def _call(view: CallView) -> shapes.AuditCall:
         backend_id=view.backend_id, method=view.method, tool_name=view.tool_name, arguments=view.arguments or "",
         result=view.result or "", acl_result=view.acl_result, rate_limit_result=view.rate_limit_result,
         approval_result=view.approval_result, approver=view.approver, ticket=view.ticket,
-        exec_status=view.exec_status, exec_duration_us=view.exec_duration_us, queue_wait_ms=view.queue_wait_ms,
+        exec_status=view.exec_status, exec_duration_us=view.exec_duration_us, judged_us=view.judged_us,
+        queue_wait_ms=view.queue_wait_ms,
         error_code=view.error_code, error_message=view.error_message, stage=view.stage, rule=view.policy_id,
         would=view.would, created_at=view.created_at,
     )  # fmt: skip

@@ -15,7 +15,10 @@ from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import Pins
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.verdict import Claim, Pass
+from aegis_daemon.daemon.fitting import Fits
 from aegis_daemon.limits import Usage
+from aegis_daemon.policy.schema import Fitting
+from aegis_daemon.registry.pins import Registry
 from aegis_daemon.stages import ORDER
 from aegis_daemon.stages.pin import Pins as PinsGate
 from aegis_daemon.stages.policy import Policy
@@ -40,20 +43,23 @@ class InForce(msgspec.Struct, frozen=True):
     runtime: Runtime
     path: Path | None
     warnings: tuple[str, ...] = ()
+    fits: Fits | None = None
+    """what the rules are held against; None where they say nothing of arguments"""
 
 
-def read(path: Path | None) -> InForce:
+def read(path: Path | None, mode: str = "") -> InForce:
     """Loads and compiles. Raises `config.load.ConfigFaults`, and then nothing has changed.
 
-    Without a file everything is denied: that is what an empty configuration says.
+    Without a file everything is denied: that is what an empty configuration says. `mode` holds in place of the file's.
     """
     if path is None:
         config = Config()
         note = "no configuration file: every call is refused; write one with `aegis config init`"
         return InForce(config, build(config, digest(config)), None, (note,))
     loaded = load(str(path))
-    runtime = build(loaded.config, digest(loaded.config))
-    return InForce(loaded.config, runtime, path, tuple(str(warning) for warning in loaded.warnings))
+    config = loaded.config.model_copy(update={"mode": mode}) if mode else loaded.config
+    runtime = build(config, digest(config))
+    return InForce(config, runtime, path, tuple(str(warning) for warning in loaded.warnings))
 
 
 def pinned(force: InForce, pins: Pins) -> InForce:
@@ -61,6 +67,20 @@ def pinned(force: InForce, pins: Pins) -> InForce:
     gate = PinsGate(pins, hold=force.config.pins.first_seen == "hold")
     runtime = msgspec.structs.replace(force.runtime, pipeline=force.runtime.pipeline.having(gate, ORDER))
     return msgspec.structs.replace(force, runtime=runtime)
+
+
+def fitted(force: InForce, pins: Registry, now: Callable[[], float]) -> InForce:
+    """The same, refusing tools that its rules do not fit."""
+    pipeline = force.runtime.pipeline
+    policy = pipeline.gate("policy")
+    if not isinstance(policy, Policy):
+        return force
+    fitting = Fitting(force.config.policy.statements, [rule.constraint for rule in policy.rules])
+    if not fitting:
+        return force
+    fits = Fits(fitting, pins, now)
+    runtime = msgspec.structs.replace(force.runtime, pipeline=pipeline.having(policy.fitting(fits.fault), ORDER))
+    return msgspec.structs.replace(force, runtime=runtime, fits=fits)
 
 
 def counted(force: InForce, usage: Callable[[Claim, float], Usage]) -> InForce:

@@ -173,8 +173,22 @@ class Governor(Protocol):
         """The last named calls of each agent, newest first. Raises `Unavailable`."""
         ...
 
-    def pins(self, backend: str | None, kind: str | None, changed: bool) -> Sequence[shapes.PinRow]:
-        """What servers have, as they said."""
+    def pins(
+        self, backend: str | None, kind: str | None, changed: bool, most: int | None = None
+    ) -> Sequence[shapes.PinRow]:
+        """What servers have, as they said; at most so many."""
+        ...
+
+    def pin(self, id: str) -> shapes.PinRow:
+        """One thing that a server has. :raises NotFound: there is none with this id."""
+        ...
+
+    def pins_waiting(self) -> int:
+        """How many things nobody may use before a person trusts them."""
+        ...
+
+    def watch_pins(self) -> AsyncIterator[int]:
+        """`pins_waiting`, whenever it may be another number. Is closed with `aclose` when the watcher leaves."""
         ...
 
     def pin_diff(self, name: str, backend: str | None, kind: str | None) -> shapes.PinDiff:
@@ -207,6 +221,10 @@ class Governor(Protocol):
 
     def limits(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.LimitRow]:
         """The windows and how full they are."""
+        ...
+
+    def budgets(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.BudgetRow]:
+        """The budgets and how much of them is spent."""
         ...
 
     def queue(self) -> Sequence[shapes.QueueRow]:
@@ -260,6 +278,21 @@ class Governor(Protocol):
 
     async def reload(self) -> shapes.Reloaded:
         """Reads the file again. Raises `config.load.ConfigFaults`, and then nothing has changed."""
+        ...
+
+    async def mode(self) -> shapes.Mode:
+        """Whether rules are enforced, and what would have been refused were they. Raises `Unavailable`."""
+        ...
+
+    async def prove(self, mode: str) -> shapes.ProofState:
+        """Whether the file's rules could hold in this mode. Changes nothing. Raises as `set_mode`."""
+        ...
+
+    async def set_mode(self, mode: str, *, by: str) -> shapes.Reloaded:
+        """Takes up the file, which says this mode. Raises `config.load.ConfigFaults`; `Refusal` with code `unproven`.
+
+        The latter where the rules do not refuse what they must; then nothing has changed.
+        """
         ...
 
     async def flush_audit(self) -> int:
@@ -426,6 +459,11 @@ async def limits(governor: Governor, caller: Caller, ask: shapes.LimitsQuery) ->
     return governor.limits(ask.agent, ask.backend, ask.tool)
 
 
+async def budgets(governor: Governor, caller: Caller, ask: shapes.LimitsQuery) -> Sequence[shapes.BudgetRow]:
+    """Amounts."""
+    return governor.budgets(ask.agent, ask.backend, ask.tool)
+
+
 async def queue(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.QueueRow]:
     """Lanes."""
     return governor.queue()
@@ -446,6 +484,19 @@ async def config_show(governor: Governor, caller: Caller, ask: shapes.Nothing) -
 async def reload(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Reloaded:
     """The file, again."""
     return await governor.reload()
+
+
+async def mode(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Mode:
+    """The mode."""
+    return await governor.mode()
+
+
+async def set_mode(governor: Governor, caller: Caller, ask: shapes.ModeRequest) -> shapes.ProofState | shapes.Reloaded:
+    """Whether a mode may hold, or that it does."""
+    _person(governor, caller, ask.key)
+    if ask.check:
+        return await governor.prove(ask.mode)
+    return await governor.set_mode(ask.mode, by=caller.name)
 
 
 async def flush_audit(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Flushed:
@@ -481,10 +532,13 @@ HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
     "notify_list": (shapes.Nothing, notify_list, Permit.READ),
     "notify_test": (shapes.NotifyTestRequest, notify_test, Permit.WRITE),
     "limits": (shapes.LimitsQuery, limits, Permit.READ),
+    "budgets": (shapes.LimitsQuery, budgets, Permit.READ),
     "queue": (shapes.Nothing, queue, Permit.READ),
     "cancel_queued": (shapes.CancelRequest, cancel_queued, Permit.WRITE),
     "config_show": (shapes.Nothing, config_show, Permit.READ),
     "reload": (shapes.Nothing, reload, Permit.WRITE),
+    "mode": (shapes.Nothing, mode, Permit.READ),
+    "set_mode": (shapes.ModeRequest, set_mode, Permit.WRITE),
     "flush_audit": (shapes.Nothing, flush_audit, Permit.WRITE),
     "stop": (shapes.StopRequest, stop, Permit.WRITE),
 }

@@ -152,6 +152,14 @@ class TrustRequest(PinRequest):
     key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
+class ModeRequest(Request):
+    """A mode that is to hold. With `check` it is only asked whether it may."""
+
+    mode: Literal["enforce", "observe"]
+    check: bool = False
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
 class CancelRequest(Request):
     """Which queued call to give up."""
 
@@ -218,6 +226,46 @@ class AuditState(Shape):
     detail: str = ""
 
 
+class ProofState(Shape):
+    """Whether the rules refuse what they must: `calls` that they must refuse were tried and refused, by kind.
+
+    Where they were not, `healthy` is false, `detail` says which, and nothing is executed. `unseen` are policies that
+    forbid something, though no call is known to which they apply.
+    """
+
+    healthy: bool = True
+    detail: str = ""
+    calls: int = 0
+    kinds: dict[str, int] = {}
+    unseen: tuple[str, ...] = ()
+    at: str | None = None
+
+
+class WouldRow(Shape):
+    """How many calls of the last 24 hours one rule would have refused, and for which agents and tools."""
+
+    stage: str
+    rule: str
+    count: int
+    agents: int
+    tools: int
+    last_at: str
+
+
+class Mode(Shape):
+    """Whether rules are enforced, since when, and who said so: "" where the file was changed by hand.
+
+    `would` is empty where they are enforced.
+    """
+
+    mode: Literal["enforce", "observe"]
+    since: str | None
+    by: str = ""
+    config: str | None
+    proof: ProofState
+    would: tuple[WouldRow, ...] = ()
+
+
 class Pause(Shape):
     """What a person has stopped: one agent, or everything where `agent_id` is None."""
 
@@ -247,6 +295,7 @@ class Status(Shape):
     pending: int = 0
     paused: tuple[Pause, ...] = ()
     audit: AuditState
+    proof: ProofState = ProofState()
     warnings: tuple[str, ...] = ()
 
 
@@ -344,6 +393,26 @@ class LimitRow(Shape):
     retry_after_ms: int | None
     extra: int = 0
     """how many more than `max_count` people allow at present"""
+    kind: Literal["calls"] = "calls"
+
+
+class BudgetRow(Shape):
+    """What an argument may add up to in a window, and what it does. Amounts are decimal numbers, as texts: exact.
+
+    `backend_id` is `*` where the rule is for the tool on all backends together. `retry_after_ms` is as in `LimitRow`.
+    """
+
+    kind: Literal["budget"] = "budget"
+    scope: Literal["agent", "global"]
+    agent_id: str | None
+    backend_id: str
+    tool: str
+    argument: str
+    window: str
+    max_amount: str
+    used_amount: str
+    reserved_amount: str
+    retry_after_ms: int | None
 
 
 class ChannelRow(Shape):
@@ -406,7 +475,10 @@ class Explained(Shape):
 class PinRow(Shape):
     """One thing that a server has. `offered` is the hash of what it is now, `trusted` of what may be used.
 
-    `like` names others with a name that looks like its own: `backend.name`.
+    `like` names others (`backend.name`) whose names are spelled differently and look like its own, `shadows` those that
+    had its very name on other servers before it came. `fault` is what is wrong with the rules for it, for which it is
+    refused. `shown` is the name for eyes: letters of other scripts among Latin ones are written as their escapes, as in
+    `like`. `id` names it in addresses.
     """
 
     backend_id: str
@@ -419,18 +491,25 @@ class PinRow(Shape):
     changed_at: str | None = None
     trusted_by: str = ""
     like: tuple[str, ...] = ()
+    shadows: tuple[str, ...] = ()
+    shown: str = ""
+    fault: str = ""
+    id: str = ""
 
 
 class PinDiff(Shape):
     """How it differs from what was trusted: lines as of `diff -u`, safe to print; none where it does not.
 
-    `again`: it is offered as trusted now, and was not before. `whole`: both texts were kept.
+    `again`: it is offered as trusted now, and was not before. `whole`: both texts were kept. `cut`: more differs than
+    the lines show. `now` is what may be used, line by line and as safe, where nothing has changed.
     """
 
     pin: PinRow
     lines: tuple[str, ...] = ()
     again: bool = False
     whole: bool = True
+    cut: bool = False
+    now: tuple[str, ...] = ()
 
 
 class Cancelled(Shape):
@@ -536,6 +615,7 @@ class AuditCall(Shape):
     ticket: str
     exec_status: str
     exec_duration_us: int
+    judged_us: int = 0
     queue_wait_ms: int
     error_code: int
     error_message: str
@@ -626,7 +706,10 @@ class Agent(Shape):
 
 
 class AuditRow(Shape):
-    """One `tools/call` in the log. `arguments` is JSON text, empty where it was not kept."""
+    """One `tools/call` in the log. `arguments` is JSON text, empty where it was not kept.
+
+    `judged_us` is how long judging it took, 0 where no policy looks at arguments.
+    """
 
     call_id: str
     request_id: str
@@ -641,6 +724,7 @@ class AuditRow(Shape):
     queue_wait_ms: int
     exec_status: str
     exec_duration_ms: int
+    judged_us: int = 0
     error_message: str
     created_at: str
 

@@ -71,6 +71,7 @@ _STATUS: Final = {
     "wrong_type": 415,
     "wrong_value": 422,
     "config_faults": 422,
+    "unproven": 422,
     "internal": 500,
 }
 """The HTTP status of a refusal, by its code; 503 for any other, which a repetition may get past."""
@@ -162,9 +163,11 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 async def health(web: Web, ask: Ask) -> shapes.Health:
-    """Degraded also where nothing can be recorded, since then every call is refused."""
+    """Degraded also where nothing can be recorded, or no rule be proved, since then every call is refused."""
     backends = await web.health()
-    good = web.governor.status().audit.healthy and not any(said.startswith("unhealthy") for said in backends.values())
+    status = web.governor.status()
+    well = status.audit.healthy and status.proof.healthy
+    good = well and not any(said.startswith("unhealthy") for said in backends.values())
     return shapes.Health(status="ok" if good else "degraded", backends=dict(backends))
 
 

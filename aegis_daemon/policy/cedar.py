@@ -2,36 +2,29 @@
 
 Cedar itself passes over a `forbid` that cannot be evaluated, which would allow; here any error refuses. Policies are
 parsed once. They are kept in groups, by the server and method they can apply to and by the target that they compare
-before anything can fail, so that a call is judged by the few that may concern it; Cedar's decision over a set is the
-sum of those over its parts (a permit in one of them and no forbid in any), which is what `tests/policy` compares.
+before anything can fail, so that a call is judged by the few that may concern it (`groups` has the rest of it).
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from aegis_daemon.core.principal import Principal
-from aegis_daemon.policy.context import (
-    Doubt,
-    Facts,
-    check,
-    folded,
-    folded_est,
-    folded_text,
-    shown,
-    takes_instants,
-)
-from aegis_daemon.policy.dialect import NAMED, Path, Statement, read
+from aegis_daemon.policy.context import Doubt, Facts, folded, folded_text
+from aegis_daemon.policy.dialect import NAMED, Statement, read
 from aegis_daemon.policy.entities import describe
+from aegis_daemon.policy.groups import ERRING, FEW, Group, Key, Outcome, Piece
+from aegis_daemon.policy.groups import members as members_of
 
 _REMEMBERED: Final = 4096
+_LONGEST: Final = 256
+"""Characters of a target that is remembered."""
 _PRINCIPALS: Final = 512
-_ERRING = re.compile(r"policy `([0-9]+)`")
 _UNKNOWN: Final = {"__extn": {"fn": "unknown", "arg": "unknown"}}
 
 OF_TASKS: Final = """
@@ -67,84 +60,6 @@ class Question(msgspec.Struct, frozen=True):
     facts: Mapping[str, Facts]
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What one set of policies says: numbers of the policies that permit and forbid, and what could not be judged."""
-
-    decision: str
-    permits: tuple[int, ...]
-    forbids: tuple[int, ...]
-    errors: tuple[str, ...]
-
-
-class Group:
-    """Policies that are asked together."""
-
-    def __init__(self, statements: Sequence[Statement]) -> None:
-        self.statements = tuple(statements)
-        self.reads = frozenset[str]().union(*(one.reads for one in statements))
-        self.by_name = self.reads <= NAMED
-        paths: set[Path] = set()
-        self.arguments: frozenset[Path] | None
-        for one in statements:
-            paths |= one.arguments or frozenset()
-        whole = any(one.arguments is None for one in statements)
-        self.arguments = None if whole else frozenset(paths)
-        self.paths = frozenset(paths)
-        self.kinds: dict[Path, frozenset[str]] = {}
-        for one in statements:
-            for path, kinds in one.kinds:
-                self.kinds[path] = self.kinds.get(path, frozenset()) | kinds
-        self.pairs = frozenset(pair for one in statements for pair in one.pairs)
-        # What else a policy sees is Aegis's own or the configuration's, and has one spelling. A name is the caller's:
-        # a server may take `PAY` for `pay`.
-        spelt = not self.reads.isdisjoint(("arguments", "target"))
-        self.folds = spelt and not any(takes_instants(one.est) for one in statements)
-        ests = [one.est for one in statements]
-        self._exact = _parsed(ests)
-        changed = [_folded(est) for est in ests] if self.folds else ests
-        self.unchanged = changed == ests
-        self._folded = self._exact if self.unchanged else _parsed(changed)
-
-    def ask(self, request: dict[str, Any], entities: Any, *, fold: bool = False, schema: Any = None) -> Outcome:
-        """Cedar's own answer. A `schema` tells it what the values of the context are."""
-        import cedarpy
-
-        result = cedarpy.is_authorized(request, self._folded if fold else self._exact, entities, schema)
-        return self._outcome(result.decision.value, result.diagnostics.reasons, result.diagnostics.errors)
-
-    def ask_partly(self, request: dict[str, Any], entities: Any) -> Outcome:
-        """The same where parts of the context are unknown: `permits` are those that may permit."""
-        import cedarpy
-
-        result = cedarpy.is_authorized_partial(request, self._exact, entities)
-        diagnostics = result.diagnostics
-        decision = result.decision.value
-        possible = [*diagnostics.reasons, *diagnostics.nontrivial_residuals]
-        outcome = self._outcome(decision, possible, diagnostics.errors)
-        if decision != "Deny":  # a forbid that may apply forbids nothing yet
-            return msgspec.structs.replace(outcome, forbids=())
-        certain = self._outcome(decision, diagnostics.reasons, ())
-        return msgspec.structs.replace(outcome, forbids=certain.forbids)
-
-    def _outcome(self, decision: str, reasons: Iterable[str], errors: Iterable[str]) -> Outcome:
-        numbers = sorted({int(one) for one in reasons})
-        effects = {number: self.statements[number].effect for number in numbers}
-        return Outcome(
-            decision,
-            tuple(number for number in numbers if effects[number] == "permit"),
-            tuple(number for number in numbers if effects[number] == "forbid"),
-            tuple(errors),
-        )
-
-    def ids(self, numbers: Iterable[int]) -> tuple[str, ...]:
-        """The names of these policies."""
-        return tuple(self.statements[number].id for number in numbers)
-
-    def error(self, message: str) -> str:
-        """Cedar's message, with the policy's name."""
-        return _ERRING.sub(lambda match: f"policy `{self.statements[int(match[1])].id}`", message)[:300]
-
-
 class Engine:
     """The policies of one configuration. `attributes` are those of each agent, `servers` the configured backends."""
 
@@ -155,25 +70,37 @@ class Engine:
         servers: Iterable[str],
     ) -> None:
         self._statements = (*statements, *read(OF_TASKS, "aegis"))
+        self._members = members_of(self._statements)
         self._attributes = {agent: dict(facts) for agent, facts in attributes.items()}
         self._servers = frozenset(servers)
         self._named = frozenset[str]().union(*(one.servers or frozenset() for one in self._statements))
-        self._of_target: dict[str, list[Statement]] = {}
-        for one in self._statements:
+        self._of_target: dict[str, list[int]] = {}
+        for number, one in enumerate(self._statements):
             for target in one.targets or ():
-                self._of_target.setdefault(target, []).append(one)
+                self._of_target.setdefault(target, []).append(number)
         self._alike: dict[str, list[str]] = {}
         for target in self._of_target:
             self._alike.setdefault(folded_text(target), []).append(target)
-        self._broad = tuple(one for one in self._statements if one.targets is None)
+        self._broad = [number for number, one in enumerate(self._statements) if one.targets is None]
         self._groups: dict[tuple[str, str, str | None], Group | None] = {}
+        self._of_members: dict[tuple[int, ...], Group] = {}
         self._entities: dict[tuple[Any, ...], tuple[Any, Any, bool]] = {}
         self._known: dict[tuple[Any, ...], Ruling] = {}
         self._shown: dict[tuple[Any, ...], bool] = {}
         self.by_name = all(one.by_name for one in self._statements)
         self.reads = frozenset[str]().union(*(one.reads for one in self._statements))
+        # Parsed now rather than by the first call. For all actions that no policy names the group is the same.
+        actions = frozenset[str]().union(("",), *(one.actions or () for one in self._statements))
         for server in self._named | {""}:
-            self._group(server, "tools/call", None)  # parsed now rather than by the first call
+            for action in actions:
+                self._group(server, action, None)
+        for target, members in self._of_target.items():
+            if len(members) >= FEW:
+                for server in self._named | {""}:
+                    for action in actions:
+                        self._group(server, action, target)
+        for group in self._of_members.values():
+            group.warm()
 
     def groups(self, server: str, action: str, target: str) -> tuple[Group, ...]:
         """Those that may have a say: the policies for any server, for this one, and for this target."""
@@ -188,15 +115,25 @@ class Engine:
         key = (server, action, target)
         if key not in self._groups:
             among = self._broad if target is None else self._of_target[target]
-            found = [
-                one
-                for one in among
-                if (one.actions is None or action in one.actions)
+            members = tuple(
+                number
+                for number in among
+                if self._applies(self._statements[number], action)
                 # What holds for any server has a group of its own, lest each server's had a copy of it.
-                and (server in one.servers if one.servers is not None else not server or target is not None)
-            ]
-            self._groups[key] = Group(found) if found else None
+                and (server in servers if (servers := self._statements[number].servers) is not None
+                     else not server or target is not None)
+            )  # fmt: skip
+            self._groups[key] = self._of(members)
         return self._groups[key]
+
+    def _applies(self, one: Statement, action: str) -> bool:
+        return one.actions is None or action in one.actions
+
+    def _of(self, members: tuple[int, ...]) -> Group | None:
+        """The group of these policies, the same wherever it is asked for."""
+        if members and members not in self._of_members:
+            self._of_members[members] = Group([self._members[number] for number in members])
+        return self._of_members.get(members)
 
     # --- one call
 
@@ -205,43 +142,51 @@ class Engine:
         groups = self.groups(question.server, question.action, question.target)
         if not groups:
             return _NONE
-        if any(not group.by_name for group in groups):
-            return self._judged(question, groups)
         key = (
             question.principal, question.server, question.action, question.primitive, question.target,
             question.direction,
         )  # fmt: skip
+        if any(not group.by_name for group in groups):
+            return self._judged(question, groups, key)
         known = self._known.get(key)
         if known is None:
-            known = self._judged(question, groups)
-            if len(self._known) < _REMEMBERED and len(question.target) <= 256:
-                self._known[key] = known
+            known = self._judged(question, groups, key)
+            if len(question.target) <= _LONGEST:
+                _remember(self._known, key, known)
         return known
 
-    def _judged(self, question: Question, groups: tuple[Group, ...]) -> Ruling:
+    def _judged(self, question: Question, groups: tuple[Group, ...], key: Key) -> Ruling:
+        made: dict[str, dict[str, Any] | None] = {}
         try:
-            contexts = [_context(question, group) for group in groups]
+            contexts = [_context(question, group, made) for group in groups]
             bare = [folded(context) if group.folds else {} for context, group in zip(contexts, groups, strict=True)]
         except Doubt as doubt:
             return Ruling(False, why=f"the policies cannot judge the call: {doubt}", doubt=str(doubt))
         exact, folds, same = self._principal(question.principal, question.server)
-        requests = [_request(question, context) for context in contexts]
-        outcomes = [group.ask(request, exact) for group, request in zip(groups, requests, strict=True)]
-        ruling = _ruling(groups, outcomes)
-        if not ruling.allowed:
+        if len(question.target) > _LONGEST:
+            key = ()
+        pairs: list[tuple[Group, Outcome]] = []
+        again: list[Callable[[], Outcome] | None] = []
+        for group, context, other in zip(groups, contexts, bare, strict=True):
+            request = _request(question, context)
+            differs = _differing(context, other) if group.folds else None
+            second = _request(question, other) if differs else request
+            for piece in group.concerned(context):
+                pairs.append((group, piece.recall(key, False, partial(piece.ask, request, exact))))
+                if differs is None or _alike(piece, differs, same):
+                    again.append(None)
+                else:
+                    again.append(partial(piece.recall, key, True, partial(piece.ask, second, folds, fold=True)))
+        ruling = _ruling(pairs)
+        if not ruling.allowed or not any(again):
             return ruling
-        second = False
-        for index, group in enumerate(groups):
-            if not group.folds or (group.unchanged and same and bare[index] == contexts[index]):
-                continue
-            second = True
-            outcomes[index] = group.ask(_request(question, bare[index]), folds, fold=True)
-        if not second:
+        folded_ruling = _ruling(
+            [(group, outcome if ask is None else ask()) for (group, outcome), ask in zip(pairs, again, strict=True)]
+        )
+        if folded_ruling.allowed:
             return ruling
-        again = _ruling(groups, outcomes)
-        if again.allowed:
-            return ruling
-        return msgspec.structs.replace(again, why=f"{again.why}, once case, width and escapes are set aside")
+        why = f"{folded_ruling.why}, once case, width and escapes are set aside"
+        return msgspec.structs.replace(folded_ruling, why=why)
 
     def _principal(self, principal: Principal, server: str) -> tuple[Any, Any, bool]:
         known = server if server in self._servers else ""
@@ -270,22 +215,22 @@ class Engine:
         known = self._shown.get(key)
         if known is None:
             known = self._possible(principal, server, action, primitive, target, direction)
-            if len(self._shown) < _REMEMBERED and len(target or "") <= 256:
-                self._shown[key] = known
+            if len(target or "") <= _LONGEST:
+                _remember(self._shown, key, known)
         return known
 
     def _possible(
         self, principal: Principal, server: str, action: str, primitive: str, target: str | None, direction: str
     ) -> bool:
         if target is None:
-            among = self._statements
-            groups: tuple[Group, ...] = (
-                Group([
-                    one
-                    for one in among
-                    if (one.servers is None or server in one.servers) and (one.actions is None or action in one.actions)
-                ]),
-            )  # fmt: skip
+            every = self._of(
+                tuple(
+                    number
+                    for number, one in enumerate(self._statements)
+                    if (one.servers is None or server in one.servers) and self._applies(one, action)
+                )
+            )
+            groups: tuple[Group, ...] = () if every is None else (every,)
         else:
             groups = self.groups(server, action, target)
         entities = self._principal(principal, server)[0]
@@ -300,8 +245,8 @@ class Engine:
                 "resource": _uid("Server", server),
                 "context": context,
             }
-            outcomes = [group.ask_partly(request, entities) for group in groups]
-            if any(one.permits for one in outcomes) and not any(one.forbids or one.errors for one in outcomes):
+            found = [group.possible(request, entities) for group in groups]
+            if any(found) and None not in found:
                 return True
         return False
 
@@ -309,23 +254,38 @@ class Engine:
 _NONE = Ruling(False, why="no policy permits it")
 
 
-def _parsed(ests: Sequence[dict[str, Any]]) -> Any:
-    import cedarpy
-
-    whole = {
-        "staticPolicies": {str(index): est for index, est in enumerate(ests)},
-        "templates": {},
-        "templateLinks": [],
-    }
-    return cedarpy.PolicySet.from_json_str(msgspec.json.encode(whole).decode())
+def _remember(among: dict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:
+    if len(among) >= _REMEMBERED:
+        among.clear()  # rather than to stay full of what somebody asked for once
+    among[key] = value
 
 
-def _folded(est: dict[str, Any]) -> dict[str, Any]:
-    conditions = [{**one, "body": folded_est(one["body"])} for one in est["conditions"]]
-    return {**est, "conditions": conditions}
+def _differing(context: dict[str, Any], bare: dict[str, Any]) -> frozenset[str]:
+    """What folding changed: parts of the context, and `.name` for each argument."""
+    found = {part for part, value in context.items() if bare[part] != value}
+    if "arguments" in found:
+        other = bare["arguments"]
+        found |= {f".{name}" for name, value in context["arguments"].items() if other[name] != value}
+    return frozenset(found)
 
 
-def _context(question: Question, group: Group) -> dict[str, Any]:
+def _alike(piece: Piece, differs: frozenset[str], same: bool) -> bool:
+    """Whether the piece says the same of a folded call; `same`: whether folding changed nothing of the entities."""
+    if not piece.folds:
+        return True
+    if piece.changes or (piece.attributes and not same):
+        return False
+    if not differs:
+        return True
+    if not (piece.reads - {"arguments"}).isdisjoint(differs):
+        return False
+    if "arguments" not in piece.reads or "arguments" not in differs:
+        return True
+    return piece.names is not None and not any(f".{name}" in differs for name in piece.names)
+
+
+def _context(question: Question, group: Group, made: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
+    """What the group is shown; `made` holds the facts that were looked up for it already."""
     context: dict[str, Any] = {
         "primitive": question.primitive,
         "target": question.target,
@@ -335,11 +295,12 @@ def _context(question: Question, group: Group) -> dict[str, Any]:
         arguments = question.arguments
         if type(arguments) is not dict:
             raise Doubt("the arguments are no object")
-        check(arguments, group.paths, group.kinds, group.pairs)
-        context["arguments"] = shown(arguments, group.arguments)
-    for part, made in question.facts.items():
+        context["arguments"] = group.looks.shown(arguments)
+    for part, make in question.facts.items():
         if part in group.reads:
-            found = made()
+            if part not in made:
+                made[part] = make()
+            found = made[part]
             if found is not None:
                 context[part] = found
     return context
@@ -361,19 +322,18 @@ def passes(outcomes: Sequence[Outcome]) -> bool:
     )
 
 
-def _ruling(groups: Sequence[Group], outcomes: Sequence[Outcome]) -> Ruling:
+def _ruling(pairs: Sequence[tuple[Group, Outcome]]) -> Ruling:
     """`passes`, with the reasons."""
-    pairs = list(zip(groups, outcomes, strict=True))
     forbids = tuple(id for group, outcome in pairs for id in group.ids(outcome.forbids))
     if forbids:
         return Ruling(False, forbids, True, f"forbidden by {_listed(forbids)}")
     for group, outcome in pairs:
         if outcome.errors:
-            numbers = [int(number) for number in _ERRING.findall(outcome.errors[0])]
+            numbers = [int(number) for number in ERRING.findall(outcome.errors[0])]
             return Ruling(False, group.ids(numbers), True, group.error(outcome.errors[0]))
         if outcome.decision not in ("Allow", "Deny"):
             return Ruling(False, why="the policies gave no decision")
-    if not passes(outcomes):
+    if not passes([outcome for _, outcome in pairs]):
         return _NONE
     permits = tuple(id for group, outcome in pairs if outcome.decision == "Allow" for id in group.ids(outcome.permits))
     return Ruling(True, permits, why=f"permitted by {_listed(permits)}")

@@ -10,7 +10,7 @@ invisible characters, percent escapes, spaces at the ends). A call has to be all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 from unicodedata import normalize
@@ -167,40 +167,88 @@ def takes_instants(node: Est) -> bool:
 # --- the arguments
 
 
-def shown(arguments: dict[str, Any], paths: frozenset[Path] | None) -> dict[str, Any]:
-    """The arguments that policies look at; all of them where `paths` is None. Raises `Doubt`."""
-    if paths is None:
-        found = plain(arguments)
-    else:
-        names = {path[0] for path in paths}
-        found = plain({name: arguments[name] for name in names if name in arguments})
-    assert isinstance(found, dict)
-    return found
+class Looks:
+    """What policies look at in the arguments: sorted once, so that a call pays for what it brings and not for them.
 
-
-def check(
-    arguments: dict[str, Any],
-    paths: Iterable[Path],
-    kinds: Mapping[Path, frozenset[str]],
-    pairs: Iterable[tuple[Path, Path]] = (),
-) -> None:
-    """Raises `Doubt` where an argument hides behind another spelling, or is of another kind than it is compared with.
-
-    To Cedar `["x"] == "x"` and `"5" == 5` are false, which is no reason for a server not to take the one for the other.
+    :param paths: what they name; None: all of it. :param kinds: what they compare paths with. :param pairs: paths that
+    they compare with each other.
     """
-    for path in paths:
-        here: Any = arguments
-        for step in path:
-            if type(here) is not dict:
-                break
-            _undisguised(here, step)
-            here = here.get(step)
-    for path, allowed in kinds.items():
-        _check_kind(arguments, path, 0, allowed)
-    for one, other in pairs:
-        first, second = _at(arguments, one), _at(arguments, other)
-        if first is not None and second is not None and kind_of(first) != kind_of(second):
-            raise Doubt(f"the arguments `{'.'.join(one)}` and `{'.'.join(other)}` are of two kinds")
+
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        kinds: Mapping[Path, frozenset[str]],
+        pairs: Iterable[tuple[Path, Path]],
+        *,
+        whole: bool,
+    ) -> None:
+        self._names = _Names(paths)
+        self._whole = whole
+        self._pairs = tuple(pairs)
+        self._kinds: dict[str, list[tuple[Path, frozenset[str]]]] = {}
+        for path, allowed in kinds.items():
+            self._kinds.setdefault(path[0], []).append((path, allowed))
+
+    def shown(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that policies look at, after `check`. Raises `Doubt`."""
+        self.check(arguments)
+        names = self._names.below
+        found = plain(arguments if self._whole else {name: arguments[name] for name in arguments if name in names})
+        assert isinstance(found, dict)
+        return found
+
+    def check(self, arguments: dict[str, Any]) -> None:
+        """Raises `Doubt` where an argument hides behind another spelling or is of a kind that it is not compared with.
+
+        To Cedar `["x"] == "x"` and `"5" == 5` are false, which is no reason for a server not to take the one for the
+        other.
+        """
+        self._names.check(arguments)
+        for name in arguments:
+            for path, allowed in self._kinds.get(name, ()):
+                _check_kind(arguments, path, 0, allowed)
+        for one, other in self._pairs:
+            first, second = _at(arguments, one), _at(arguments, other)
+            if first is not None and second is not None and kind_of(first) != kind_of(second):
+                raise Doubt(f"the arguments `{'.'.join(one)}` and `{'.'.join(other)}` are of two kinds")
+
+
+class _Names:
+    """The names that policies know at one place, and those below each."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        rests: dict[str, list[Path]] = {}
+        for path in paths:
+            if path:
+                rests.setdefault(path[0], []).append(path[1:])
+        self.below = {name: _Names(rest) for name, rest in rests.items()}
+        self._deeper = [(name, below) for name, below in self.below.items() if below.below]
+        self._longest = 4 * max(map(len, rests), default=0) + 32
+        self._spelt: dict[str, list[str]] = {}
+        for name in rests:
+            self._spelt.setdefault(folded_text(name), []).append(name)
+
+    def check(self, holder: Any) -> None:
+        """Raises `Doubt` where a key may be taken for one of these names and is none."""
+        if type(holder) is not dict or not self.below:
+            return
+        if len(holder) > MAX_VALUES:
+            raise Doubt("the arguments are too many to be judged")
+        for key in holder:
+            if len(key) <= self._longest:
+                for name in self._spelt.get(folded_text(key), ()):
+                    if name != key:
+                        raise Doubt(f"the argument `{name}` is spelt in another way")
+        for name, below in self._deeper:
+            below.check(holder.get(name))
+
+
+def undisguised(holder: dict[str, Any], names: Collection[str]) -> None:
+    """Raises `Doubt` where a key may be taken for one of these names and is none."""
+    spelt = _spellings(holder, names)
+    for name in names:
+        if any(key not in names for key in spelt.get(folded_text(name), ())):
+            raise Doubt(f"the argument `{name}` is spelt in another way")
 
 
 def _at(here: Any, path: Path) -> Any:
@@ -209,11 +257,16 @@ def _at(here: Any, path: Path) -> Any:
     return here
 
 
-def _undisguised(holder: dict[str, Any], name: str) -> None:
-    folded_name = fold(name)
+def _spellings(holder: dict[str, Any], steps: Iterable[str]) -> dict[str, list[str]]:
+    """The keys of an object, by what a careless reader takes them for; without those too long for any step."""
+    if len(holder) > MAX_VALUES:
+        raise Doubt("the arguments are too many to be judged")
+    longest = 4 * max(map(len, steps)) + 32
+    found: dict[str, list[str]] = {}
     for key in holder:
-        if key != name and len(key) <= 4 * len(name) + 32 and fold(key) == folded_name:
-            raise Doubt(f"the argument `{name}` is spelt in another way")
+        if len(key) <= longest:
+            found.setdefault(folded_text(key), []).append(key)
+    return found
 
 
 def _check_kind(here: Any, path: Path, index: int, allowed: frozenset[str]) -> None:

@@ -10,6 +10,7 @@ statement of SQL of this kind and nothing else.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ MAX_TOKENS: Final = 4_000
 MAX_DEPTH: Final = 48
 """Brackets within brackets."""
 
+_TOGETHER: Final = 100
+"""Policies that Cedar parses in one go, during which nothing else runs."""
 _ROW: Final = 30
 """Conditions in a row that Cedar reads from its own JSON as they are."""
 
@@ -82,6 +85,15 @@ class Statement(msgspec.Struct, frozen=True):
     """paths that it compares with each other"""
     named: tuple[tuple[str, str, int, int], ...] = ()
     """entities it names: kind, id and where"""
+    needs: str | None = None
+    """an argument without which it neither applies nor fails"""
+    hangs: bool = False
+    """whether it neither applies nor fails as long as the arguments are not known"""
+    attributes: bool = False
+    """whether it looks at attributes of entities"""
+    file: str = ""
+    spots: tuple[tuple[str, int, int], ...] = ()
+    """where in the file it begins (""), and where it first names each argument: line and column from 1"""
 
     @property
     def by_name(self) -> bool:
@@ -142,7 +154,10 @@ class _Reading:
             mapped = self._mapped(tokens)
             if len(self.faults) == before:
                 written.append(mapped)
-        together = self._together(written) if not self.faults else None
+        together: list[dict[str, Any]] | None = []
+        for start in range(0, len(written), _TOGETHER):
+            some = self._together(written[start : start + _TOGETHER]) if not self.faults else None
+            together = together + some if together is not None and some is not None else None
         found = [
             self._statement(tokens, together[number] if together else self._parsed(tokens))
             for number, tokens in enumerate(written)
@@ -248,10 +263,10 @@ class _Reading:
             self._unknown(tokens, looked)
             named = tuple((kind, name, *self._entity(tokens, kind, name)) for kind, name in sorted(looked.entities))
             statement = msgspec.structs.replace(statement, named=named)
-        return statement
+        return msgspec.structs.replace(statement, file=self.file, spots=_spots(tokens, looked.arguments))
 
     def _together(self, written: list[list[Token]]) -> list[dict[str, Any]] | None:
-        """Every policy, parsed in one go, a tenth of the time; None where one of them has to be looked at by itself."""
+        """These, parsed in one go, a tenth of the time; None where one of them has to be looked at by itself."""
         import cedarpy  # only where there are policies
 
         try:
@@ -409,6 +424,17 @@ def _texts(tokens: list[Token], start: int, count: int) -> list[str]:
     return [token.text for token in tokens[max(0, start) : start + count]]
 
 
+def _spots(tokens: list[Token], arguments: set[Path]) -> tuple[tuple[str, int, int], ...]:
+    names = {step for path in arguments for step in path}
+    found = {"": tokens[0]}
+    for before, token in itertools.pairwise(tokens) if names else ():
+        if before.text in (".", "[", "has") and token.kind in ("name", "string"):
+            word = token.text if token.kind == "name" else token.text[1:-1]
+            if word in names:
+                found.setdefault(word, token)
+    return tuple((name, token.line, token.column) for name, token in found.items())
+
+
 def _joined(tokens: list[Token]) -> str:
     return " ".join(token.text for token in tokens)
 
@@ -533,6 +559,9 @@ class _Looking:
             arguments=None if self.whole else frozenset(self.arguments),
             kinds=tuple(sorted((path, frozenset(kinds)) for path, kinds in self.kinds.items())),
             pairs=frozenset(self.pairs),
+            needs=_needed(est["conditions"]),
+            hangs=_hanging(est["conditions"]),
+            attributes=any(_has_attributes(condition["body"]) for condition in est["conditions"]),
         )
 
     def _scope(self, scope: dict[str, Any]) -> frozenset[str] | None:
@@ -699,3 +728,59 @@ def _always_there(node: Est) -> bool:
         (found[0] == "context" and len(found[1]) == 1 and found[1][0] in NAMED)
         or (found[0] != "context" and not found[1])
     )
+
+
+def _deciding(conditions: list[dict[str, Any]]) -> Iterator[Est]:
+    """The terms that a policy looks at first: all comparisons that cannot fail, and the one that comes after them."""
+    for condition in conditions:
+        if condition["kind"] != "when":
+            return
+        for term in chain(condition["body"], "&&"):
+            yield term
+            if _target_of(term) is None and not _cannot_fail(term) and _argument_had(term) is None:
+                return
+
+
+def _argument_had(term: Est) -> str | None:
+    """`x` of `context.arguments has x`."""
+    if not isinstance(term, dict) or len(term) != 1 or "has" not in term:
+        return None
+    had = term["has"]
+    return str(had["attr"]) if attribute(had["left"]) == ("context", ("arguments",)) else None
+
+
+def _needed(conditions: list[dict[str, Any]]) -> str | None:
+    return next((name for name in map(_argument_had, _deciding(conditions)) if name is not None), None)
+
+
+def _hanging(conditions: list[dict[str, Any]]) -> bool:
+    return any(map(_unknown_without_arguments, _deciding(conditions)))
+
+
+def _unknown_without_arguments(term: Est) -> bool:
+    """Whether its first comparison is of an argument with something that is there."""
+    while isinstance(term, dict) and len(term) == 1 and ("||" in term or "!" in term):
+        term = chain(term, "||")[0] if "||" in term else term["!"]["arg"]
+    if not isinstance(term, dict) or len(term) != 1:
+        return False
+    ((sign, sides),) = term.items()
+    if sign == "has":
+        found = attribute(sides["left"])
+        return found is not None and found[0] == "context" and found[1][:1] == ("arguments",)
+    if sign == "like":
+        return bool(_of_arguments(sides["left"]))
+    if sign not in ("==", "!=", "<", "<=", ">", ">="):
+        return False
+    left, right = sides["left"], sides["right"]
+    return bool(_of_arguments(left) and "Value" in right) or bool(_of_arguments(right) and "Value" in left)
+
+
+def _has_attributes(node: Est) -> bool:
+    if isinstance(node, list):
+        return any(map(_has_attributes, node))
+    if not isinstance(node, dict) or "Value" in node:
+        return False
+    found = attribute(node)
+    if found is not None:
+        return found[0] != "context" and bool(found[1])
+    return "." in node or any(map(_has_attributes, node.values()))

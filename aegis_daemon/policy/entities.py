@@ -13,6 +13,7 @@ import msgspec
 
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.policy.context import folded, plain
+from aegis_daemon.policy.dialect import ACTIONS
 
 OWN: Final = ("name", "tenant", "roles")
 """Attributes that every agent has, whatever its configuration says."""
@@ -40,6 +41,8 @@ def describe(principal: Principal, attributes: Mapping[str, Any], servers: froze
     entities += [
         {"uid": {"type": "Server", "id": name}, "attrs": {"name": name}, "parents": []} for name in sorted(servers)
     ]
+    # Actions too: of one that is not there Cedar cannot tell, as long as anything is unknown, that it is not in a list.
+    entities += [{"uid": {"type": "Action", "id": name}, "attrs": {}, "parents": []} for name in ACTIONS]
     if fold:
         entities = [{**entity, "attrs": folded(entity["attrs"])} for entity in entities]
     return msgspec.json.encode(entities).decode()

@@ -18,6 +18,7 @@ import msgspec
 from aegis_daemon.core.text import visible
 from aegis_daemon.core.verdict import Claim
 from aegis_daemon.policy.budgets import SCOPE, exact, plain, units
+from aegis_daemon.policy.context import Doubt, folded_text
 from aegis_daemon.policy.paths import canonical_root, path_fault
 from aegis_daemon.policy.patterns import compile_pattern
 from aegis_daemon.policy.sql import ARGUMENTS, DEFAULT_DIALECTS, sql_fault
@@ -81,6 +82,7 @@ class Rule:
     """One compiled rule. Never changes, asks nobody."""
 
     def __init__(self, constraint: Constraint) -> None:
+        self.constraint = constraint
         self.tool = constraint.tool
         self.sql = constraint.sql
         self.budgets = constraint.budgets
@@ -96,8 +98,13 @@ class Rule:
             self._operations = frozenset(self.sql.operations)
             self._functions = frozenset(name.lower() for name in self.sql.functions)
         self._named = frozenset(named)
-        self._folded = {fold(name): name for name in self._named}
+        self._folded = {folded_text(name): name for name in self._named}
         self._closed = constraint.forbid_extra
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The arguments whose values it looks at."""
+        return self._named
 
     def judge(self, arguments: Any) -> str | None:
         """Why the call is refused, in plain words and without a value of its; None where nothing objects."""
@@ -112,7 +119,7 @@ class Rule:
         for name in arguments:
             if name in self._named:
                 continue
-            alike = self._folded.get(fold(name))
+            alike = self._folded.get(folded_text(name))
             if alike is not None:  # some servers would take it for the other
                 return f"the argument {_shown(name)} may be taken for `{alike}`"
             if self._closed:
@@ -163,6 +170,13 @@ class Rule:
             made.append(Claim(scope, who, EVERYWHERE, self.tool, spending.window_s, 0, plain(amount), most))
         return tuple(made)
 
+    def limits(self) -> tuple[Claim, ...]:
+        """Its budgets, as claims of nothing; the agent is "" where each agent has one for itself."""
+        return tuple(
+            Claim(scope, "" if one.each_agent else None, EVERYWHERE, self.tool, one.window_s, 0, "0", most)
+            for one, scope, most in self._spends
+        )
+
     def spent(self, agent: str, content: bytes | None) -> tuple[Claim, ...]:
         """The same of a call of an earlier daemon, by what the log kept of it; what cannot be read spent all there is.
 
@@ -191,7 +205,8 @@ class Rules:
         self._by_tool = {rule.tool: rule for rule in rules}
         self._alike: dict[str, tuple[Rule, ...]] = {}
         for rule in self._by_tool.values():
-            self._alike[fold(rule.tool)] = (*self._alike.get(fold(rule.tool), ()), rule)
+            alike = bare(rule.tool)
+            self._alike[alike] = (*self._alike.get(alike, ()), rule)
 
     def __bool__(self) -> bool:
         return bool(self._by_tool)
@@ -205,7 +220,15 @@ class Rules:
 
     def _named(self, name: str) -> tuple[Rule, ...]:
         own = self._by_tool.get(name)
-        return (own,) if own is not None else self._alike.get(fold(name), ())
+        return (own,) if own is not None else self._alike.get(bare(name), ())
+
+
+def bare(name: str) -> str:
+    """A tool's name as a careless server may take it: without case, width, escapes and spaces at the ends."""
+    try:
+        return folded_text(name)
+    except Doubt:
+        return fold(name)
 
 
 def compile_rule(constraint: Constraint) -> Rule:

@@ -10,13 +10,18 @@ only read.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 LONGEST: Final = 4096
-"""Bytes; parsing takes about 4 ms a kilobyte."""
+"""Bytes."""
+WORDS: Final = 1000
+"""Words and signs in one dialect, which take about 10 µs each."""
+ALL_WORDS: Final = 2000
+"""The same in all dialects together: a text that is read in four of them may have 500."""
 DEFAULT_DIALECTS: Final = ("postgres", "mysql", "sqlite", "tsql")
 """Where a rule names none, a statement has to pass in all of these."""
 DIALECTS: Final = (
@@ -30,7 +35,10 @@ ARGUMENTS: Final = ("sql", "query", "statement")
 """Where a rule names no argument, all of these that a call has are judged, and it must have one."""
 
 _REMEMBERED = 512
-_DEEPEST = 120
+_DEEPEST = 24
+"""Brackets within brackets: some take a time that grows with the square."""
+_IN_A_ROW = re.compile(r"(?:\][^\[\]]{0,64}\[[^\[\]]*){12}|(?:<[\s\w`\"]*){12}")
+"""`a[1][1][1]…` and `ARRAY<ARRAY<…`, likewise."""
 _CONDITIONAL = re.compile(r"/\*M?!")  # MySQL and MariaDB run what is in these comments
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029]")
 _READING_MODULES = frozenset({"core", "query", "datatypes"})
@@ -50,6 +58,15 @@ _DOING = frozenset(
         "FunctionSpecification", "ModelAttribute",
     }
 )  # fmt: skip
+_FILE_NAME = re.compile(
+    r"[/\\\\:]|\.(?:csv|tsv|txt|json|jsonl|ndjson|parquet|arrow|avro|orc|xlsx?|xml|db|sqlite3?|duckdb|gz|bz2|zst|zip)$",
+    re.I,
+)
+_FORMATTED = frozenset({"spark", "databricks", "hive", "drill", "dremio"})
+_FORMATS = frozenset(
+    {"avro", "binaryfile", "csv", "delta", "dfs", "iceberg", "jdbc", "json", "orc", "parquet", "text", "xml"}
+)
+"""Where `csv.x` reads the file `x`."""
 _UNSEPARATED = frozenset({"tsql", "fabric"})
 """Where a statement may follow another without a semicolon: `SELECT 1 DELETE FROM t` is two, and no alias."""
 _BEGINNINGS = frozenset(
@@ -93,7 +110,7 @@ def facts(text: str, dialects: str | tuple[str, ...] = DEFAULT_DIALECTS) -> SqlF
         return UNREADABLE
     found = []
     for dialect in named:
-        one = _facts(text, dialect)
+        one = _facts(text, dialect, min(WORDS, ALL_WORDS // len(named)))
         if not one.parsed:
             return UNREADABLE
         found.append(one)
@@ -124,18 +141,18 @@ def sql_fault(
 
 
 @lru_cache(_REMEMBERED)
-def _facts(text: str, dialect: str) -> SqlFacts:
+def _facts(text: str, dialect: str, words: int) -> SqlFacts:
     if _CONDITIONAL.search(text) or _CONTROL.search(text) or not _shallow(text):
         return UNREADABLE
-    parse, syntax = _library()
+    syntax = _library()
     try:
-        read = parse(text, dialect=dialect)
+        read = _reader(dialect)(text, words)
         statements = [one for one in read if one is not None and not isinstance(one, syntax.Semicolon)]
         operations: set[str] = set()
         functions: set[str] = set()
         for statement in statements:
             for node in statement.walk():
-                _note(node, syntax, operations, functions)
+                _note(node, syntax, dialect, operations, functions)
                 if dialect in _UNSEPARATED and type(node) is syntax.Identifier and not node.quoted:
                     operations.update(_BEGINNINGS & {node.name.upper()})
     except Exception:  # whatever it is, nobody knows what the text does
@@ -143,14 +160,16 @@ def _facts(text: str, dialect: str) -> SqlFacts:
     return SqlFacts(bool(statements), len(statements), tuple(sorted(operations)), tuple(sorted(functions)))
 
 
-def _note(node: Any, syntax: Any, operations: set[str], functions: set[str]) -> None:
+def _note(node: Any, syntax: Any, dialect: str, operations: set[str], functions: set[str]) -> None:
     kind = type(node)
     name = kind.__name__
     module = kind.__module__.rpartition(".")[2]
     if name in _STATEMENTS:
         operations.add(_STATEMENTS[name])
-    elif name == "Table" and _reads_a_file(node):
+    elif name == "Table" and _reads_a_file(node, dialect):
         operations.add("FILE")
+    elif name == "Table" and _is_elsewhere(node, dialect):
+        operations.add("LINK")
     elif isinstance(node, syntax.Func):
         qualified = _qualifier(node, syntax)
         if qualified or name in _LOUD or module not in _READING_MODULES | _QUIET_MODULES:
@@ -185,17 +204,31 @@ def _qualifier(node: Any, syntax: Any) -> str:
     return "".join(f"{one}." for one in names)
 
 
-def _reads_a_file(table: Any) -> bool:
-    """Some databases take `FROM '/etc/passwd'`, or a quoted name that looks like a file, for the file."""
-    this = table.this
-    return type(this).__name__ == "Literal" or (
-        type(this).__name__ == "Identifier"
-        and re.search(r"[/\\:]|\.(?:csv|json|parquet|txt|db|gz)$", this.name) is not None
+def _reads_a_file(table: Any, dialect: str) -> bool:
+    """Some databases take `FROM '/etc/passwd'`, a quoted name that looks like a file, or `@stage`, for the file."""
+    this, schema = table.this, table.args.get("db")
+    kind = type(this).__name__
+    if kind in ("Literal", "Var", "Parameter", "Placeholder", "SessionParameter"):
+        return True
+    if dialect in _FORMATTED and schema is not None and schema.name.lower() in _FORMATS:
+        return True
+    return kind == "Identifier" and (
+        _FILE_NAME.search(this.name) is not None or (dialect == "duckdb" and this.quoted and "." in this.name)
     )
 
 
+def _is_elsewhere(table: Any, dialect: str) -> bool:
+    """A table of another database server: `t@link`, `server.database.schema.t`."""
+    this = table.this
+    if dialect in _UNSEPARATED:
+        return type(this).__name__ == "Dot"
+    return type(this).__name__ == "Identifier" and not this.quoted and "@" in this.name
+
+
 def _shallow(text: str) -> bool:
-    """Whether no reader's stack is at stake: brackets, and words that nest without them."""
+    """Whether no reader's stack and time are at stake."""
+    if _IN_A_ROW.search(text):
+        return False
     depth = 0
     for char in text:
         if char in "([{":
@@ -207,9 +240,43 @@ def _shallow(text: str) -> bool:
     return True
 
 
+class _Endless(Exception):
+    """The reader went to and fro for longer than a text of this size takes."""
+
+
+@lru_cache
+def _reader(dialect: str) -> Callable[[str, int], list[Any]]:
+    """Parses a text of at most so many words. What a word may be is tried out, and tried again within each bracket:
+    `DECIMAL(DECIMAL(…` takes twice as long with every level, so the reader's steps are counted."""
+    from sqlglot.dialects.dialect import Dialect
+
+    found = Dialect.get_or_raise(dialect)
+    reader: Any = found.parser_class
+
+    class Counting(reader):  # type: ignore[misc]
+        left = 0
+
+        def _advance(self, times: int = 1) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise _Endless
+            super()._advance(times)
+
+    def read(text: str, words: int) -> list[Any]:
+        tokens = found.tokenize(text)
+        if len(tokens) > words:
+            raise _Endless
+        parser = Counting(dialect=found)
+        parser.left = 500 + 2 * len(tokens)
+        parsed: list[Any] = parser.parse(tokens, text)
+        return parsed
+
+    return read
+
+
 @lru_cache(1)
-def _library() -> tuple[Any, Any]:
-    from sqlglot import exp, parse, parser  # here: it takes 0.1 s and 30 MB, for those who use it
+def _library() -> Any:
+    from sqlglot import exp, parser  # here: it takes 0.1 s and 30 MB, for those who use it
 
     parser.logger.disabled = True  # it would print the SQL
-    return parse, exp
+    return exp

@@ -4,15 +4,17 @@ Paths are JSONPath as RFC 9535 has it, rooted at `{request, response}`: `request
 what the tool gave. A tool gives the same in several places, and the paths are applied to each of them as `response`:
 `structuredContent`, each text that is JSON, each text of an embedded resource that is JSON, and the `data` of an error.
 All that is left of content (prose, images, links, texts that are no JSON) may say the same in words that no path
-reaches: it is replaced as a whole, unless the rule says `unreadable: pass`. The same holds for what an error says.
-Where anything else goes wrong, the whole answer is withheld. Progress and log messages are not looked at.
+reaches: it is replaced as a whole, unless the rule says `unreadable: pass`. The same holds for what an error says; and
+what is no part of the protocol (other keys of a result, others' entries in `_meta`) is left out. Where anything else
+goes wrong, the whole answer is withheld. Progress and log messages are not looked at.
 
-`match()` and `search()` are not known here, since no engine for them is linear in what a server sends.
+What a path costs is linear in what a server sends: `match()` and `search()` are not known here, since no engine for
+them is; a path goes down with `..` once, and a filter looks at single places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
@@ -27,8 +29,14 @@ UNKNOWN: Final = object()
 WITHHELD: Final = "[withheld: this content cannot be redacted]"
 LARGEST: Final = 2 << 20
 """Bytes of the largest answer that is cleaned; larger ones are withheld."""
-MOST_VALUES: Final = 50_000
+MOST_VALUES: Final = 20_000
 """Values that are looked at in one answer, once for each path: some 8 us each, during which nothing else happens."""
+_KEPT: Final = frozenset(
+    ["resultType", "taskId", "status", "createdAt", "lastUpdatedAt", "requestState", "inputRequests"]
+)
+"""What the protocol says of a result beside its content: a client cannot go on without it."""
+_PLAIN: Final = frozenset(["isError", "ttl", "ttlMs", "pollInterval", "pollIntervalMs"])
+_PROTOCOLS_OWN: Final = ("io.modelcontextprotocol/", "aegis/")
 _PARTS: Final = ("content", "structuredContent", "isError", "result", "error")
 
 
@@ -113,7 +121,7 @@ class Transform:
             raise Unredacted("the answer cannot be redacted") from error
 
     def _result(self, asked: _Asked, found: dict[str, Any]) -> dict[str, Any]:
-        made = dict(found)
+        made: dict[str, Any] = {}
         for key, value in found.items():
             if key == "structuredContent":
                 cleaned = self._response(asked, value)
@@ -122,14 +130,17 @@ class Transform:
                 if type(value) is not list:
                     raise Unredacted("the answer's content is not a list")
                 made[key] = [self._item(asked, item) for item in value]
-            elif key == "result" and type(value) is dict:  # a task that holds it
+            elif key in ("result", "task") and type(value) is dict:  # a task, and one that holds it
                 made[key] = self._result(asked, value)
             elif key == "error" and type(value) is dict:
                 made[key] = self._error_object(asked, value)
-            elif key != "requestState" and type(value) in (dict, list):
-                made[key] = self._response(asked, value)
             elif key == "statusMessage" and not self._pass:
                 made[key] = WITHHELD
+            elif key == "_meta" and type(value) is dict and not self._pass:
+                made[key] = {name: one for name, one in value.items() if name.startswith(_PROTOCOLS_OWN)}
+            elif self._pass or key in _KEPT or (key in _PLAIN and type(value) in (bool, int, float)):
+                again = type(value) in (dict, list) and key != "requestState"
+                made[key] = self._response(asked, value) if again else value
         return made
 
     def _item(self, asked: _Asked, item: Any) -> Any:
@@ -278,7 +289,28 @@ def compile_path(path: str) -> Any:
     plain = first is not None and type(first).__name__ == "JSONPathChildSegment" and len(names) == 1
     if plain and isinstance(names[0], str) and names[0] not in ("request", "response"):
         raise BadPath("it begins with neither `$.request` nor `$.response`, and so names nothing", 2)
+    deep = sum("Recursive" in type(segment).__name__ for segment in query.segments)
+    if deep > 1:
+        raise BadPath("it goes down with `..` more than once", path.rindex("..") + 1)
+    if not all(map(_single, _asked_of(query))):
+        raise BadPath("a filter may look at single places alone, such as `@.a.b` or `$.request.a`", path.index("?") + 1)
     return query
+
+
+def _asked_of(query: Any) -> Iterator[Any]:
+    """The expressions in the filters of a path."""
+    for segment in query.segments:
+        for selector in segment.selectors:
+            if hasattr(selector, "expression"):
+                yield selector.expression
+
+
+def _single(expression: Any) -> bool:
+    """Whether every query in it names one place at most."""
+    query = getattr(expression, "path", None)
+    if query is not None:
+        return bool(query.singular_query())
+    return all(map(_single, expression.children()))
 
 
 @lru_cache(1)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
+from itertools import islice, takewhile
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +25,7 @@ from aegis_daemon.core.canonical import canonical
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.templates import fits, literals
 from aegis_daemon.core.text import visible
-from aegis_daemon.registry.likeness import skeleton
+from aegis_daemon.registry.likeness import skeleton, telling
 from aegis_daemon.wire.jsonrpc import WireFault, fold, read
 
 _log = logging.getLogger("aegis.pins")
@@ -36,6 +38,11 @@ LARGEST: Final = 256 << 10
 MOST_TEXT: Final = 32 << 20
 """Bytes of such texts of one server."""
 LONGEST_NAME: Final = 1024
+"""Characters of a name; what has a longer one is not remembered, and not usable."""
+ALIKE: Final = 8
+"""Look-alikes of one name that are told."""
+REPEATS: Final = 8
+"""How often one page may hold one name; names are unique, so a page with more is withheld."""
 PAGES: Final = 64
 """Pages of one server's lists that are known by their digest."""
 DRIFTS: Final = 16
@@ -56,12 +63,15 @@ LISTS: Final = {
 HANDSHAKES: Final = ("initialize", "server/discover")
 INSTRUCTIONS: Final = "instructions"
 KINDS: Final = ("tool", "prompt", "template", INSTRUCTIONS)
+NAMED: Final = ("tool", "prompt")
+"""Those that people and models tell apart by a name."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pins (
   backend TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, trusted TEXT NOT NULL,
   turn INTEGER NOT NULL, offered TEXT NOT NULL, drifted TEXT NOT NULL, seen REAL NOT NULL, changed REAL NOT NULL,
-  by TEXT NOT NULL, text TEXT NOT NULL, odd_text TEXT NOT NULL, PRIMARY KEY (backend, kind, name)
+  by TEXT NOT NULL, text TEXT NOT NULL, odd_text TEXT NOT NULL, told TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY (backend, kind, name)
 ) STRICT;
 """
 Key = tuple[str, str, str]
@@ -79,7 +89,8 @@ class Pin(msgspec.Struct):
     """One thing of one server. Only `Registry` changes it. Times are seconds since the epoch.
 
     `trusted` are the hashes that may be used, the newest last; `offered` is what the server said last, `drifted` the
-    last hash that was not trusted. `turn` counts how often a person has trusted another one, and `by` is who.
+    last hash that was not trusted, `told` the last one that people were sent a message about. `turn` counts how often
+    a person has trusted another one, and `by` is who.
     """
 
     backend: str
@@ -93,11 +104,17 @@ class Pin(msgspec.Struct):
     seen: float
     changed: float = 0.0
     by: str = ""
+    told: str = ""
 
     @property
     def key(self) -> Key:
         """What it is found by."""
         return (self.backend, self.kind, self.name)
+
+    @property
+    def id(self) -> str:
+        """Names it in addresses: nothing that its server chose stands in one."""
+        return sha256(msgspec.json.encode(self.key)).hexdigest()[:32]
 
     @property
     def binding(self) -> str:
@@ -109,7 +126,7 @@ class Pin(msgspec.Struct):
         """How people call it; safe to print."""
         if self.kind == INSTRUCTIONS:
             return f"the instructions of `{self.backend}`"
-        return f"the {self.kind} `{visible(self.name[:200])}` of `{self.backend}`"
+        return f"the {self.kind} `{visible(telling(self.name[:200]))}` of `{self.backend}`"
 
 
 class _Sighting(msgspec.Struct):
@@ -119,12 +136,17 @@ class _Sighting(msgspec.Struct):
     text: bytes
 
 
+_Item = tuple[str, str, Any]
+"""kind, name, and the object itself"""
+
+
 class Registry:
     """All pins; see `core.ports.Pins`.
 
     :param db: state.db. :param record: writes (action, by, detail) to the audit log, or raises `AuditUnavailable`.
     :param on_change: something is stopped or usable that was not, of this backend. :param on_seen: something of it is
         pinned that was not, or as something else: rules that go by what tools are like are looked at anew.
+    :param on_news: there is something in `untold`.
     """
 
     def __init__(
@@ -135,6 +157,7 @@ class Registry:
         record: Callable[[str, str, str], object],
         on_change: Callable[[str], None] = lambda backend: None,
         on_seen: Callable[[str], None] = lambda backend: None,
+        on_news: Callable[[], None] = lambda: None,
         hold: bool = False,
         recheck_s: float = 3600.0,
     ) -> None:
@@ -144,23 +167,34 @@ class Registry:
         self._record = record
         self._on_change = on_change
         self._on_seen = on_seen
+        self._on_news = on_news
         self.hold = hold
         self.recheck_s = recheck_s
         self._pins: dict[Key, Pin] = {}
         self._counts: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
+        self._ids: dict[str, Pin] = {}
+        self._stopped: dict[Key, Pin] = {}
         self._alike: dict[tuple[str, str], list[Pin]] = {}
+        """by kind and skeleton, the first seen first"""
+        self._same: dict[tuple[str, str], list[Pin]] = {}
+        """by kind and name, likewise"""
         self._templates: dict[str, dict[str, tuple[str, ...]]] = {}
         """of each backend that has any, the stopped ones"""
-        self._crowded: set[str] = set()
+        self._crowded: dict[str, str] = {}
+        """backends that have more than is remembered, and of what"""
         self._pages: dict[str, dict[tuple[str, bytes], bool]] = {}
         """of each backend, pages that hold nothing new, and whether the list ends there"""
         db.executescript(_SCHEMA)
+        if not any(row[1] == "told" for row in db.execute("PRAGMA table_info(pins)")):  # made by an earlier version
+            db.execute("ALTER TABLE pins ADD COLUMN told TEXT NOT NULL DEFAULT ''")
         for row in db.execute(f"SELECT {', '.join(Pin.__struct_fields__)} FROM pins ORDER BY seen, rowid"):  # noqa: S608
             fields = dict(zip(Pin.__struct_fields__, row, strict=True))
             fields["trusted"] = tuple(msgspec.json.decode(fields["trusted"]))
             self._keep(Pin(**fields))
-        for backend, size in db.execute("SELECT backend, SUM(LENGTH(text) + LENGTH(odd_text)) FROM pins GROUP BY 1"):
+        for backend, size in db.execute(
+            "SELECT backend, SUM(LENGTH(CAST(text AS BLOB)) + LENGTH(CAST(odd_text AS BLOB))) FROM pins GROUP BY 1"
+        ):
             self._bytes[backend] = size
 
     # --- the call's side ----------------------------------------------------------------------------------------
@@ -171,8 +205,14 @@ class Registry:
             return self._stops_resource(backend, name)
         pin = self._pins.get((backend, subject, name))
         if pin is None:
-            return "crowded" if backend in self._crowded or self._is_one_too_many(backend) else "unseen"
+            return self._unknown(backend, name) or "unseen"
         return "" if pin.state == TRUSTED else pin.state
+
+    def _unknown(self, backend: str, name: str) -> str:
+        """Why something of which nothing is known never will be."""
+        if len(name) > LONGEST_NAME:
+            return "long"
+        return "crowded" if self._counts[backend] >= MOST or self._is_one_too_many(backend) else ""
 
     def _is_one_too_many(self, backend: str) -> bool:
         return len(self._counts) >= BACKENDS and backend not in self._counts
@@ -183,6 +223,8 @@ class Registry:
             for template, parts in stopped.items():
                 if name == template or fits(parts, name):
                     return self._pins[backend, "template", template].state
+        if "{" in name and (backend, "template", name) not in self._pins:
+            return self._unknown(backend, name)  # a template that a list shows
         return ""
 
     def trusted(self, backend: str, subject: str, name: str) -> str:
@@ -216,27 +258,23 @@ class Registry:
         if type(result) is not dict:
             raise ValueError("a result must be an object")
         complete = result.get("nextCursor") is None
-        if not self._saw(backend, _sightings(method, result)):
+        if not self._saw(backend, _items(method, result)):
             if len(pages) >= PAGES:
                 pages.clear()
             pages[page] = complete
         return complete
 
-    def _saw(self, backend: str, sightings: Sequence[_Sighting]) -> bool:
-        """Takes note; True where anything was new."""
+    def _saw(self, backend: str, items: Sequence[_Item]) -> bool:
+        """Takes note; True where anything was new. Raises `ValueError`."""
+        known = self._remembered(backend, items)
         new: list[tuple[Pin, _Sighting]] = []
         moved: list[tuple[Pin, _Sighting | None]] = []
         told: list[tuple[Pin, _Sighting]] = []
-        crowded = stopped = False
+        stopped = False
         try:
-            for seen in sightings:
+            for seen in known:
                 pin = self._pins.get((backend, seen.kind, seen.name))
                 if pin is None:
-                    if self._is_one_too_many(backend):
-                        continue
-                    if self._counts[backend] >= MOST or len(seen.name) > LONGEST_NAME:
-                        crowded = True
-                        continue
                     pin = self._first(backend, seen)
                     new.append((pin, seen))
                 elif seen.hash != pin.offered and not self._is_trusted_in_part(pin, seen):
@@ -254,8 +292,40 @@ class Registry:
         finally:
             # Where the log is full in the middle of a page, what was stopped before is stopped, on disk and for calls
             # that were judged before.
-            self._noted(backend, new, moved, told, crowded=crowded, stopped=stopped)
+            self._noted(backend, new, moved, told, stopped=stopped)
         return bool(new or moved)
+
+    def _remembered(self, backend: str, items: Sequence[_Item]) -> list[_Sighting]:
+        """Those that have a pin or can get one; of the others nothing is worked out, however many they are."""
+        room = 0 if self._is_one_too_many(backend) else MOST - self._counts[backend]
+        times: Counter[tuple[str, str]] = Counter()
+        kept: list[_Item] = []
+        fresh: set[str] = set()
+        for item in items:
+            kind, name, _ = item
+            times[kind, name] += 1
+            if times[kind, name] > REPEATS:
+                raise ValueError(f"the list has one name more than {REPEATS} times")
+            if (backend, kind, name) not in self._pins and name not in fresh:
+                if len(name) > LONGEST_NAME:
+                    self._tell_crowded(backend, f"a {kind} whose name has more than {LONGEST_NAME} characters")
+                    continue
+                if len(fresh) >= room:
+                    what = f"more than {MOST} tools, prompts and templates, which is all that is remembered of a server"
+                    if self._is_one_too_many(backend):
+                        what = f"tools, prompts or templates, but {BACKENDS} servers are all that is remembered"
+                    self._tell_crowded(backend, what)
+                    continue
+                fresh.add(name)
+            kept.append(item)
+        return [_sighting(*item) for item in kept]
+
+    def _tell_crowded(self, backend: str, what: str) -> None:
+        if self._crowded.get(backend) == what or len(self._crowded) >= 2 * BACKENDS:
+            return
+        self._crowded[backend] = what
+        _log.warning("`%s` has %s; what is not remembered is not usable", visible(backend[:200]), what)
+        self._on_change(backend)
 
     def _is_trusted_in_part(self, pin: Pin, seen: _Sighting) -> bool:
         """Whether it is the trusted tool as legacy clients get it of a modern server.
@@ -281,13 +351,8 @@ class Registry:
         moved: list[tuple[Pin, _Sighting | None]],
         told: list[tuple[Pin, _Sighting]],
         *,
-        crowded: bool,
         stopped: bool,
     ) -> None:
-        if crowded and backend not in self._crowded:
-            self._crowded.add(backend)
-            _log.warning("`%s` has more than %d tools, prompts and templates; the others are not usable", backend, MOST)
-            self._on_change(backend)
         if not new and not moved:
             return
         self._pages.pop(backend, None)
@@ -299,6 +364,14 @@ class Registry:
             self._on_change(backend)
         if any(pin.state == TRUSTED for pin, _ in new):
             self._on_seen(backend)
+        if told or any(pin.state == HELD for pin, _ in new):
+            self._on_news()
+        alike = [pin for pin, _ in new if self.like(pin)]
+        if alike:
+            more = f", and so have {len(alike) - 1} more of it" if len(alike) > 1 else ""
+            _log.warning(
+                "%s has a name like %s%s: see `aegis tools list`", alike[0].title, self.like(alike[0])[0].title, more
+            )
 
     def _first(self, backend: str, seen: _Sighting) -> Pin:
         now = self._wall()
@@ -310,7 +383,6 @@ class Registry:
         detail = f"{pin.title} is {seen.hash}" + (", held" if self.hold else "")
         if like:
             detail += f"; its name is like that of {like[0].title}"
-            _log.warning("%s has a name like %s", pin.title, like[0].title)
         try:
             self._record("pin", "aegis", detail)
         except AuditUnavailable as error:
@@ -321,10 +393,18 @@ class Registry:
     def _keep(self, pin: Pin) -> None:
         self._pins[pin.key] = pin
         self._counts[pin.backend] += 1
-        self._alike.setdefault((pin.kind, skeleton(pin.name)), []).append(pin)
-        self._templates_of(pin)
+        self._ids[pin.id] = pin
+        if pin.kind in NAMED:
+            self._alike.setdefault((pin.kind, skeleton(pin.name)), []).append(pin)
+            self._same.setdefault((pin.kind, pin.name), []).append(pin)
+        self._filed(pin)
 
-    def _templates_of(self, pin: Pin) -> None:
+    def _filed(self, pin: Pin) -> None:
+        """Its state is another one."""
+        if pin.state == TRUSTED:
+            self._stopped.pop(pin.key, None)
+        else:
+            self._stopped[pin.key] = pin
         if pin.kind != "template":
             return
         stopped = self._templates.setdefault(pin.backend, {})
@@ -336,7 +416,7 @@ class Registry:
     def _stop(self, pin: Pin) -> None:
         pin.state = CHANGED
         pin.changed = self._wall()
-        self._templates_of(pin)
+        self._filed(pin)
 
     def _tell(self, backend: str, told: list[tuple[Pin, _Sighting]]) -> None:
         for pin, seen in told[:DRIFTS]:
@@ -369,6 +449,10 @@ class Registry:
                 for pin, odd in moved:
                     self._update(pin)
                     if odd is not None:
+                        before = self._db.execute(
+                            "SELECT odd_text FROM pins WHERE backend = ? AND kind = ? AND name = ?", pin.key
+                        ).fetchone()
+                        self._bytes[pin.backend] -= len(before[0].encode()) if before is not None else 0
                         self._db.execute(
                             "UPDATE pins SET odd_text = ? WHERE backend = ? AND kind = ? AND name = ?",
                             (self._text(pin.backend, odd.text), *pin.key),
@@ -401,30 +485,81 @@ class Registry:
 
     def stopped(self) -> list[Pin]:
         """Those that nobody may use."""
-        return [pin for pin in self.rows() if pin.state != TRUSTED]
+        return sorted(self._stopped.values(), key=lambda pin: (pin.backend, KINDS.index(pin.kind)))
+
+    @property
+    def waiting(self) -> int:
+        """How many they are."""
+        return len(self._stopped)
+
+    def untold(self) -> list[Pin]:
+        """Of `stopped`, those of which people were sent no message as they are now, or, while held, at all."""
+        return [pin for pin in self.stopped() if (pin.told != pin.drifted if pin.state == CHANGED else not pin.told)]
+
+    def told(self, pins: Iterable[tuple[Pin, str]]) -> None:
+        """People were sent a message of each, with this hash. What cannot be kept is told again by a later daemon."""
+        told = list(pins)
+        for pin, hash in told:
+            pin.told = hash
+        with suppress(sqlite3.Error):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.executemany(
+                    "UPDATE pins SET told = ? WHERE backend = ? AND kind = ? AND name = ?",
+                    [(hash, *pin.key) for pin, hash in told],
+                )
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    def crowded(self) -> dict[str, str]:
+        """Backends that have what is not remembered, and what that is: since this daemon began."""
+        return dict(self._crowded)
+
+    def by_id(self, id: str) -> Pin | None:
+        """The one with this id."""
+        return self._ids.get(id)
 
     def find(self, name: str, backend: str | None = None, kind: str | None = None) -> list[Pin]:
-        """Those that a person may mean: by name, by `backend.name`, or by the word `instructions`."""
-        return [
+        """Those that a person may mean: by name, by `backend.name`, or by the word `instructions`.
+
+        With a backend its exact names come first: a tool of that name hides none, and is hidden by none.
+        """
+        rows = [
             pin
             for pin in self.rows()
-            if (backend is None or pin.backend == backend)
-            and (kind is None or pin.kind == kind)
-            and (name in (pin.name, f"{pin.backend}.{pin.name}") or (pin.kind == name == INSTRUCTIONS))
+            if (backend is None or pin.backend == backend) and (kind is None or pin.kind == kind)
+        ]
+        exact = [pin for pin in rows if pin.name == name and backend is not None]
+        return exact or [
+            pin for pin in rows if name in (pin.name, f"{pin.backend}.{pin.name}") or (pin.kind == name == INSTRUCTIONS)
         ]
 
     def like(self, pin: Pin) -> list[Pin]:
-        """Others of its kind whose names look like its own, or are it."""
-        if pin.kind not in ("tool", "prompt"):
+        """Others of its kind whose names are spelled differently and look like its own; some of them."""
+        if pin.kind not in NAMED:
             return []
-        return [other for other in self._alike.get((pin.kind, skeleton(pin.name)), ()) if other.key != pin.key]
+        others: Iterator[Pin] = iter(self._alike.get((pin.kind, skeleton(pin.name)), ()))
+        return list(islice((other for other in others if other.name != pin.name), ALIKE))
+
+    def shadows(self, pin: Pin) -> list[Pin]:
+        """Others of its kind that had its very name, on other servers, before it came."""
+        if pin.kind not in NAMED:
+            return []
+        earlier = takewhile(lambda other: other is not pin, self._same.get((pin.kind, pin.name), ()))
+        return list(islice(earlier, ALIKE))
 
     def texts(self, pin: Pin) -> tuple[str, str]:
-        """What was trusted and what is not, as canonical JSON; "" where there is none or it is too large to be kept."""
+        """What was trusted and what is not, as canonical JSON; "" where there is none or it could not be kept.
+
+        Each is what its hash says: nobody is shown one text and asked to trust another.
+        """
         found = self._db.execute(
             "SELECT text, odd_text FROM pins WHERE backend = ? AND kind = ? AND name = ?", pin.key
         ).fetchone()
-        return (found[0], found[1]) if found is not None else ("", "")
+        old, new = found if found is not None else ("", "")
+        return (old if _hash(old) in pin.trusted else "", new if _hash(new) == pin.drifted else "")
 
     def trusted_objects(self, backend: str, kind: str = "tool") -> dict[str, Any]:
         """Everything of one kind that may be used, by name, as the server gave it; what was too large is left out."""
@@ -433,6 +568,12 @@ class Registry:
             (backend, kind, TRUSTED),
         )
         return {name: msgspec.json.decode(text) for name, text in found}
+
+    def trusted_object(self, backend: str, kind: str, name: str) -> Any:
+        """The same of one of them; None where it may not be used, or was too large."""
+        pin = self._pins.get((backend, kind, name))
+        text = self.texts(pin)[0] if pin is not None and pin.state == TRUSTED else ""
+        return msgspec.json.decode(text) if text else None
 
     def trust(self, pin: Pin, expect: str, by: str, *, also: bool = False) -> bool:
         """What is offered may be used, if it is what the person saw; `also`: beside what was trusted before.
@@ -452,23 +593,30 @@ class Registry:
             turn=pin.turn + 1 if pin.trusted else 0,
             drifted="",
             by=by,
+            told="",
         )
         was = f" in place of {', '.join(old)}" if old and not also else ""
         self._record("trust", by, f"{pin.title}: {pin.offered}{was}"[:2000])
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._update(made)
-            if pin.offered == pin.drifted:  # else the old text is the right one
-                self._db.execute("UPDATE pins SET text = odd_text WHERE backend = ? AND kind = ? AND name = ?", pin.key)
-            self._db.execute("UPDATE pins SET odd_text = '' WHERE backend = ? AND kind = ? AND name = ?", pin.key)
+            texts = self._db.execute(
+                "SELECT text, odd_text FROM pins WHERE backend = ? AND kind = ? AND name = ?", pin.key
+            ).fetchone() or ("", "")
+            kept = next((text for text in texts if _hash(text) == pin.offered), "")
+            self._db.execute(
+                "UPDATE pins SET text = ?, odd_text = '', told = '' WHERE backend = ? AND kind = ? AND name = ?",
+                (kept, *pin.key),
+            )
             self._db.execute("COMMIT")
+            self._bytes[pin.backend] += len(kept.encode()) - sum(len(text.encode()) for text in texts)
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
         for field in Pin.__struct_fields__:
             setattr(pin, field, getattr(made, field))
         self._pages.pop(pin.backend, None)
-        self._templates_of(pin)
+        self._filed(pin)
         self._on_change(pin.backend)
         self._on_seen(pin.backend)
         return True
@@ -478,23 +626,27 @@ def _stored(pin: Pin) -> tuple[Any, ...]:
     return (pin.state, msgspec.json.encode(pin.trusted).decode(), pin.turn, pin.offered, pin.drifted)
 
 
-def _sightings(method: str, result: dict[str, Any]) -> list[_Sighting]:
+def _items(method: str, result: dict[str, Any]) -> list[_Item]:
     """Everything of the answer that has a pin. Raises `ValueError`."""
     if method in HANDSHAKES:
-        return [_sighting(INSTRUCTIONS, "", {key: value for key, value in result.items() if fold(key) == INSTRUCTIONS})]
+        return [(INSTRUCTIONS, "", {key: value for key, value in result.items() if fold(key) == INSTRUCTIONS})]
     kind, holder, key = LISTS[method]
     items = result.get(holder)
     if type(items) is not list:
         raise ValueError(f"the list has no `{holder}`")
-    found = []
+    found: list[_Item] = []
     for item in items:
         name = item.get(key) if type(item) is dict else None
         if type(name) is not str:
             raise ValueError(f"an item of `{holder}` has no `{key}`")
-        found.append(_sighting(kind, name, item))
+        found.append((kind, name, item))
     return found
 
 
 def _sighting(kind: str, name: str, value: Any) -> _Sighting:
     text = canonical(value)
     return _Sighting(kind, name, sha256(text).hexdigest(), text)
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest() if text else ""

@@ -9,13 +9,14 @@ import msgspec
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.pipeline import Unreadable
 from aegis_daemon.core.ports import Story, Ticket
+from aegis_daemon.core.roots import UnreadableRoots, left_of_text
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import Open
 from aegis_daemon.core.verdict import Allow, Reason
 from aegis_daemon.loop.clock import instant
 from aegis_daemon.relay.handshake import TASKS_EXTENSION, offers_tasks
 from aegis_daemon.wire.errors import refusal_frame
-from aegis_daemon.wire.jsonrpc import Answer, Id, WireFault, encode, fold, id_text, parse, result_frame
+from aegis_daemon.wire.jsonrpc import Answer, Id, WireFault, encode, fold, id_text, parse, read, result_frame
 from aegis_daemon.wire.methods import (
     LEGACY_VERSIONS,
     META_SUBSCRIPTION,
@@ -30,6 +31,8 @@ from aegis_daemon.wire.methods import (
 
 REPLAYED_KEY = "aegis/replayed"
 PENDING_KEY = "aegis/pending"
+PAGES = -32042
+"""The code of an error with addresses that the client is to send its person to."""
 RETRY_MS = 15_000
 """What a client that comes back for an approval is told to wait at least."""
 UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError)
@@ -109,8 +112,14 @@ def released(call: Call, opened: Open, answer: Answer, runtime: Runtime, story: 
     """The frame for the caller, and what its result says of itself. Raises `Withheld` and `UNREADABLE`."""
     id_json = id_text(opened.request_id)
     body = answer.body
-    if not answer.ok or call.direction is Direction.TO_CLIENT:
+    if not answer.ok:
+        if call.direction is Direction.TO_SERVER:
+            _check_pages(call, body, runtime, story)
         return answer.with_id(id_json), _PLAIN
+    if call.direction is Direction.TO_CLIENT:
+        if call.method == "roots/list":
+            body = _roots(call, body, runtime, story)
+        return answer.with_id(id_json) if body is answer.body else result_frame(id_json, body), _PLAIN
     if call.row.rule is Rule.LIST:
         try:
             cleaned = runtime.pipeline.clean_list(call, body)
@@ -137,6 +146,18 @@ def released(call: Call, opened: Open, answer: Answer, runtime: Runtime, story: 
     if call.method == "subscriptions/listen":
         return result_frame(id_json, _under_its_own_id(body, opened)), result
     return answer.with_id(id_json), result
+
+
+def _roots(call: Call, body: bytes, runtime: Runtime, story: Story) -> bytes:
+    """The client's roots that this server may see, as JSON text; the same bytes where that is all of them."""
+    try:
+        shown, gone = left_of_text(call, body, runtime.pipeline)
+    except UnreadableRoots as error:
+        raise Withheld("unreadable_roots", f"the client's roots are withheld: {error}") from error
+    if gone and runtime.pipeline.observe:
+        text = f"{len(gone)} of the client's roots would be left out"
+        story.denied(Reason("policy", text, code="policy_denied", detail=f"roots {', '.join(gone)[:200]}"), would=True)
+    return shown
 
 
 def without_instructions(body: bytes) -> bytes:
@@ -167,6 +188,30 @@ def _under_its_own_id(body: bytes, opened: Open) -> bytes:
     if type(meta) is not dict or META_SUBSCRIPTION not in meta:
         return body
     return encode({**result, "_meta": {**meta, META_SUBSCRIPTION: opened.request_id}})
+
+
+def _check_pages(call: Call, body: bytes, runtime: Runtime, story: Story) -> None:
+    """An error that sends the person to pages (MCP 2025-11-25, -32042) asks the client like any other question."""
+    try:
+        found = read(body)
+    except WireFault as fault:
+        if b"elicit" not in body.lower() and b"\\u" not in body:
+            return
+        raise Withheld("unreadable_answer", "the server's error is withheld: it cannot be read in one way") from fault
+    if PAGES not in _like(found, "code"):
+        return
+    asks: dict[str, Any] = {}
+    for pages in (pages for data in _like(found, "data") for pages in _like(data, "elicitations")):
+        for page in pages if type(pages) is list else [pages]:
+            if type(page) is not dict or page.get("mode", "url") != "url":
+                raise Withheld("unreadable_answer", "the server's error is withheld: it asks what cannot be judged")
+            asks[str(len(asks))] = {"method": "elicitation/create", "params": {**page, "mode": "url"}}
+    _check_asks(call, asks, runtime, story)
+
+
+def _like(found: Any, name: str) -> list[Any]:
+    """The values of an object under this name, and under any that a careless reader takes for it."""
+    return [value for key, value in found.items() if fold(key) == name] if type(found) is dict else []
 
 
 def _check_asks(call: Call, asks: dict[str, Any] | None, runtime: Runtime, story: Story) -> None:

@@ -433,7 +433,11 @@ class Flight(msgspec.Struct, eq=False):
         if verdict.ask.people > self.people:
             text = "the rules have changed, and want another person's word; not executed; repeat the call to ask for it"
             return Deny(Reason("approval", text, retryable=True, code="rules_changed", detail=verdict.ask.rule))
-        return pipeline.resume(self.call, shell.now())
+        begun = shell.now()
+        verdict = pipeline.resume(self.call, begun)
+        if pipeline.timed:
+            self.story.judged_us += int((shell.now() - begun) * 1e6)
+        return verdict
 
     def _reserve(self, claims: tuple[Claim, ...]) -> Deny | None:
         """Claims and a place, as far as the call does not hold them yet."""

@@ -14,12 +14,14 @@ from typing import Any, Final
 
 import msgspec
 
+from aegis_daemon.core import roots
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import Fault, Landing, Peer, Ticket
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
 from aegis_daemon.core.verdict import Permit, Reason
 from aegis_daemon.loop.strand import Strand, Waiter
+from aegis_daemon.policy.secrets import Unsure
 from aegis_daemon.relay import handshake
 from aegis_daemon.relay.answers import Task
 from aegis_daemon.relay.carry import Flight, Kept, Settle, Shell, Unattended, Withdrawn, carry
@@ -434,6 +436,11 @@ class Conversation:
             self._ids(), id, self.session, self.principal, Direction.TO_SERVER,
             row or UNKNOWN_METHOD[Direction.TO_SERVER], subject, name, self.backend, era or Era.LEGACY, frame,
         )  # fmt: skip
+        if fault is None and "inputResponses" in frame.params:
+            try:
+                call = roots.answered(call, runtime.pipeline)
+            except BadParams as error:
+                fault = Reason("params", str(error), code="bad_params")
         opened.call = call
         if fault is not None:
             self._refuse_early(opened, call, fault)
@@ -689,6 +696,9 @@ class Conversation:
         """
         if server is not self.server:
             return
+        secrets = self.shell.runtime.secrets
+        if secrets is not None and secrets.listens:
+            lines = [cleaned for line in lines if (cleaned := self._cleaned(line, secrets))]
         for line in lines:
             try:
                 frame = parse_from_server(line)
@@ -707,6 +717,26 @@ class Conversation:
                 self._server_notification(frame, line, about)  # type: ignore[arg-type]
             else:
                 self._drop("to_client", "an answer that is none")
+
+    def _cleaned(self, line: bytes, secrets: Any) -> bytes:
+        """What the server said without what nobody must see; nothing of it where that cannot be told."""
+        try:
+            return bytes(secrets.heard(line))
+        except Unsure as error:
+            why = str(error)
+        self._drop("to_client", "what may hold a secret")
+        try:
+            frame = parse_from_server(line)
+        except WireFault:
+            return b""
+        if type(frame) is Answer:
+            opened = self.to_server.answered(frame.id)
+            if opened is not None:
+                opened.waiter.fail(Fault("not_redacted", f"the answer is withheld: {why}; outcome unknown"))
+        elif frame.kind is Kind.REQUEST and frame.id is not None and self.server is not None:  # type: ignore[union-attr]
+            text = f"the request is withheld: {why}"
+            self.server.send(error_frame(id_text(frame.id), INVALID_REQUEST, text, {"by": "aegis"}))
+        return b""
 
     def _server_fault(self, line: bytes, fault: WireFault) -> None:
         if asks(line):  # its ids are its own, and none of ours

@@ -23,6 +23,7 @@ _WHY: Final = {
     "held": "has not been trusted by a person yet",
     "unseen": "has not been trusted by a person yet",
     "crowded": "is one of more than can be kept in mind of one server",
+    "long": "has a longer name than can be kept in mind",
 }
 
 
@@ -88,10 +89,12 @@ def _reason(backend: str, subject: str, name: str, why: str) -> Reason:
         way = f"`aegis tools list --changed --backend {backend}` shows which {kind} it is"
     else:
         way = f"`aegis tools diff {quote(shown)} --backend {quote(backend)}` shows what it is now"
+    step = f"{way}, and `aegis tools trust` lets it be used"
+    if why in ("crowded", "long"):  # no person can trust it by name
+        step = f"`aegis tools list --backend {quote(backend)}` shows what can be used"
     return Reason(
         "pin",
-        f"the {subject} `{shown}` {_WHY[why]}; not executed; do not repeat it before a person has looked at it: {way}, "
-        "and `aegis tools trust` lets it be used",
+        f"the {subject} `{shown}` {_WHY[why]}; not executed; do not repeat it before a person has looked at it: {step}",
         code="changed" if why == "changed" else "not_trusted",
         detail=f"pins: the {subject} `{shown}` of `{backend}` {_WHY[why]}; see `aegis tools list`",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import aegis, approvals, bars, machine, peers, report, web
+from . import aegis, approvals, bars, machine, peers, policies, report, web
 from .driver import Target
 from .machine import BenchError
 from .measure import SHAPES, Results, Session, Settings
@@ -27,6 +27,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="install and measure the peers too, and HTTP")
     parser.add_argument("--http", action="store_true", help="HTTP alone, with its peers")
     parser.add_argument("--approvals", action="store_true", help="approvals alone: many tickets that wait at once")
+    parser.add_argument("--policy", action="store_true", help="policies alone: what judging a call costs")
     parser.add_argument(
         "--peer-bin", metavar="NAME=PATH", action="append", default=[], help="use this peer, installed elsewhere"
     )
@@ -38,8 +39,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error(f"unknown bar `{unknown[0]}`; there are {', '.join(bars.NEEDS)}")
     if args.only and args.http:
         parser.error("--http and --only each choose what is measured; give one of them")
-    if args.approvals and (args.only or args.http or args.peers):
-        parser.error("--approvals is measured alone")
+    if args.approvals + args.policy + bool(args.only or args.http or args.peers) > 1:
+        parser.error("--approvals and --policy are each measured alone")
     for given in args.peer_bin:
         if given.partition("=")[0] not in peers.PEERS or "=" not in given:
             parser.error(f"`{given}` is not NAME=PATH with one of the names {', '.join(peers.PEERS)}")
@@ -181,6 +182,8 @@ def main(argv: list[str]) -> int:
     args = arguments(argv)
     if args.approvals:
         return approvals.main(args.markdown, quick=args.quick, keep=args.keep)
+    if args.policy:
+        return policies.main(args.markdown, args.json, quick=args.quick)
     console, notes = Console(), Console(stderr=True)
     if not console.is_terminal:
         console = Console(width=150)

@@ -160,6 +160,39 @@ def answered(one: Ticket, approve: bool = True, **changes: Any) -> Heard:
     return Heard(**{**facts, **changes})
 
 
+# --- alarms -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_alarm_goes_through_every_channel_once_with_nothing_to_press(run: Run) -> None:
+    async def go() -> None:
+        desktop = Desktop("ann", buttons=True)
+        house = House(Wire(), Generic(GENERIC, "secret"), Feishu(FEISHU), desktop)
+        house.wire.prints.put_nowait(None)
+        assert house.notifier.alarm("Aegis alarm: nothing runs", "nothing refuses \x1b[31m`rm`")
+        await until(lambda: len(house.wire.posts) == 2 and house.wire.closed == 1)
+        (body,), (card,) = house.wire.of(GENERIC), house.wire.of(FEISHU)
+        assert (body["event"], body["message"], body["approve_url"]) == ("alarm", "Aegis alarm: nothing runs", "")
+        assert body["facts"][0][0] == "What"
+        for shown in (json.dumps(card), *house.wire.ran[0]):
+            assert "\x1b" not in shown
+        assert "Aegis alarm: nothing runs" in json.dumps(card)
+        assert "nothing refuses" in house.wire.ran[0][-1]
+        assert not any(word.startswith("--action") for word in house.wire.ran[0])
+        await house.notifier.close()
+        assert not house.notifier.alarm("Aegis alarm: nothing runs", "again")
+
+    run(go())
+
+
+def test_an_alarm_waits_for_a_channel(run: Run) -> None:
+    async def go() -> None:
+        house = House(Wire())
+        house.notifier.use(Settings((), "https://aegis.example"))
+        assert not house.notifier.alarm("Aegis alarm", "nobody hears it")
+
+    run(go())
+
+
 # --- telling ----------------------------------------------------------------------------------------------------------
 
 

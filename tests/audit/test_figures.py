@@ -79,6 +79,33 @@ def test_calls_are_counted_by_the_hour_they_began_and_how_they_ended(log: Log) -
     ]  # fmt: skip
 
 
+def test_what_would_have_been_refused_is_counted_by_rule_and_found(log: Log) -> None:
+    def observed(rule: str = "a rule", **more: Any) -> None:
+        facts = log._facts(more)
+        log.journal.append(Denied(stage="acl", policy=rule, would=True, **facts), b"{}")
+        log.journal.append(Intent(**facts), b"{}")
+        log.journal.append(Outcome(call=facts["call"], status="success", duration_us=1), b"{}")
+
+    observed()  # too old
+    log.now += SECOND
+    observed(agent="bob")
+    observed(name="write")
+    log.now += SECOND
+    observed()
+    observed("another rule")
+    log.refused()
+    log.ran()
+    figures = log.read()
+    rows = [(row.stage, row.rule, row.count, row.agents, row.tools, row.last_ts) for row in figures.would(START + 1)]
+    assert rows == [
+        ("acl", "a rule", 3, 2, 2, START + 2 * SECOND),
+        ("acl", "another rule", 1, 1, 1, START + 2 * SECOND),
+    ]
+    with Reader(log.at / "audit.db") as reader:
+        assert len(reader.search(status="would")) == 5
+        assert len(reader.search(status="denied")) == 1
+
+
 def test_calls_without_a_name_are_left_out(log: Log) -> None:
     log.ran(name="", method="tools/list")
     log.ran(name="file:///x", method="resources/read")

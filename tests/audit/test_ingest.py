@@ -314,7 +314,7 @@ async def test_a_store_of_a_newer_version_is_left_alone(home: Home, filled: Inge
         db = sqlite3.connect(home.db_path)
         db.execute("PRAGMA user_version=99")
         db.close()
-        with pytest.raises(sqlite3.Error, match="version 99, this Aegis knows 1; run a newer Aegis"):
+        with pytest.raises(sqlite3.Error, match="version 99, this Aegis knows 2; run a newer Aegis"):
             filled.all(log.last_seq)
 
 

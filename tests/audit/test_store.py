@@ -225,9 +225,12 @@ def test_what_counts_against_limits_comes_with_the_time_it_ended(tmp_path: Path)
             ("writer", "files", "read_file", boot, 6 * MINUTE, START + 6 * MINUTE),
         ]
         assert list(reader.consumed_since(START + 5 * MINUTE)) == rows[1:]
-        for named in ("read_file", "files.read_file"):
-            assert list(reader.spent_since(START, [named])) == [(*row, None) for row in rows]
-        assert list(reader.spent_since(START, ["file", "other.read_file", "files.read_file.x"])) == []
+        asked: list[tuple[str, str]] = []
+        assert list(reader.spent_since(START, lambda *names: bool(asked.append(names) or True))) == [
+            (*row, None) for row in rows
+        ]
+        assert asked == [("files", "read_file")], "each tool once, however many calls it had"
+        assert list(reader.spent_since(START, lambda backend, tool: False)) == []
 
 
 def test_what_was_spent_comes_with_the_arguments(tmp_path: Path) -> None:
@@ -236,7 +239,39 @@ def test_what_was_spent_comes_with_the_arguments(tmp_path: Path) -> None:
         log.append(outcome(0), b'{"content":[]}')
 
     with Reader(make(tmp_path, write)) as reader:
-        assert [row[6] for row in reader.spent_since(START, ["read_file"])] == [b'{"amount":5}']
+        assert [row[6] for row in reader.spent_since(START, lambda *_: True)] == [b'{"amount":5}']
+
+
+# --- a store of version 1 ------------------------------------------------------------------------------------------
+
+
+def test_a_store_of_the_first_version_is_told_how_long_its_calls_were_judged(tmp_path: Path) -> None:
+    def write(log: Journal) -> None:
+        log.append(hold(0, judged_us=70), ARGUMENTS)
+        log.append(intent(0, judged_us=95), ARGUMENTS)
+        log.append(outcome(0), RESULT)
+        log.append(intent(1), b'{"note":"\\"judged_us\\":9"}')
+        log.append(denied(2, judged_us=31), ARGUMENTS)
+        log.append(intent(3, judged_us=12), ARGUMENTS)
+
+    db_path = make(tmp_path, write)
+    with Reader(db_path) as reader:
+        judged = [call.judged_us for call in reader.search()]
+        assert judged == [12, 31, 0, 95]
+    change(
+        db_path,
+        "DROP VIEW log",
+        "ALTER TABLE calls DROP COLUMN judged_us",
+        "CREATE VIEW log AS SELECT call_id FROM calls",
+        "PRAGMA user_version=1",
+    )
+    with pytest.raises(OSError, match="has version 1, this Aegis reads 2; start its own daemon once"):
+        Reader(db_path)
+    assert fill_store(tmp_path / "journal", db_path) == []
+    with Reader(db_path) as reader:
+        assert [call.judged_us for call in reader.search()] == judged
+        assert reader.verify().faults == []
+        assert [row[0] for row in reader._db.execute("SELECT judged_us FROM log ORDER BY seq")] == judged[::-1]
 
 
 # --- a reader cannot write -----------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,58 @@ def test_in_observe_mode_a_refusal_is_told_as_what_would_pass(aegis: Aegis, conf
     done = aegis("policy", "explain", "files.rm", "--agent", "bot", "--config", config)
     assert done.exit_code == 0
     assert "observe" in done.stderr
+
+
+FITTED = (
+    FILE
+    + """\
+    @id("typo") forbid(principal, action, resource) when {
+      context.target == "get" && context.arguments has pth
+    };
+constraints:
+  get: {arguments: {patj: {under: [/srv]}}}
+"""
+)
+
+
+def pin(home: str, schema: dict[str, object]) -> None:
+    """As a daemon that has seen this tool `get` leaves it."""
+    text = json.dumps({"inputSchema": schema, "name": "get"}, separators=(",", ":"))
+    db = sqlite3.connect(f"{home}/state.db", isolation_level=None)
+    db.execute("CREATE TABLE IF NOT EXISTS pins (backend, kind, name, state, trusted, text)")
+    db.execute("DELETE FROM pins")
+    hashes = json.dumps([sha256(text.encode()).hexdigest()])
+    db.execute("INSERT INTO pins VALUES ('files', 'tool', 'get', 'trusted', ?, ?)", (hashes, text))
+    db.close()
+
+
+def test_policies_and_rules_are_held_against_the_tools_that_are_pinned(aegis: Aegis, home: str, config: str) -> None:
+    Path(config).write_text(FITTED)
+    assert aegis("policy", "validate", "--config", config).exit_code == 0, "no daemon has run yet"
+    pin(home, {"type": "object", "properties": {"path": {"type": "string"}}, "additionalProperties": False})
+    done = aegis("policy", "validate", "--config", config, "--json")
+    assert done.exit_code == 1
+    lines = FITTED.splitlines()
+    told = [
+        (one["severity"], one["hint"], lines[one["line"] - 1][one["column"] - 1 :]) for one in json.loads(done.stdout)
+    ]
+    assert told == [
+        ("fault", "did you mean `path`?", "pth"),
+        ("fault", "did you mean `path`?", "patj: {under: [/srv]}}}"),
+        ("warning", "leave it if such a tool is yet to come", 'env && context.arguments.env == "prod" };'),
+    ]  # fmt: skip
+    assert aegis("policy", "validate", "--config", config, "--no-pins").exit_code == 0
+    explained = aegis("policy", "explain", "files.get", "--agent", "bot", "--config", config, "--json")
+    stages = {one["stage"]: one for one in json.loads(explained.stdout)["stages"]}
+    assert stages["policy"]["rule"].startswith("policy fault: ")
+    pin(home, {"type": "object", "properties": {"pth": {}, "patj": {}}, "required": ["pth", "patj"]})
+    mended = aegis("policy", "validate", "--config", config)
+    assert mended.exit_code == 0
+    assert "held against 1 tool" in mended.stderr
+
+
+def test_what_a_daemon_keeps_and_cannot_be_read_is_told(aegis: Aegis, home: str, config: str) -> None:
+    Path(f"{home}/state.db").write_bytes(b"x" * 5000)
+    done = aegis("policy", "validate", "--config", config)
+    assert done.exit_code == 1
+    assert "--no-pins" in done.stderr

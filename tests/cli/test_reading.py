@@ -111,6 +111,34 @@ def test_limits_tell_how_far_they_are_used_and_when_there_is_room(governor: Memo
     assert set(rows[0]) == set(shapes.LimitRow.model_fields)
 
 
+def budget(**changes: object) -> shapes.BudgetRow:
+    row: dict[str, object] = {
+        "scope": "global", "agent_id": None, "backend_id": "bank", "tool": "pay", "argument": "amount",
+        "window": "24h0m0s", "max_amount": "500", "used_amount": "210.5", "reserved_amount": "0", "retry_after_ms": None,
+    }  # fmt: skip
+    return shapes.BudgetRow(**{**row, **changes})  # type: ignore[arg-type]
+
+
+def test_budgets_stand_beside_the_limits(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.limit_rows = [limit()]
+    governor.budget_rows = [
+        budget(),
+        budget(scope="agent", agent_id="claude", backend_id="*", used_amount="500", retry_after_ms=3_600_000),
+        budget(scope="agent", agent_id="cursor", used_amount="300", reserved_amount="200"),
+        budget(tool="gift", max_amount="0", used_amount="0"),
+    ]
+    lines = aegis("limits").stdout.splitlines()
+    assert [("calls" in line, "sum of amount" in line) for line in lines[1:]] == [(True, False), *[(False, True)] * 4]
+    assert "210.5/500" in lines[2]
+    for line, ends in zip(lines[2:], ("now", "in 1h", "when a call ends", "never"), strict=True):
+        assert line.rstrip().endswith(ends)
+    assert " all " in lines[3]
+    rows = json.loads(aegis("limits", "--json", "--agent", "claude", "--backend", "github").stdout)
+    assert [(row["kind"], row["backend_id"]) for row in rows] == [("calls", "github"), ("budget", "*")]
+    assert set(rows[1]) == set(shapes.BudgetRow.model_fields)
+    assert len(json.loads(aegis("limits", "--json", "--tool", "gift").stdout)) == 1
+
+
 def queued(call_id: str, **changes: object) -> shapes.QueueRow:
     row: dict[str, object] = {
         "call_id": call_id, "agent_id": "claude", "backend_id": "github", "tool_name": "post", "position": 1,

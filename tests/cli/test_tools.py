@@ -54,6 +54,52 @@ def test_the_list_shows_what_may_be_used_and_what_not(governor: MemoryGovernor, 
     assert aegis("tools", "list", "--kind", "tol").exit_code == 2
 
 
+def test_a_list_of_what_changed_ends_with_1_where_something_waits(governor: MemoryGovernor, aegis: Aegis) -> None:
+    assert aegis("tools", "list").exit_code == 0
+    for words in (("tools", "list", "--changed"), ("tools", "--changed"), ("tools", "list", "--changed", "--json")):
+        assert aegis(*words).exit_code == 1
+    assert aegis("tools", "list", "--changed", "--kind", "prompt").exit_code == 0
+    governor.pin_rows.clear()
+    done = aegis("tools", "list", "--changed", "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+
+
+def test_a_newcomer_with_anothers_name_is_noted_in_the_list(governor: MemoryGovernor, aegis: Aegis) -> None:
+    governor.pin_rows[:] = [row("pay"), row("pay", backend_id="other", state="trusted", shadows=("bank.pay",))]
+    lines = aegis("tools", "list").stdout.splitlines()
+    assert ["shadows bank.pay" in line for line in lines] == [False, False, True]
+
+
+def test_names_are_completed_and_hostile_ones_are_not(
+    governor: MemoryGovernor, aegis: Aegis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from aegis_daemon.cli.main import app
+
+    governor.pin_rows += [row("pay; rm -rf ~"), row("pay\u202e"), row("$(id)"), row("", kind="instructions")]
+
+    def completed(line: str) -> list[str]:
+        environment = {
+            "_AEGIS_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }
+        return CliRunner().invoke(app, [], env=environment, prog_name="aegis").stdout.split()
+
+    assert completed("aegis tools diff ") == ["echo", "pay", "instructions"]
+    assert completed("aegis tools diff e") == ["echo"]
+    assert completed("aegis tools trust ") == ["pay", "instructions"]
+
+
+def test_more_than_is_shown_is_told(governor: MemoryGovernor, aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shapes.PinDiff(pin=row(shadows=("a.pay",)), lines=("+x",), cut=True)
+    monkeypatch.setattr(governor, "pin_diff", lambda *_: found)
+    said = aegis("tools", "diff", "pay").stderr
+    assert "more of the tool `pay` of `bank` has changed than is shown" in said
+    assert "a.pay had its name before" in said
+
+
 def test_a_difference_is_shown_whole_and_steers_no_terminal(governor: MemoryGovernor, aegis: Aegis) -> None:
     done = aegis("tools", "diff", "pay")
     assert done.exit_code == 0

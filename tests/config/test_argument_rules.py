@@ -154,3 +154,8 @@ def test_only_the_calls_that_a_rule_looks_at_are_judged_one_by_one() -> None:
         runtime.pipeline.admit(tool("other", {"amount": 6}, backend=backend), 0.0)
     runtime.pipeline.admit(tool("pay", {"amount": 6}, backend="db"), 0.0)
     assert {(key[1], key[4]) for key in runtime.pipeline._known} == {("db", "other"), ("bank", "other"), ("db", "pay")}
+
+
+def test_a_dialect_alone_and_a_list_of_them_are_digested_alike() -> None:
+    one, several = (loads(f"constraints: {{q: {{operations: [SELECT], dialect: {how}}}}}", "f") for how in ("mysql", "[mysql]"))
+    assert digest(one.config) == digest(several.config)

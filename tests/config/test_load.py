@@ -329,12 +329,25 @@ WARNINGS = [
      "`auth_token`, or listen at `127.0.0.1`"),
     ("server: {listen: ':1'}\n", "1:10: server.listen: other machines reach this address, and the API has no token, so "
      "only this machine may use it; set `server.api_token`, or listen at `127.0.0.1`"),
+    ("backends: {b: {url: 'http://mcp.vendor.example/rpc'}}\n", "1:21: backends.b.url: what goes to "
+     "`mcp.vendor.example` and comes from it is not encrypted on its way; use `https` (or `wss`)"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "expected"), [(text, expected) for text, *expected in WARNINGS])
 def test_what_has_no_effect_or_another_one_than_it_seems_is_a_warning(text: str, expected: list[str]) -> None:
     assert warnings(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [("ws://8.8.8.8/", True), ("HTTP://a.example/", True), ("https://a.example/", False), ("wss://8.8.8.8/", False),
+     ("http://127.0.0.1:1/", False), ("http://[::1]/", False), ("http://10.0.0.7/", False), ("http://server:80/", False),
+     ("http://api.internal/", False), ("http://x.localhost/", False)],
+)  # fmt: skip
+def test_what_goes_beyond_this_network_unencrypted_is_a_warning(url: str, told: bool) -> None:
+    found = [one for one in warnings(f"backends: {{b: {{url: '{url}'}}}}\n") if "encrypted" in one]
+    assert bool(found) is told
 
 
 def test_a_regular_expression_is_not_seen_in_names_and_uris_that_only_look_odd() -> None:
@@ -415,6 +428,8 @@ def test_every_setting_takes_its_default_spelled_out() -> None:
     skipped = {"required", "", "[]"}
     for path, default in rows.items():
         if default in skipped or path.startswith(("constraints.", "transforms.")):  # rules that say nothing are faults
+            continue
+        if path.startswith("proof."):  # a list
             continue
         tree = f"'{default}'" if default[:1].isdigit() and ":" in default else default
         for step in reversed(path.split(".")):

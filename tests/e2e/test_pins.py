@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from browser.site import Collector
 
 from .house import Agent, Home, call, request, tell_of, until
 
@@ -36,7 +41,9 @@ class Turning:
         return sorted(tool["name"] for tool in agent.asks(request(id, "tools/list"))["result"]["tools"])
 
     def stopped(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.home.json("tools", "list", "--changed")
+        done = self.home.aegis("tools", "list", "--changed", "--json")
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        assert done.returncode == bool(found), "1 where something waits"
         return found
 
 
@@ -89,6 +96,40 @@ def test_what_changed_while_no_session_was_open_is_caught_before_the_first_call(
     agent = turning.agent()
     assert tell_of(agent.asks(call(1, "pay", key="k1"))) == (-32001, "changed")
     assert home.reached() == []
+
+
+def test_people_hear_of_a_change_once_over_a_restart_with_a_link_to_where_it_is_trusted(
+    homes: Callable[..., Home],
+) -> None:
+    with Collector() as chat:
+        home = homes(f"""{RULES}server: {{listen: "127.0.0.1:0"}}
+approval: {{generic: {{webhook_url: "{chat.url}/hook"}}}}
+""")
+        turning = Turning(home)
+        agent = turning.agent()
+        turning.lists(agent, 1)
+        turning.says(EVIL)
+        agent.asks(call(2, "turn"))
+        turning.lists(agent, 3)
+        (row,) = turning.stopped()
+        told = until(lambda: chat.posted and chat.posted[0], "a message")
+        assert told["event"] == "tools_changed"
+        assert told["url"] == f"http://{home.ask('status')['http']}/ui/tools/{row['id']}"
+        assert ["Look", "aegis tools diff pay --backend turning --kind tool"] in told["facts"]
+        assert any("\\u200bFirst read" in text for _, text in told["facts"])
+        agent.done()
+        assert agent.ends() == 0
+        assert home.aegis("daemon", "restart").returncode == 0
+        again = turning.agent()
+        turning.lists(again, 1)
+        assert _told(home) == [row["offered"]]
+        assert len(chat.posted) == 1
+
+
+def _told(home: Home) -> list[str]:
+    """The hashes of which people were told, as they are kept."""
+    with closing(sqlite3.connect(home.dir / "state.db")) as db:
+        return [told for (told,) in db.execute("SELECT told FROM pins WHERE told != ''")]
 
 
 def test_with_hold_an_agents_first_sight_is_nobodys_trust(homes: Callable[..., Home]) -> None:

@@ -59,15 +59,21 @@ class MemoryGovernor:
         self.refusal: str | None = None
         self.asked: list[tuple[int | None, str | None]] = []
         self.limit_rows: list[shapes.LimitRow] = []
+        self.budget_rows: list[shapes.BudgetRow] = []
         self.queue_rows: list[shapes.QueueRow] = []
         self.faults: list[Fault] = []
         self.healthy = True
+        self.mode_is = "enforce"
+        self.config_is: str | None = "/c/aegis.yaml"
+        self.proof = shapes.ProofState(calls=3, kinds={"tool_denylist": 2, "unknown agent": 1}, at=instant(-30))
+        self.unproven = ""
+        self.would_rows: list[shapes.WouldRow] = []
         self.stopped: bool | None = None
         self.slow = asyncio.Event()
 
     def status(self) -> shapes.Status:
         return shapes.Status(
-            version="9.9.9", pid=os.getpid(), uptime_s=61, tier="advisory", mode="enforce", config="/c/aegis.yaml",
+            version="9.9.9", pid=os.getpid(), uptime_s=61, tier="advisory", mode=self.mode_is, config="/c/aegis.yaml",
             config_digest="d" * 64, socket="/r/aegis.sock", durability="full", pending=len(self.tickets), paused=tuple(self.pauses),
             sessions=(
                 shapes.Session(
@@ -76,6 +82,7 @@ class MemoryGovernor:
                 ),
             ),
             audit=shapes.AuditState(seq=12, ingested=10, backlog_bytes=99, healthy=self.healthy, detail="disk is full"),
+            proof=self.proof,
             warnings=("`server.listen` is not served by this version",),
         )  # fmt: skip
 
@@ -155,7 +162,9 @@ class MemoryGovernor:
             until=instant(seconds or 3600), max_count=1, extra=count,
         )  # fmt: skip
 
-    def pins(self, backend: str | None, kind: str | None, changed: bool) -> Sequence[shapes.PinRow]:
+    def pins(
+        self, backend: str | None, kind: str | None, changed: bool, most: int | None = None
+    ) -> Sequence[shapes.PinRow]:
         return [
             row
             for row in self.pin_rows
@@ -178,6 +187,23 @@ class MemoryGovernor:
             raise api.Conflict("it is not what was expected")
         self.trusted.append((name, expect, also))
         return row.model_copy(update={"state": "trusted", "trusted": (expect,), "trusted_by": by})
+
+    async def mode(self) -> shapes.Mode:
+        return shapes.Mode(
+            mode=self.mode_is, since=instant(-90), by="ann", config=self.config_is, proof=self.proof,  # type: ignore[arg-type]
+            would=tuple(self.would_rows) if self.mode_is == "observe" else (),
+        )  # fmt: skip
+
+    async def prove(self, mode: str) -> shapes.ProofState:
+        if not self.proof.healthy:
+            raise api.Refusal("what must be refused is not: a call", "mend the rule", code="unproven")
+        return self.proof
+
+    async def set_mode(self, mode: str, *, by: str) -> shapes.Reloaded:
+        if self.unproven:
+            raise api.Refusal(self.unproven, "mend the rule", code="unproven")
+        self.mode_is = mode
+        return shapes.Reloaded(message="config reloaded", changed=("mode",))
 
     def invite(self, by: str, voter: str) -> shapes.Login:
         token = self.logins.invite(Person(by, voter))
@@ -205,6 +231,9 @@ class MemoryGovernor:
 
     def limits(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.LimitRow]:
         return [row for row in self.limit_rows if agent in (None, row.agent_id)]
+
+    def budgets(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.BudgetRow]:
+        return [row for row in self.budget_rows if agent in (None, row.agent_id)]
 
     def queue(self) -> Sequence[shapes.QueueRow]:
         return self.queue_rows

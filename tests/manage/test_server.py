@@ -145,7 +145,7 @@ async def test_every_verb_answers(governor: MemoryGovernor, path: str) -> None:
         "decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "none"}, "stop": {"restart": True},
         "revoke_grant": {"all": True}, "grant_quota": {"backend": "github", "tool": "post"},
         "pin_diff": {"name": "none"}, "trust": {"name": "none", "expect": "ab"},
-        "explain_refusal": {"id": "none"},
+        "explain_refusal": {"id": "none"}, "set_mode": {"mode": "observe"},
     }  # fmt: skip
     async with serving(governor, path):
         for verb in api.HANDLERS:

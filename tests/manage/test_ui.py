@@ -864,7 +864,7 @@ async def test_what_happens_is_seen_at_once(house: House, ann: Browser) -> None:
         await shown.shows('"event":"decided"')
         events = shown.events()
     assert [number for _, number, _ in events] == list(range(1, len(events) + 1))
-    assert events[0] == ("sync", 1, {"pending": 0})
+    assert events[0] == ("sync", 1, {"pending": 0, "changed": 0})
     assert shown.text.startswith("retry: 3000\n\n")
     decided = next(data for name, _, data in events if name == "ticket" and data["event"] == "decided")
     assert (decided["call_id"], decided["state"], decided["by"], decided["pending"]) == (
@@ -885,7 +885,7 @@ async def test_a_page_that_comes_back_goes_on_counting_and_looks_anew(house: Hou
     house.asks()
     async with streaming(ann, last_event_id="41") as shown:
         await shown.shows('"event":"opened"')
-        assert shown.events()[0] == ("sync", 42, {"pending": 1})
+        assert shown.events()[0] == ("sync", 42, {"pending": 1, "changed": 0})
     async with streaming(ann, last_event_id="x" * 99) as shown:
         await shown.shows("event: sync")
         assert shown.events()[0][1] == 1

@@ -123,7 +123,7 @@ class House:
         self.events.append((event, ticket.id))
         self.governor.happened(event, ticket)
 
-    def _reload(self) -> shapes.Reloaded:
+    async def _reload(self, *_: str) -> shapes.Reloaded:
         self.force = reloading.read(self.file)
         self.reloads += 1
         return shapes.Reloaded(message="config reloaded", changed=("agents",))

@@ -15,8 +15,9 @@ from policing import AMY, allows, faults, gate, indented, named, pipeline, refus
 from aegis_daemon.config.load import ConfigFaults, digest, load, loads
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Deny, Pass
-from aegis_daemon.policy.cedar import Engine, Group, Question, passes
+from aegis_daemon.policy.cedar import Engine, Question, passes
 from aegis_daemon.policy.dialect import MAX_DEPTH, MAX_TOKENS, balanced, chain, read
+from aegis_daemon.policy.groups import Group
 
 ALL = "permit(principal, action, resource);"
 
@@ -204,7 +205,7 @@ def _unsliced(texts: list[str]) -> Any:
     policy = gate("\n".join(texts), servers=("files", "mail"))
     engine = policy._engine
     assert engine is not None
-    group = Group(engine._statements)
+    group = Group(engine._members)
     engine.groups = lambda *_: (group,)  # type: ignore[method-assign]
     return policy
 
@@ -215,7 +216,7 @@ def test_policies_for_other_servers_and_tools_are_not_asked() -> None:
         for n in range(200)
     )
     engine = Engine(read(text, "p.cedar"), {}, [f"s{n}" for n in range(10)])
-    asked = [one for group in engine.groups("s3", "tools/call", "t13") for one in group.statements]
+    asked = [one.statement for group in engine.groups("s3", "tools/call", "t13") for one in group._members]
     assert [one.targets for one in asked] == [frozenset({"t13"})]
     assert engine.groups("s4", "tools/call", "t13") == ()
 
@@ -428,7 +429,7 @@ def test_lists_and_policies_have_to_agree() -> None:
     )
 )
 def test_only_a_plain_allow_without_an_error_passes(found: list[tuple[str, bool, bool, bool]]) -> None:
-    from aegis_daemon.policy.cedar import Outcome
+    from aegis_daemon.policy.groups import Outcome
 
     outcomes = [
         Outcome(decision, (0,) * permits, (0,) * forbids, ("x",) * errors)

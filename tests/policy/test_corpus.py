@@ -14,8 +14,10 @@ import cedarpy
 import pytest
 from corpora import corpus
 
-from aegis_daemon.policy.cedar import Group, Outcome, passes
+from aegis_daemon.policy.cedar import passes
 from aegis_daemon.policy.dialect import PolicyError, read
+from aegis_daemon.policy.groups import Group, Outcome
+from aegis_daemon.policy.groups import members as members_of
 
 GENERATED = 7809
 REQUESTS = 62472
@@ -75,8 +77,9 @@ def judged(policies: str, entities: str, schema: str, case: dict[str, Any], coun
         return
     types = cedarpy.Schema.from_str(schema) if schema else None
     known = cedarpy.Entities.from_json_str(entities, types)
-    whole = Group(statements)
-    parts = [Group([one]) for one in statements]
+    ready = members_of(statements)
+    whole = Group(ready)
+    parts = [Group([one]) for one in ready]
     for number, wanted in enumerate(case["requests"]):
         counted["requests"] += 1
         counted[wanted["decision"]] += 1

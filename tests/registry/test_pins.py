@@ -34,6 +34,7 @@ class House:
         self.now = 1.7e9
         self.records: list[tuple[str, str, str]] = []
         self.changes: list[str] = []
+        self.news: list[int] = []
         self.full = False
         self.hold = False
         self.again()
@@ -42,7 +43,12 @@ class House:
         """As after a restart."""
         self.db = sqlite3.connect(self.path, isolation_level=None)
         self.pins = Registry(
-            self.db, wall=lambda: self.now, record=self._record, on_change=self.changes.append, hold=self.hold
+            self.db,
+            wall=lambda: self.now,
+            record=self._record,
+            on_change=self.changes.append,
+            on_news=lambda: self.news.append(len(self.pins.untold())),
+            hold=self.hold,
         )
 
     def _record(self, action: str, by: str, detail: str) -> None:
@@ -344,6 +350,48 @@ def test_a_server_with_more_than_can_be_kept_may_use_only_those(house: House, mo
     assert house.changes == ["bank"]
 
 
+def test_what_is_not_kept_is_not_usable_after_a_restart_either_before_it_is_listed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pins, "MOST", 3)
+    house.lists(*({"name": f"t{number}"} for number in range(5)))
+    assert house.pins.crowded() == {
+        "bank": "more than 3 tools, prompts and templates, which is all that is remembered of a server"
+    }
+    house.again()
+    assert [house.state(f"t{number}") for number in range(5)] == ["", "", "", "crowded", "crowded"]
+
+
+def test_one_name_that_is_too_long_makes_nothing_else_unusable(house: House) -> None:
+    long = "x" * (pins.LONGEST_NAME + 1)
+    house.lists({"name": long}, TOOL)
+    house.lists({"name": "later"})
+    assert [house.state(name) for name in (long, "pay", "later")] == ["long", "", ""]
+    assert house.state("unheard of") == "unseen"
+    assert "whose name has more than 1024 characters" in house.pins.crowded()["bank"]
+    template = "file:///{" + long + "}"
+    house.pins.shown(
+        "bank", "resources/templates/list", json.dumps({"resourceTemplates": [{"uriTemplate": template}]}).encode()
+    )
+    assert house.pins.stops("bank", "resource", template) == "long"
+    assert house.pins.stops("bank", "resource", f"file:///{long}") == "", "a long address is no template"
+
+
+def test_of_what_is_not_kept_nothing_is_worked_out(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "MOST", 3)
+    hashed = []
+    monkeypatch.setattr(pins, "canonical", lambda value, real=pins.canonical: hashed.append(1) or real(value))
+    house.lists(*({"name": f"t{number}"} for number in range(5000)))
+    assert len(hashed) == 3
+
+
+def test_a_page_that_repeats_one_name_without_end_is_withheld(house: House) -> None:
+    house.lists(TOOL)
+    with pytest.raises(ValueError, match="one name more than 8 times"):
+        house.lists(*(changed(title=str(number)) for number in range(9)))
+    assert house.kinds() == ["pin"]
+
+
 def test_of_more_servers_than_can_be_kept_nothing_is_usable(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "BACKENDS", 3)
     for number in range(5):
@@ -372,7 +420,7 @@ def test_large_texts_are_known_by_their_hash_alone(house: House, monkeypatch: py
     assert house.state("large") == CHANGED
 
 
-@pytest.mark.parametrize("name", ["pay", "Pay", "p\u0430y", "PAY\u200b", "p_a-y", "\uff50ay"])
+@pytest.mark.parametrize("name", ["Pay", "p\u0430y", "PAY\u200b", "p_a-y", "\uff50ay"])
 def test_a_name_that_looks_like_anothers_is_flagged(house: House, name: str) -> None:
     house.lists(TOOL)
     house.lists({"name": name}, backend="other")
@@ -382,6 +430,27 @@ def test_a_name_that_looks_like_anothers_is_flagged(house: House, name: str) -> 
     assert "is like that of the tool `pay` of `bank`" in house.records[-1][2]
     house.again()
     assert house.pins.like(house.pin("pay", backend="bank"))
+
+
+def test_the_same_name_on_another_server_is_told_of_the_newcomer_alone_and_without_a_warning(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.lists(TOOL)
+    house.lists(TOOL, backend="other")
+    old, new = house.pin(backend="bank"), house.pin(backend="other")
+    assert house.pins.like(old) == house.pins.like(new) == []
+    assert (house.pins.shadows(old), house.pins.shadows(new)) == ([], [old])
+    assert caplog.records == []
+    house.again()
+    assert house.pins.shadows(house.pin(backend="bank")) == []
+    assert [pin.backend for pin in house.pins.shadows(house.pin(backend="other"))] == ["bank"]
+
+
+def test_many_look_alikes_are_one_warning(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.lists(*({"name": "p" + "_" * number + "ay"} for number in range(40)))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "and so have 39 more of it" in caplog.messages[0]
+    assert len(house.pins.like(house.pin("pay"))) == pins.ALIKE
 
 
 def test_names_that_only_resemble_each_other_are_not_flagged(house: House) -> None:
@@ -409,6 +478,102 @@ def test_what_is_listed_twice_and_differently_keeps_its_first_text_for_people(ho
     old, new = house.pins.texts(house.pin())
     assert "Pays someone." in old
     assert "Pays me." in new
+
+
+# --- people are told --------------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_to_be_told_once_over_restarts_and_again_when_it_changes_again(house: House) -> None:
+    house.lists(TOOL)
+    assert (house.pins.untold(), house.news) == ([], [])
+    house.lists(CHANGES["title"])
+    (pin,) = house.pins.untold()
+    assert (pin.name, house.news) == ("pay", [1])
+    house.pins.told([(pin, pin.drifted)])
+    house.again()
+    house.lists(CHANGES["title"])
+    assert (house.pins.untold(), house.news) == ([], [1])
+    house.lists(CHANGES["icons"])
+    assert [pin.name for pin in house.pins.untold()] == ["pay"]
+    pin = house.pin()
+    house.pins.told([(pin, pin.drifted)])
+    house.pins.trust(pin, pin.offered, "ann")
+    assert (house.pins.untold(), house.pins.waiting) == ([], 0)
+    house.lists(TOOL)
+    house.pins.trust(pin, pin.offered, "ann")
+    house.lists(CHANGES["icons"])
+    assert house.pins.untold() == [pin], "what was trusted in between is told anew"
+
+
+def test_what_changed_while_its_message_was_under_way_was_not_told(house: House) -> None:
+    house.lists(TOOL)
+    house.lists(CHANGES["title"])
+    pin = house.pin()
+    seen = pin.drifted
+    house.lists(CHANGES["icons"])
+    house.pins.told([(pin, seen)])
+    assert house.pins.untold() == [pin]
+
+
+def test_what_is_held_is_told_once_however_often_it_changes(house: House) -> None:
+    house.hold = True
+    house.again()
+    house.lists(TOOL)
+    (pin,) = house.pins.untold()
+    house.pins.told([(pin, pin.drifted)])
+    house.lists(CHANGES["title"])
+    assert house.pins.untold() == []
+
+
+def test_a_store_of_an_earlier_version_is_taken_over(house: House) -> None:
+    house.lists(TOOL)
+    house.lists(CHANGES["title"])
+    house.db.execute("ALTER TABLE pins DROP COLUMN told")
+    house.again()
+    assert [(pin.name, pin.told) for pin in house.pins.untold()] == [("pay", "")]
+
+
+def test_an_id_names_one_thing_and_nothing_that_its_server_chose_stands_in_it(house: House) -> None:
+    house.lists(TOOL, {"name": "../../x"})
+    ids = [pin.id for pin in house.pins.rows()]
+    assert all(len(id) == 32 and set(id) <= set("0123456789abcdef") for id in ids)
+    assert [house.pins.by_id(id) for id in ids] == house.pins.rows()
+    assert house.pins.by_id("") is None
+
+
+def test_a_name_that_reads_like_another_servers_hides_nothing(house: House) -> None:
+    house.lists(TOOL, {"name": "bank.pay"})
+    house.lists({"name": "bank.pay"}, backend="other")
+    assert [(pin.backend, pin.name) for pin in house.pins.find("bank.pay")] == [
+        ("bank", "pay"), ("bank", "bank.pay"), ("other", "bank.pay"),
+    ]  # fmt: skip
+    assert house.pin("bank.pay", backend="bank").name == "bank.pay"
+    assert house.pin("pay", backend="bank").name == "pay"
+
+
+def test_nobody_is_shown_one_text_and_asked_to_trust_another(house: House) -> None:
+    house.lists(TOOL)
+    house.lists(CHANGES["title"])
+    house.db.execute("PRAGMA query_only = ON")
+    house.lists(CHANGES["description"])  # is stopped, but its text cannot be kept
+    house.db.execute("PRAGMA query_only = OFF")
+    old, new = house.pins.texts(house.pin())
+    assert (json.loads(old), new) == (TOOL, "")
+    house.pins.trust(house.pin(), house.pin().offered, "ann")
+    assert house.pins.texts(house.pin()) == ("", "")
+    assert house.pins.trusted_objects("bank") == {}
+
+
+def test_texts_that_were_replaced_take_no_room(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "MOST_TEXT", 3000)
+    house.lists(TOOL)
+    for number in range(30):
+        house.lists(changed(description="x" * 900 + str(number)))
+    assert json.loads(house.pins.texts(house.pin())[1])["description"].endswith("29")
+    for number in range(30):
+        house.lists(changed(description="y" * 900 + str(number)))
+        house.pins.trust(house.pin(), house.pin().offered, "ann")
+    assert json.loads(house.pins.texts(house.pin())[0])["description"].endswith("29")
 
 
 LIST: dict[str, Any] = {"type": "array", "items": {"type": "string"}}

@@ -102,6 +102,8 @@ def _text(notice: Notice) -> tuple[str, bool]:
     """What it says, and whether that is the whole call."""
     told, arguments, whole = shown(notice, NAME_CHARS, ARGUMENTS_CHARS)
     lines = [f"{label}: {value}" for label, value in told]
+    if notice.headline:
+        return "\n".join(lines), True
     lines.append(arguments)
     if not whole:
         lines.append(f"(cut; see `aegis pending`, then `aegis approve {notice.id}`)")

@@ -41,7 +41,7 @@ class Discord:
 
     def post(self, notice: Notice, now: float) -> Post:
         """The message; `wait` makes the answer say what it is called."""
-        message = _message(_content(notice), [] if notice.test else _buttons(notice))
+        message = _message(_content(notice), _buttons(notice))
         return Post(_with(self._url, "", wait="true", with_components="true"), _JSON, message)
 
     def fault(self, status: int, body: bytes) -> str | None:
@@ -91,6 +91,8 @@ def _content(notice: Notice) -> str:
     lines += [f"**{label}:** `{_inert(text, _FACT_UNITS)}`" for label, text in facts(notice)]
     if notice.expires and not notice.test:
         lines.append(f"Refused by itself <t:{int(notice.expires)}:R>.")
+    if notice.headline:
+        return "\n".join(lines)
     whole = _inert(notice.arguments)
     shown = cut(whole, _SHOWN_UNITS, utf16)
     lines.append(f"```json\n{shown}\n```")
@@ -101,6 +103,10 @@ def _content(notice: Notice) -> str:
 
 def _buttons(notice: Notice) -> list[dict[str, Any]]:
     links = [("Approve …", notice.approve_url), ("Reject …", notice.reject_url)]
+    if notice.test:
+        links = [("Look …", notice.look_url)] if notice.look_url else []
+    if not links:
+        return []
     row = [{"type": _BUTTON, "style": _LINK, "label": label, "url": url} for label, url in links]
     return [{"type": _ROW, "components": row}]
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aegis_daemon.approvals.channels.notice import TEST_TITLE, Notice, Post, cut
+from aegis_daemon.approvals.channels.notice import TEST_TITLE, Notice, Post, cut, facts, title
 from aegis_daemon.core.text import visible
 
 SHOWN_BYTES: Final = 500
@@ -77,6 +77,16 @@ def card(notice: Notice) -> dict[str, Any]:
     fields = [_field("Agent", notice.agent), _field("Tool", notice.tool), _field("Backend", notice.backend)]
     if notice.code:
         fields.append(_field("Code for the page", notice.code))
+    if notice.headline:
+        look = {"tag": "button", "text": _plain("Look"), "type": "default", "url": notice.look_url}
+        told = [{"is_short": False, "text": _plain(f"{label}: {text}")} for label, text in facts(notice)]
+        return {
+            "header": {"title": _plain(title(notice)), "template": "orange"},
+            "elements": [
+                {"tag": "div", "fields": told},
+                *([{"tag": "action", "actions": [look]}] if notice.look_url else []),
+            ],
+        }
     if notice.test:
         return {
             "header": {"title": _plain(TEST_TITLE), "template": "grey"},

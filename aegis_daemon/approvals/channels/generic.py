@@ -2,6 +2,8 @@
 
 Receivers written for seed A read on as before: no field is renamed and none is added, but for `code` where
 `approval.confirm: code` asks for one, without which nobody could decide. A test (`aegis notify test`) is `event: test`.
+What servers changed is `event: tools_changed`, and what is wrong with Aegis itself `event: alarm`, both with
+`backend_id`, `message`, `facts` and `url` beside the eight.
 """
 
 from __future__ import annotations
@@ -42,9 +44,18 @@ class Generic:
             "approve_url": notice.approve_url,
             "reject_url": notice.reject_url,
         }
+        more: dict[str, object] = {}
+        if notice.headline:
+            fields["event"] = "alarm" if notice.alarm else "tools_changed"
+            more = {
+                "backend_id": notice.backend,
+                "message": notice.headline,
+                "facts": notice.rows,
+                "url": notice.look_url,
+            }
         if notice.code:
             fields["code"] = notice.code
-        body = msgspec.json.encode(fields)
+        body = msgspec.json.encode({**fields, **more})
         headers = {"content-type": "application/json"}
         if self._key is not None:
             headers |= signature(self._key, f"msg_{notice.call_id}", int(now), body)

@@ -37,6 +37,14 @@ class Notice(msgspec.Struct, frozen=True):
     rule: str = ""
     proof: str = ""
     test: bool = False
+    alarm: bool = False
+    """whether what it tells is that something is wrong with Aegis itself"""
+    headline: str = ""
+    """what a message begins with that tells something and asks nothing, and is a test likewise"""
+    rows: tuple[tuple[str, str], ...] = ()
+    """what it says: labels of our own, and texts"""
+    look_url: str = ""
+    """where a person sees more of it; a channel shows it as a link"""
 
 
 class Post(msgspec.Struct, frozen=True):
@@ -189,11 +197,13 @@ TEST_TITLE: Final = "Aegis test message: nothing waits, there is nothing to deci
 
 def title(notice: Notice) -> str:
     """What a message begins with."""
-    return TEST_TITLE if notice.test else TITLE
+    return notice.headline or (TEST_TITLE if notice.test else TITLE)
 
 
 def facts(notice: Notice) -> list[tuple[str, str]]:
     """What a message says beside the arguments: labels, and texts in which everything can be seen."""
+    if notice.headline:
+        return [(label, visible(cut(text, NAME_CHARS))) for label, text in notice.rows if text]
     rows = [
         ("Agent", notice.agent),
         ("Tool", notice.tool),

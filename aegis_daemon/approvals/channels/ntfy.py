@@ -63,6 +63,8 @@ class Ntfy:
         message: dict[str, Any] = {"priority": 4, "tags": ["lock"], "actions": self._actions(notice, glance)}
         if notice.approve_url and not notice.test:
             message["click"] = notice.approve_url
+        elif notice.look_url:
+            message["click"] = notice.look_url
         return self._publish({"title": title(notice), "message": text, **message})
 
     def fault(self, status: int, body: bytes) -> str | None:
@@ -91,6 +93,8 @@ class Ntfy:
         )
 
     def _actions(self, notice: Notice, glance: bool) -> list[dict[str, Any]]:
+        if notice.test and notice.look_url:
+            return [{"action": "view", "label": "Look", "url": notice.look_url}]
         if notice.test or not notice.approve_url:
             return []
         look = {"action": "view", "label": "Look", "url": notice.approve_url}
@@ -161,6 +165,8 @@ def _text(notice: Notice, how: str) -> tuple[str, bool]:
     """The message, and whether a glance shows the whole call. Plain text: ntfy makes no markup of it unless told to."""
     told, arguments, whole = shown(notice, NAME_BYTES, ARGUMENTS_BYTES, utf8)
     lines = [f"{label}: {value}" for label, value in told]
+    if notice.headline:
+        return cut("\n".join(lines), MESSAGE_BYTES, utf8), True
     lines.append(f"Arguments: {arguments}")
     glance = whole and utf8(arguments) <= GLANCE_BYTES
     if not glance:

@@ -173,7 +173,8 @@ class Slack:
 
     def _buttons(self, notice: Notice) -> list[dict[str, Any]]:
         if notice.test:
-            return []
+            look = [{**_button("Look …", f"{_OPENS}_look"), "url": notice.look_url}] if notice.look_url else []
+            return [{"type": "actions", "elements": look}] if look else []
         if self.answers and notice.proof and _whole(notice):
             value = f"{notice.call_id}.{notice.proof}"
             sure = {
@@ -358,6 +359,8 @@ def _asked(notice: Notice) -> list[dict[str, Any]]:
     blocks = [{"type": "header", "text": _plain(title(notice))}, _section(lines)]
     if notice.expires and not notice.test:
         blocks.append(_section(f"Refused by itself <!date^{int(notice.expires)}^at {{time_secs}}|soon>."))
+    if notice.headline:
+        return blocks
     arguments = _arguments(notice)
     blocks.append(_section(f"```\n{_fit(arguments)}\n```"))
     if not _whole(notice):

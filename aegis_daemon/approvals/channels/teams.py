@@ -68,11 +68,13 @@ def card(notice: Notice) -> dict[str, Any]:
     body = [
         _text(title(notice), weight="Bolder", size="Medium"),
         *(_text(f"{label}: ", cut(_inert(text), _FACT_BYTES, utf8)) for label, text in facts(notice)),
-        _text(shown, fontType="Monospace"),
+        *([] if notice.headline else [_text(shown, fontType="Monospace")]),
     ]
     if shown != whole:
         body.append(_text(f"Cut: the page shows all {len(notice.arguments)} characters."))
-    links = [] if notice.test else [("Approve …", notice.approve_url), ("Reject …", notice.reject_url)]
+    links = [("Look …", notice.look_url)] if notice.look_url else []
+    if not notice.test:
+        links = [("Approve …", notice.approve_url), ("Reject …", notice.reject_url)]
     return {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",

@@ -161,6 +161,8 @@ class Telegram:
             rows.append([_button("⛔ Reject", "r", notice)])
             if linked:
                 rows.append([{"text": "Look at the whole call", "url": notice.approve_url}])
+        elif notice.test and _opens(notice.look_url):
+            rows = [[{"text": "Look…", "url": notice.look_url}]]
         elif linked:
             rows = [
                 [{"text": "✅ Approve…", "url": notice.approve_url}],
@@ -262,6 +264,8 @@ def _text(notice: Notice, how: str) -> tuple[str, list[dict[str, Any]], bool]:
         text += f"\n{label}: "
         entities.append({"type": "code", "offset": utf16(text), "length": utf16(value)})
         text += value
+    if notice.headline:
+        return text, [one for one in entities if one["length"]], True
     text += "\n\n"
     entities.append({"type": "pre", "offset": utf16(text), "length": utf16(arguments)})
     text += arguments

@@ -129,8 +129,8 @@ def heat(week: Sequence[Sequence[int]]) -> Markup:
     return _svg("week", left + 24 * size, 7 * size + 18, "The week", told, parts)
 
 
-def gauge(current: int, reserved: int, most: int, name: str) -> Markup:
-    """How full a window is: what has run, and what is under way."""
+def gauge(current: int, reserved: int, most: int, name: str, unit: str = "") -> Markup:
+    """How full a window is: what has run, and what is under way. `unit` stands behind the numbers."""
     used = 100.0 * min(1.0, current / most) if most else 100.0
     held = 100.0 * min(1.0, (current + reserved) / most) if most else 100.0
     arc = 'd="M8 44 A36 36 0 0 1 80 44" pathLength="100"'
@@ -140,8 +140,8 @@ def gauge(current: int, reserved: int, most: int, name: str) -> Markup:
         parts.append(f'<path class="held {kind}" {arc} stroke-dasharray="{held:.1f} 200"/>')
     if used:
         parts.append(f'<path class="used {kind}" {arc} stroke-dasharray="{used:.1f} 200"/>')
-    parts.append(f'<text class="gauge-n" x="44" y="43">{current + reserved}</text>')
-    told = f"{current} of {most} used" + (f", {reserved} under way" if reserved else "") + "."
+    parts.append(f'<text class="gauge-n" x="44" y="43">{current + reserved}{unit}</text>')
+    told = f"{current}{unit} of {most}{unit} used" + (f", {reserved}{unit} under way" if reserved else "") + "."
     return _svg("gauge", 88, 52, f"Limit of {name}", told, parts)
 
 

@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -38,6 +39,10 @@ CARDS: Final = 50
 FEED: Final = 100
 """Calls that the live page begins with."""
 PAGE: Final = 50
+PINS: Final = 300
+"""Things that servers have, of each kind of state, that the tools page shows."""
+LIMITS: Final = 300
+"""Windows, and budgets, that the limits page shows."""
 HISTORY: Final = 5
 """Last calls of an agent that a card shows."""
 STREAMS: Final = 64
@@ -80,7 +85,7 @@ MENU: Final = (
 """The pages: name, label, picture, address."""
 STATUSES: Final = (
     ("success", "ran"), ("error", "failed"), ("denied", "refused"), ("unknown", "outcome unknown"),
-    ("pending", "under way"),
+    ("pending", "under way"), ("would", "would have been refused"),
 )  # fmt: skip
 _ENDED: Final = {**dict(STATUSES), "held": "waits", "running": "runs"}
 
@@ -240,7 +245,8 @@ class Ui:
         """One page, rendered beside the loop."""
         facts = {
             "page": page, "title": title, "session": session, "menu": MENU, "version": fingerprint(),
-            "status": self.governor.status(), "pending": self.governor.waiting(), "refresh": 0, **more,
+            "status": self.governor.status(), "pending": self.governor.waiting(), "refresh": 0,
+            "changed": self.governor.pins_waiting(), **more,
         }  # fmt: skip
         text = await asyncio.to_thread(self._pages.get_template(template).render, facts)
         return Response(text, status, HEADERS, "text/html")
@@ -302,14 +308,19 @@ async def live(ui: Ui, ask: Ask) -> Response:
 
 
 async def limits(ui: Ui, ask: Ask) -> Response:
-    """Windows, and what people allow beyond them."""
-    rows = ui.governor.limits(None, None, None)
+    """Windows and budgets, and what people allow beyond windows."""
+    rows, budgets = ui.governor.limits(None, None, None), ui.governor.budgets(None, None, None)[:LIMITS]
     try:
         grants = ui.governor.grants()
     except api.Unavailable:
         grants = ()
-    shown = [(row, charts.gauge(row.current, row.reserved, row.max_count + row.extra, row.tool)) for row in rows[:300]]
-    return await ui.page(ask.session, "limits.html", "limits", "Limits", refresh=30, limits=shown, grants=grants)
+    shown = [
+        (row, charts.gauge(row.current, row.reserved, row.max_count + row.extra, row.tool)) for row in rows[:LIMITS]
+    ]
+    return await ui.page(
+        ask.session, "limits.html", "limits", "Limits", refresh=30, limits=shown, grants=grants,
+        budgets=[(row, _share(row)) for row in budgets],
+    )  # fmt: skip
 
 
 async def queue(ui: Ui, ask: Ask) -> Response:
@@ -318,13 +329,31 @@ async def queue(ui: Ui, ask: Ask) -> Response:
 
 
 async def tools(ui: Ui, ask: Ask) -> Response:
-    """What was called."""
+    """What servers have, what of it waits for a person, and what was called."""
+    try:
+        stopped = ui.governor.pins(None, None, True, PINS)
+        pins, no_pins = ui.governor.pins(None, None, False, PINS), ""
+    except api.Unavailable as error:
+        stopped, pins, no_pins = (), (), _sentence(error.message)
     try:
         rows, why = await ui.governor.seen_tools(), ""
     except api.Unavailable as error:
         rows, why = (), _sentence(error.message)
     shown = [(row, charts.mix(row)) for row in rows]
-    return await ui.page(ask.session, "tools.html", "tools", "Tools", rows=shown, why=why, endings=charts.ENDINGS)
+    return await ui.page(
+        ask.session, "tools.html", "tools", "Tools", rows=shown, why=why, endings=charts.ENDINGS, stopped=stopped,
+        pins=[row for row in pins if row.state == "trusted"], no_pins=no_pins, more=len(pins) == PINS,
+    )  # fmt: skip
+
+
+async def pin(ui: Ui, ask: Ask, wrong: str = "", status: int = 200) -> Response:
+    """One of them: how it has changed, and letting it be used as it is now."""
+    row = ui.governor.pin(ask.path["id"])
+    # Text and hash of one moment: nothing waits between the two.
+    found = ui.governor.pin_diff(row.name, row.backend_id, row.kind)
+    return await ui.page(
+        ask.session, "pin.html", "tools", "Pin", status, found=found, pin=found.pin, wrong=wrong,
+    )  # fmt: skip
 
 
 async def audit(ui: Ui, ask: Ask) -> Response:
@@ -408,6 +437,20 @@ async def decide(ui: Ui, ask: Ask) -> Response:
     return await ui.page(ask.session, "decided.html", "inbox", title, said=_sentence(f"`{done.id}` {said}"))
 
 
+async def trust(ui: Ui, ask: Ask) -> Response:
+    """Lets it be used, if it still is what the page showed."""
+    row = ui.governor.pin(ask.path["id"])
+    expect = ask.form.get("expect", "")
+    if len(expect) != 64:
+        raise api.BadRequest("this says nothing of what was seen", "use the page's own button")
+    try:
+        ui.governor.trust(row.name, row.backend_id, row.kind, expect=expect, also=False, by=ask.session.person.by)
+    except api.Conflict:
+        wrong = "It was changed again while you looked at it, so nothing was trusted. This is what it is now:"
+        return await pin(ui, ask, wrong, 409)
+    return _to(f"/ui/tools/{row.id}")
+
+
 async def cancel(ui: Ui, ask: Ask) -> Response:
     """Gives a queued call up."""
     if not ui.governor.cancel_queued(ask.path["id"]):
@@ -467,7 +510,8 @@ async def stream(ui: Ui, ask: Ask) -> Response:
 
 async def state(ui: Ui, ask: Ask) -> Response:
     """For pages that nobody looks at: how many calls wait."""
-    return Response(msgspec.json.encode({"pending": ui.governor.waiting()}), 200, HEADERS, "application/json")
+    counts = {"pending": ui.governor.waiting(), "changed": ui.governor.pins_waiting()}
+    return Response(msgspec.json.encode(counts), 200, HEADERS, "application/json")
 
 
 ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
@@ -480,6 +524,8 @@ ROUTES: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("GET", "queue", queue),
     ("POST", "queue/{id}", cancel),
     ("GET", "tools", tools),
+    ("GET", "tools/{id}", pin),
+    ("POST", "tools/{id}", trust),
     ("GET", "audit", audit),
     ("GET", "audit/{id}", story),
     ("GET", "agents", agents),
@@ -569,6 +615,15 @@ def _card(asked: shapes.Asked, now: float, history: Any = (), *, whole: bool = F
         "votes": asked.votes,
         "history": history,
     }
+
+
+def _share(row: shapes.BudgetRow) -> Markup:
+    """How much of a budget is spent, in hundredths: amounts may have any number of digits."""
+    most = Decimal(row.max_amount)
+    used, reserved = (
+        int(100 * Decimal(amount) / most) if most else 0 for amount in (row.used_amount, row.reserved_amount)
+    )
+    return charts.gauge(used if most else 100, reserved, 100, f"{row.argument} of {row.tool}", "%")
 
 
 async def _history(ui: Ui, agents: list[str]) -> Mapping[str, Any]:
@@ -697,7 +752,13 @@ def _turned_away(request: Request, method: str) -> Response:
 def _back(request: Request) -> str:
     """The page that a form was on, as its address says."""
     part = request.url.path.removeprefix("/ui").strip("/").partition("/")[0]
-    return {"agents": "/ui/agents", "queue": "/ui/queue", "grants": "/ui/limits", "audit": "/ui/audit"}.get(part, "/ui")
+    return {
+        "agents": "/ui/agents",
+        "queue": "/ui/queue",
+        "grants": "/ui/limits",
+        "audit": "/ui/audit",
+        "tools": "/ui/tools",
+    }.get(part, "/ui")
 
 
 def _to(place: str, more: Mapping[str, str] = {}) -> Response:

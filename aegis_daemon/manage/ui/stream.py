@@ -33,7 +33,7 @@ async def events(governor: api.Governor, session: Session, *, calls: bool, last_
     number = last_id
     kept: deque[tuple[str, Any]] = deque()
     more = asyncio.Event()
-    lost = {"call": 0, "ticket": 0}
+    lost = {"call": 0, "ticket": 0, "pins": 0}
 
     async def take(source: AsyncIterator[Any], kind: str) -> None:
         try:
@@ -57,12 +57,15 @@ async def events(governor: api.Governor, session: Session, *, calls: bool, last_
         return governor.logins.good(session)
 
     session.on_end.append(more.set)
-    tasks = [asyncio.ensure_future(take(governor.watch_pending(), "ticket"))]
+    tasks = [
+        asyncio.ensure_future(take(governor.watch_pending(), "ticket")),
+        asyncio.ensure_future(take(governor.watch_pins(), "pins")),
+    ]
     if calls:
         tasks.append(asyncio.ensure_future(take(governor.watch_calls(), "call")))
     try:
         await asyncio.sleep(0)  # they watch from now on: whatever `sync` makes a page miss is an event
-        yield b"retry: %d\n\n" % RETRY_MS + event("sync", {"pending": governor.waiting()})
+        yield b"retry: %d\n\n" % RETRY_MS + event("sync", _counts(governor))
         while good():
             try:
                 async with asyncio.timeout(BEAT_S):
@@ -98,10 +101,14 @@ def _told(
             lost["call"] += what.lost
         elif kind == "call":
             rows.append(what.call)
+    moved = lost["pins"] or any(kind == "pins" for kind, _ in kept)
     kept.clear()
+    if moved:
+        lost["pins"] = 0
+        found.append(event("pins", {"changed": governor.pins_waiting()}))
     if lost["ticket"]:
         lost["ticket"] = 0
-        found.append(event("sync", {"pending": governor.waiting()}))
+        found.append(event("sync", _counts(governor)))
     elif tickets:
         pending = governor.waiting()
         found += [event("ticket", {**_ticket(one), "pending": pending}) for one in tickets]
@@ -111,6 +118,10 @@ def _told(
         lost["call"] = 0
     found += [event("call", _call(row)) for row in rows[-ROWS:]]
     return b"".join(found)
+
+
+def _counts(governor: api.Governor) -> dict[str, int]:
+    return {"pending": governor.waiting(), "changed": governor.pins_waiting()}
 
 
 def _ticket(event: shapes.TicketEvent) -> dict[str, Any]:

@@ -79,6 +79,27 @@ function count(pending) {
   badge.hidden = !pending;
 }
 
+function changed(number) {
+  for (const place of all("[data-changed]")) place.textContent = number;
+  for (const place of all("[data-changed-shown]")) place.hidden = !number;
+}
+
+// What servers offer has changed, or a person trusted it: the list is looked at anew, unless somebody is in it.
+async function pinsEvent(told) {
+  const before = Number(one("[data-changed]")?.textContent ?? 0);
+  changed(told.changed);
+  const old = one("[data-pins]");
+  if (!old) {
+    if (told.changed > before && page !== "tools") toast("Something that a server offers has changed");
+    return;
+  }
+  if (old.contains(document.activeElement)) return;
+  const found = await fetched("/ui/tools").catch(() => null);
+  const fresh = found && one("[data-pins]", found);
+  if (fresh) one("[data-pins]").replaceWith(document.importNode(fresh, true));
+  localTimes();
+}
+
 // The session is over. Said at the door, so that nobody wonders.
 function out() {
   location.assign("/ui/login?ended");
@@ -340,12 +361,14 @@ function begin() {
   hear("sync", (told) => {
     away(false);
     count(told.pending);
+    changed(told.changed);
     pulse("as it happens");
     if (inbox) lookSoon();
     if (feed && !first) feedAgain();
     first = false;
   });
   hear("ticket", ticketEvent);
+  hear("pins", pinsEvent);
   hear("call", callEvent);
   hear("lost", (told) => pulse(`as it happens; ${told.lost} calls came too fast to be shown`));
   hear("bye", () => { end(); out(); });
@@ -386,7 +409,11 @@ async function poll() {
   if (!document.hidden) return;
   try {
     const answer = await state();
-    if (answer.ok) count((await answer.json()).pending);
+    if (answer.ok) {
+      const told = await answer.json();
+      count(told.pending);
+      changed(told.changed);
+    }
     else if (answer.status === 401) document.title = "Logged out - Aegis";
   } catch {
     // It is asked again.
