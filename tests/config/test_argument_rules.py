@@ -157,5 +157,7 @@ def test_only_the_calls_that_a_rule_looks_at_are_judged_one_by_one() -> None:
 
 
 def test_a_dialect_alone_and_a_list_of_them_are_digested_alike() -> None:
-    one, several = (loads(f"constraints: {{q: {{operations: [SELECT], dialect: {how}}}}}", "f") for how in ("mysql", "[mysql]"))
+    one, several = (
+        loads(f"constraints: {{q: {{operations: [SELECT], dialect: {how}}}}}", "f") for how in ("mysql", "[mysql]")
+    )
     assert digest(one.config) == digest(several.config)
