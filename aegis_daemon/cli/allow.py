@@ -45,7 +45,10 @@ ELSEWHERE: Final = {
         "when the agent repeats it: `aegis pending`, then `aegis approve ID`, with `--for 15m` for more than once",
     ),
     "paused": ("a person has paused it", "`aegis resume {agent}`, or `aegis resume` where everything is paused"),
-    "policy": ("a policy forbids it, and policies are not changed by program", "change the policy by hand"),
+    "policy": (
+        "a policy or a rule on arguments forbids it, and those are not changed by program",
+        "see which with `aegis policy explain {call}`, and change it by hand",
+    ),
     "pin": (
         "the definition of what it names has changed since it was trusted, or nobody has trusted it yet",
         "look at it before you trust it: `aegis tools diff {tool}`",

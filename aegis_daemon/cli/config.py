@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -99,13 +100,18 @@ def validate(
     as_json: Json = False,
 ) -> int:
     """Check a configuration and tell everything that is wrong with it at once. Changes nothing."""
+    from aegis_daemon.config.fitting import Pinned, Unread
     from aegis_daemon.config.load import ConfigFaults, load
+    from aegis_daemon.config.slips import slips
 
     path = os.path.abspath(file) if file is not None else link.paths(config).config
     faults: list[Fault] = []
     warnings: tuple[Fault, ...] = ()
     try:
-        warnings = load(path).warnings
+        loaded = load(path)
+        warnings = loaded.warnings
+        with suppress(Unread):  # `aegis policy validate` says so
+            warnings = (*warnings, *slips(loaded, Pinned(link.paths(config).state_db).tools()))
     except ConfigFaults as found:
         faults = found.faults
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from aegis_daemon.config.load import Fault, Loaded
 
 app = new_app()
+_HERE = "the command line"
 
 
 @app.command()
@@ -40,19 +42,15 @@ def validate(
 
     Also tells where they and the rules on arguments do not fit the tools that the daemon knows.
     """
-    from aegis_daemon.config.load import ConfigFaults, load, loads
+    from aegis_daemon.config.load import ConfigFaults, load
 
     faults: list[Fault] = []
     warnings: tuple[Fault, ...] = ()
     count = tools = 0
     try:
-        if files:
-            named = json.dumps({"policy": {"files": files}})  # JSON is YAML
-            loaded = loads(named, "the command line", base=os.getcwd())
-        else:
-            loaded = load(link.paths(config).config)
+        loaded = _beside(files, link.paths(config).config) if files else load(link.paths(config).config)
         count = len(loaded.config.policy.statements)
-        warnings = () if files else loaded.warnings
+        warnings = loaded.warnings
         if not no_pins:
             unfit, surprising, tools = held_against_pins(loaded, link.paths(config).state_db, quiet=as_json)
             faults, warnings = unfit, (*warnings, *surprising)
@@ -70,9 +68,56 @@ def validate(
     return DONE
 
 
+def _beside(files: list[str], config: str) -> Loaded:
+    """These policies, read beside the agents, roles and backends of the configuration. Raises `ConfigFaults`."""
+    import msgspec
+
+    from aegis_daemon.config.load import ConfigFaults, loads
+    from aegis_daemon.config.source import Fault
+
+    def read(named: dict[str, Any]) -> Loaded:
+        return loads(json.dumps({**named, "policy": {"files": files}}), _HERE, base=os.getcwd())  # JSON is YAML
+
+    named = _named(config)
+    try:
+        try:
+            loaded = read(named)
+        except ConfigFaults as found:
+            if all(one.file != _HERE or one.path.startswith("policy.") for one in found.faults):
+                raise
+            named = {}
+            loaded = read(named)
+    except ConfigFaults as found:
+        told = [Fault("", 0, 0, "", one.message, one.hint) if one.file == _HERE else one for one in found.faults]
+        raise ConfigFaults(told) from None
+    # Without a configuration nothing is known of who there is.
+    return loaded if named else msgspec.structs.replace(loaded, warnings=())
+
+
+def _named(config: str) -> dict[str, Any]:
+    """Who and what a configuration names, whatever else is wrong with it; nothing if it cannot be read."""
+    from aegis_daemon.config.load import ConfigFaults
+    from aegis_daemon.config.overlay import settings
+    from aegis_daemon.config.source import read_file
+
+    try:
+        found = settings(read_file(config), config)
+    except ConfigFaults:
+        return {}
+    agents, backends = found.get("agents"), found.get("backends")
+    if not isinstance(agents, dict) or not isinstance(backends, dict):
+        return {}
+    roles = {name: one.get("roles") if isinstance(one, dict) else None for name, one in agents.items()}
+    return {
+        "agents": {name: {"roles": one} if isinstance(one, list) else {} for name, one in roles.items()},
+        "backends": {name: {} for name in backends},
+    }
+
+
 def held_against_pins(loaded: Loaded, state_db: str, *, quiet: bool) -> tuple[list[Fault], list[Fault], int]:
     """Faults and warnings of the rules by the tools that are pinned, and how many these are. Raises `Problem`."""
     from aegis_daemon.config.fitting import Pinned, Unread, faults, review
+    from aegis_daemon.config.slips import slips
 
     try:
         pinned = Pinned(state_db)
@@ -86,7 +131,8 @@ def held_against_pins(loaded: Loaded, state_db: str, *, quiet: bool) -> tuple[li
         with Progress(console=rich(stderr=True), transient=True) as bar:
             task = bar.add_task("tools", total=len(pinned))
             found = review(loaded.config, pinned, lambda done: bar.update(task, completed=done))
-    return faults(loaded, found.faults), faults(loaded, found.warnings), len(pinned)
+    surprising = [*faults(loaded, found.warnings), *slips(loaded, pinned.tools())]
+    return faults(loaded, found.faults), surprising, len(pinned)
 
 
 @app.command()
@@ -134,9 +180,22 @@ def explain(
             else ""
         )
         print(visible(f"{'allowed' if verdict == 'allow' else 'refused' if decided else 'held'}{by}"))
+        for note in _unknown(loaded, agent, backend):
+            say(note)
         if runtime.pipeline.observe and decided is not None:
             say("mode is `observe`: it would pass, and be recorded as refused")
     return WRONG if verdict == "deny" else DONE
+
+
+def _unknown(config: Any, agent: str, backend: str) -> list[str]:
+    """Names that the file does not have, for people."""
+    told = []
+    for what, name, known in (("agent", agent, config.agents), ("backend", backend, config.backends)):
+        if name not in known:
+            near = difflib.get_close_matches(name[:80], list(known)[:1000], 1)
+            hint = f"; did you mean `{visible(near[0])}`?" if near else ""
+            told.append(f"the file names no {what} `{visible(name)}`{hint}")
+    return told
 
 
 def _asked(
@@ -162,6 +221,8 @@ def _asked(
 def _recorded(id: str, db: str | None) -> tuple[str, str, str, dict[str, Any]]:
     from aegis_daemon.audit.store import Ambiguous, NotFound
 
+    if "." in id:  # ids are hexadecimal
+        raise Problem(f"`{id}` is no id of a call", "for a call that was not made add `--agent ID`", USAGE)
     with opened(db) as reader:
         try:
             found = reader.show(id).call

@@ -19,13 +19,16 @@ from aegis_daemon.config.load import Fault, Loaded
 from aegis_daemon.config.rules import constraint
 from aegis_daemon.config.schema import Config
 from aegis_daemon.core.runtime import Runtime
+from aegis_daemon.core.templates import fits, literals
 from aegis_daemon.policy.schema import Finding, Fitting, Summary, Tool
 from aegis_daemon.stages import ORDER
+from aegis_daemon.stages.pin import Pins as PinGate
 from aegis_daemon.stages.policy import Policy
 
 _TOOLS: Final = (
     "SELECT backend, name, trusted, text FROM pins WHERE kind = 'tool' AND state = 'trusted' ORDER BY backend, name"
 )
+_STATES: Final = "SELECT backend, kind, name, state FROM pins"
 
 
 class Unread(OSError):
@@ -42,6 +45,8 @@ class Pinned:
         self.schemas: dict[tuple[str, str], Any] = {}
         self.vague: set[str] = set()
         """servers with tools of which it was not kept"""
+        self.states: dict[tuple[str, str, str], str] = {}
+        """of everything that was seen: server, kind and name"""
         path = Path(state_db)
         if not path.exists():
             return
@@ -49,6 +54,7 @@ class Pinned:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pins'").fetchone():
                     return
+                self.states = {(backend, kind, name): state for backend, kind, name, state in db.execute(_STATES)}
                 for backend, name, trusted, text in db.execute(_TOOLS):
                     tool = json.loads(text) if sha256(text.encode()).hexdigest() in json.loads(trusted) else None
                     schema = tool.get("inputSchema") if type(tool) is dict else None
@@ -65,6 +71,48 @@ class Pinned:
     def of(self, server: str, tool: str) -> Any:
         """See `policy.schema.Others`."""
         return self.schemas.get((server, tool))
+
+    def tools(self) -> dict[str, set[str]]:
+        """The names of all tools that were seen, usable or not, by server."""
+        found: dict[str, set[str]] = {}
+        for server, kind, name in self.states:
+            if kind == "tool":
+                found.setdefault(server, set()).add(name)
+        return found
+
+
+class Kept:
+    """What is pinned, for the gate that asks (`core.ports.Pins`), of a daemon that need not run."""
+
+    recheck_s = 0.0
+
+    def __init__(self, pinned: Pinned) -> None:
+        self._states = pinned.states
+        self._templates = [
+            (backend, literals(name), state)
+            for (backend, kind, name), state in self._states.items()
+            if kind == "template" and state != "trusted"
+        ]
+
+    def stops(self, backend: str, subject: str, name: str) -> str:
+        """See `core.ports.Pins`."""
+        if subject == "resource":
+            found = (state for server, parts, state in self._templates if server == backend and fits(parts, name))
+            return next(found, "")
+        state = self._states.get((backend, subject, name), "unseen")
+        return "" if state == "trusted" else state
+
+    def trusted(self, backend: str, subject: str, name: str) -> str:
+        """Nothing: what a person has said is not looked at."""
+        return ""
+
+    def knows(self, backend: str, subject: str, name: str) -> bool:
+        """See `core.ports.Pins`."""
+        return (backend, subject, name) in self._states
+
+    def shown(self, backend: str, method: str, body: bytes) -> bool:
+        """Nothing is shown to it."""
+        return True
 
 
 def fitting(config: Config) -> Fitting:
@@ -104,7 +152,9 @@ def faults(loaded: Loaded, found: list[Finding]) -> list[Fault]:
 
 
 def fitted(runtime: Runtime, config: Config, pinned: Pinned) -> Runtime:
-    """The runtime as a daemon with these pins has it: refusing tools that the rules for them do not fit."""
+    """The runtime as a daemon with these pins has it: refusing what was changed, and what its rules do not fit."""
+    gate = PinGate(Kept(pinned), hold=config.pins.first_seen == "hold")
+    runtime = msgspec.structs.replace(runtime, pipeline=runtime.pipeline.having(gate, ORDER))
     policy, rules = runtime.pipeline.gate("policy"), fitting(config)
     if not isinstance(policy, Policy) or not rules:
         return runtime

@@ -108,7 +108,7 @@ def load(path: str, env: Mapping[str, str] | None = None, *, optional: bool = Fa
         data = read_file(path)
     except ConfigFaults as faults:
         if optional and not os.path.lexists(path):
-            hint = "make one with `aegis config init`, or let `aegis setup` write it"
+            hint = "make one with `aegis config init`"
             return Loaded(Config(), (Fault(path, 0, 0, "", "no such file, so everything is denied", hint),), "")
         raise faults from None
     full = os.path.abspath(path)

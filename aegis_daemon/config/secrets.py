@@ -26,8 +26,10 @@ def guard(config: Config) -> Guard:
     """What cleans the log, and what servers say."""
     settings = config.secrets
     kinds, known = frozenset(KINDS.difference(settings.allow)), known_secrets(config)
+    written = kinds if settings.log == "redact" else frozenset[str]()
     return Guard(
-        log=detector(kinds if settings.log == "redact" else frozenset(), known),
+        log=detector(written, known),
+        asked=detector(written, known, inert=True),
         servers=detector(frozenset(), known),
         kinds=detector(kinds, frozenset(), opaque=True) if settings.answers != "off" else None,
         withhold=settings.answers == "withhold",

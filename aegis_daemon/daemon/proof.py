@@ -46,6 +46,8 @@ SLICE_S: Final = 0.004
 FIRST_TRIALS: Final = 200
 RECORDS: Final = 200
 """Of the newest records, how many are looked at."""
+PAGE: Final = 8
+"""How many at a time: an agent can fill each with a name of a megabyte."""
 READ_S: Final = 20.0
 SHOWN: Final = 3
 _REFUSALS: Final = frozenset({"acl", "pin", "policy", "params", "internal"})
@@ -423,19 +425,28 @@ def _walk(path: Path, ours: tuple[int, str] | None) -> str:
             newest = ours[0] if ours is not None else reader.last_seq()
             # The bodies beside them may be large, and are for `aegis audit verify`.
             question = "SELECT seq, hash, CAST(record AS BLOB) FROM records WHERE seq > ? ORDER BY seq LIMIT ?"
-            found = reader.ask(question, (newest - RECORDS, 2 * RECORDS), until=time.monotonic() + READ_S)
+            seen: list[tuple[int, str]] = []
+            walk: Walk | None = None
+            at = newest - RECORDS
+            while len(seen) < 2 * RECORDS and at < newest:
+                found = reader.ask(question, (at, PAGE), until=time.monotonic() + READ_S)
+                for seq, head, record in found:
+                    if walk is None:
+                        if digest(record or b"").hex() != head:
+                            return f"record {seq} of the log was changed; {see}"
+                        walk = Walk(seq, head)
+                    else:
+                        walk.step(seq, record or b"", head)
+                        if walk.faults:
+                            return f"the log is not whole: {walk.faults[0].text}; {see}"
+                    seen.append((seq, head))
+                if not found:
+                    break
+                at = seen[-1][0]
     except (OSError, sqlite3.Error) as error:
         return f"the log cannot be read ({error}); {see}"
-    if not found:
-        return f"the log is empty, though something was written to it; {see}" if ours is not None else ""
-    (seq, head, record), *others = found
-    if digest(record or b"").hex() != head:
-        return f"record {seq} of the log was changed; {see}"
-    walk = Walk(seq, head)
-    for row in others:
-        walk.step(row[0], row[2] or b"", row[1])
-        if walk.faults:
-            return f"the log is not whole: {walk.faults[0].text}; {see}"
-    if ours is not None and ours not in [(row[0], row[1]) for row in found]:
+    if ours is not None and not seen:
+        return f"the log is empty, though something was written to it; {see}"
+    if ours is not None and ours not in seen:
         return f"record {ours[0]} of the log is not the one that was written; {see}"
     return ""

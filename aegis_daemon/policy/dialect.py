@@ -39,6 +39,15 @@ ACTIONS: Final = tuple(
 CONTEXT: Final = ("primitive", "target", "direction", "arguments", "sql", "time", "session", "rate")
 """What `context` has; only the first three are told by a call's name alone."""
 NAMED: Final = frozenset(CONTEXT[:3])
+_PARTS: Final = {
+    ("sql",): ("argument", "parsed", "statements", "operations", "functions"),
+    ("time",): ("epoch", "hour", "minute", "weekday"),
+    ("session",): ("id", "era"),
+    ("rate",): ("agent", "global"),
+    ("rate", "agent"): ("used", "max"),
+    ("rate", "global"): ("used", "max"),
+}
+"""What these of its attributes have."""
 
 Path = tuple[str, ...]
 Est = Any
@@ -110,6 +119,7 @@ class Token(msgspec.Struct):
     column: int
 
 
+_SYNTAX: Final = "a policy reads `permit(principal, action, resource) when { … };` (docs.cedarpolicy.com)"
 _SPACE = re.compile(r"(?:\s+|//[^\n\r]*)+")
 _TOKEN = re.compile(
     r"""(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<number>[0-9]+)|(?P<string>"(?:[^"\\]|\\.)*")"""
@@ -318,7 +328,7 @@ class _Reading:
                 message = f"unexpected `{where.text[:60]}`"
         else:
             where = self._meant(tokens, message)
-        self._fault(where, message.splitlines()[0][:200], "see the policy guide for what can stand here")
+        self._fault(where, message.splitlines()[0][:200], _SYNTAX)
 
     def _meant(self, tokens: list[Token], message: str) -> Token:
         for word in _IN_MESSAGE.findall(message):
@@ -387,6 +397,15 @@ class _Reading:
         for name in sorted(looked.reads - set(CONTEXT)):
             where = next((token for token in tokens if token.text in (name, f'"{name}"')), tokens[0])
             self._fault(where, f"the context has no `{name}`", _near(name, CONTEXT))
+        for path in sorted(looked.parts):
+            *above, name = path
+            known = _PARTS[tuple(above)]
+            if name not in known:
+                said = (name, f'"{name}"')
+                places = [at for at, token in enumerate(tokens) if token.text in said]
+                there = [at for at in places if _texts(tokens, at - 2, 1) == above[-1:]]
+                where = tokens[(there or places or [0])[0]]
+                self._fault(where, f"`context.{'.'.join(above)}` has no `{name}`", _near(name, known))
 
     def _entity(self, tokens: list[Token], kind: str, name: str) -> tuple[int, int]:
         for index, token in enumerate(tokens):
@@ -533,6 +552,7 @@ class _Looking:
     def __init__(self, est: dict[str, Any]) -> None:
         self.est = est
         self.reads: set[str] = set()
+        self.parts: set[Path] = set()
         self.arguments: set[Path] = set()
         self.whole = False
         self.kinds: dict[Path, set[str]] = {}
@@ -624,6 +644,7 @@ class _Looking:
             self.whole = True
             return
         self.reads.add(path[0])
+        self.parts.update(path[: end + 1] for end in range(1, len(path)) if path[:end] in _PARTS)
         if path[0] == "arguments":
             if len(path) == 1:
                 self.whole = True

@@ -22,6 +22,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -39,6 +40,14 @@ MOST_PLACES: Final = 4_000
 """Places in one string that may have to be."""
 WINDOW: Final = 8192
 """Bytes in which a secret is recognised; it may be longer."""
+EFFORT: Final = 16 << 20
+"""Bytes that may be gone through for one text, some 5 ns each: most patterns give up only where a word ends."""
+TRY: Final = 256
+"""What trying costs, in such bytes, however soon it gives up."""
+FOUND: Final = 64
+"""What each byte of a secret costs: telling where it is takes longer than telling that there is none."""
+REMEMBERED: Final = 128 << 20
+"""Bytes of texts as people saw them that are kept: what waits for them is shown again and again."""
 KNOWN: Final = "configured"
 """The kind of the configuration's own secrets."""
 NAMED: Final = "named"
@@ -242,7 +251,7 @@ FORMATS: Final = (
     Format(
         "curl-password",
         r"curl\s",
-        r"curl\s[^\n]{0,300}?\s?(?:-u|--user)[ =]?[\"']?[^\s:\"'$]+:[\"']?([^\s\"'$][^\s\"']{2,})",
+        r"curl\s[^\n]{0,300}?\s?(?:-u|--user)[ =]?[\"']?[^\s:\"'$]{1,256}:[\"']?([^\s\"'$][^\s\"']{2,})",
         "curl(1), -u",
         sign=rf"curl(?:{_INSIDE})*(?:-u|--user)",
     ),
@@ -275,6 +284,19 @@ _REPLACED: Final = ("[secret:", "[redacted]", "[withheld:")
 _WORD: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _GROUP: Final = re.compile(rb"(?<!\\)\((?!\?)")
 """What opens a group that is kept; brackets in a class of characters are written as `\\x28`."""
+_WORD_OF_ANY: Final = re.compile(rb"[^\s\"'`$&<>(){}\[\],;\\]*")
+"""What a pattern may have to go through before it gives up; the others end with the next hint."""
+_COSTLY: Final = b"curl"
+"""Begins what is looked for in 300 bytes at every place."""
+_ACTS: Final = re.compile(rb"[\s;|&`(){}<>*$\\\"']")
+"""What lets a text do something, or hold more than one word, where a shell or a database reads it."""
+_FREE: Final = frozenset({NAMED, "url-password", "curl-password"})
+"""Kinds of which any text may be."""
+_OF_A_KEY: Final = re.compile(rb"[A-Za-z0-9+/=]{32,}")
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_BARE: Final = re.compile(rb"[-+0-9.eE,:\[\]{}\s]+")
+"""What JSON may write without quotes, too."""
+_NUMBER: Final = re.compile(rb"[-+0-9.eE]*")
 _REPLACED_BYTES: Final = tuple(text.encode() for text in _REPLACED)
 _OPAQUE: Final = re.compile(rb'"(?:requestState|nextCursor)"[ \t\r\n]{0,8}:[ \t\r\n]{0,8}\Z')
 
@@ -282,10 +304,19 @@ _OPAQUE: Final = re.compile(rb'"(?:requestState|nextCursor)"[ \t\r\n]{0,8}:[ \t\
 class Detector:
     """Finds and replaces. Made for one configuration; it remembers nothing of what it looks at."""
 
-    def __init__(self, *, kinds: Collection[str] = KINDS, known: Iterable[str] = (), opaque: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        kinds: Collection[str] = KINDS,
+        known: Iterable[str] = (),
+        opaque: bool = False,
+        inert: bool = False,
+    ) -> None:
         """`kinds` of `KINDS` are looked for, and the `known` secrets; those shorter than `SHORTEST` are not.
 
-        `opaque`: what a client has to give back as it was (`requestState`, `nextCursor`) is left alone.
+        `opaque`: what a client has to give back as it was (`requestState`, `nextCursor`) is left alone. `inert`: what
+        stands within a text and could do something there is left as it is, for people who decide about it: whoever
+        writes `api_key=';reboot;'` hides nothing from them.
         """
         import re2  # type: ignore[import-untyped]  # here: a daemon that looks for nothing does not pay for it
 
@@ -294,6 +325,7 @@ class Detector:
         options.encoding = re2.Options.Encoding.LATIN1  # bytes, whatever they are
         options.max_mem = 64 << 20
         self._opaque = opaque
+        self._inert = inert
         self._named = NAMED in kinds
         formats = [one for one in (*FORMATS, _ASSIGNED) if one.kind in kinds]
         signs = [(one.sign or one.near or one.hint).encode() for one in formats]
@@ -302,6 +334,7 @@ class Detector:
         long = [text for text in known if len(text) >= SHORTEST]
         forms = sorted({form for text in long for form in spellings(text)}, key=_longest_first)
         exact = [re2.escape(form) for form in forms]
+        self._bare = any(_BARE.fullmatch(form) for form in forms)
         if exact:
             written = {spelt for form in forms for spelt in (_in_json(form), *_in_ascii(form))}
             spelt = sorted(re2.escape(form) for one in written for form in {one, one.replace(b"/", b"\\/")})
@@ -331,29 +364,38 @@ class Detector:
         data = text.encode("utf-8", "surrogatepass")
         if not self._anything(data):
             return text
-        cleaned = self._cleaned(data)
+        cleaned = self._cleaned(data, _Effort())
         return text if cleaned is None else cleaned.decode("utf-8", "surrogatepass")
 
     def _replaced(self, text: bytes) -> bytes:
         parts: list[bytes] = []
         copied = end = count = 0
+        effort = _Effort()
         while (sign := self._sign(text, end)) is not None:
             count += 1
             if count > MOST:
                 raise Unsure("too much in it looks like a secret")
+            if self._bare and (number := _outside(text, end, sign.start())) is not None:
+                first, end = number
+                if first < end:
+                    parts += (text[copied:first], b'"%b"' % _label(KNOWN))
+                    copied = end
+                else:
+                    end = sign.end()
+                continue
             start = _opening(text, end, sign.start())
             end = _closing(text, start)
             if not self._anything(text[start : end + 1]):  # with the colon behind a key
                 continue
             if self._opaque and _OPAQUE.search(text, max(0, start - 48), start):
                 continue
-            made, stop = self._literal(text, start, end)
+            made, stop = self._literal(text, start, end, effort)
             if made is not None:
                 parts += (text[copied:start], made)
                 copied = end = stop
         return b"".join((*parts, text[copied:])) if parts else text
 
-    def _literal(self, text: bytes, start: int, end: int) -> tuple[bytes | None, int]:
+    def _literal(self, text: bytes, start: int, end: int, effort: _Effort) -> tuple[bytes | None, int]:
         """What stands instead of a string, None for the same, and up to where: a key may take its value along."""
         literal = text[start:end]
         if self._named and _NAMES_A_SECRET.search(literal):
@@ -364,7 +406,7 @@ class Detector:
                 if len(said) >= SHORTEST_NAMED and not said.startswith(_REPLACED):
                     return b'%b%b"%b"' % (literal, value[0], _label(NAMED)), stop
         said, whole = _said(literal, end == len(text))
-        cleaned = self._cleaned(said.encode("utf-8", "surrogatepass"))
+        cleaned = self._cleaned(said.encode("utf-8", "surrogatepass"), effort)
         if cleaned is None:
             return None, end
         try:
@@ -373,35 +415,64 @@ class Detector:
             raise Unsure("it cannot be written again") from error
         return made if whole else made[:-1], end
 
-    def _cleaned(self, data: bytes) -> bytes | None:
+    def _cleaned(self, data: bytes, effort: _Effort) -> bytes | None:
         """What a string says, with every secret replaced; None where there is none."""
         parts: list[bytes] = []
         end = 0
-        for start, stop, kind in self._found(data):
+        for start, stop, kind in self._found(data, effort):
             parts += (data[end:start], _label(kind))
             end = stop
         if parts:
             return b"".join((*parts, data[end:]))
         if _HIDING.search(data):  # it may be JSON, and hide something once more
             plain = _HIDING.sub(lambda one: bytes([int(one[0][-2:], 16)]), data)
-            for _, _, kind in self._found(plain):
+            for _, _, kind in self._found(plain, effort):
                 return _label(kind)
         return None
 
-    def _found(self, data: bytes) -> Iterator[tuple[int, int, str]]:
-        """Where the secrets are, and of what kind each is."""
-        at = count = 0
+    def _found(self, data: bytes, effort: _Effort) -> Iterator[tuple[int, int, str]]:
+        """Where the secrets are, and of what kind each is. Raises `Unsure`."""
+        at = count = word = 0
         while (hint := self._hint(data, at)) is not None:
             count += 1
             if count > MOST_PLACES:
                 raise Unsure("too much in it looks like a secret")
             start = hint.start()
+            if word <= start:
+                ends = _WORD_OF_ANY.match(data, start)
+                word = start if ends is None else ends.end()
+            effort.spend(8 * TRY if data.startswith(_COSTLY, start) else TRY + min(word - start, WINDOW))
             places = self._within if _goes_on(data, start) else self._apart
-            found = places.at(data, start)
+            found = places.at(data, start, effort)
             at = start + 1
-            if found is not None and (found[2] != NAMED or not data.startswith(_REPLACED_BYTES, found[0])):
-                yield found
-                at = found[1]
+            if found is None:
+                continue
+            first, head, stop, kind = found
+            if kind == NAMED and data.startswith(_REPLACED_BYTES, first):
+                continue
+            at = stop
+            if not self._inert or kind == KNOWN:
+                yield first, stop, kind
+            elif head < stop:
+                yield first, head, kind
+                for line in _OF_A_KEY.finditer(data, head, stop):
+                    yield *line.span(), kind
+            elif kind not in _FREE or not _ACTS.search(data, first, stop):
+                yield first, stop, kind
+            else:
+                at = start + 1  # there may be something of another kind in it
+
+
+class _Effort:
+    """How much more one text may cost."""
+
+    def __init__(self) -> None:
+        self._left = EFFORT
+
+    def spend(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise Unsure("too much in it looks like a secret")
 
 
 class _Places:
@@ -416,37 +487,56 @@ class _Places:
             self._kinds.insert(0, KNOWN)
         self._match = re2.compile(b"|".join(patterns) or b"(x\\by)", options).match
 
-    def at(self, data: bytes, start: int) -> tuple[int, int, str] | None:
-        """Where the secret is that is recognised here, and its kind; None where there is none."""
+    def at(self, data: bytes, start: int, effort: _Effort) -> tuple[int, int, int, str] | None:
+        """Where the secret is that is recognised here, where what showed it ends, where all of it does, and its kind.
+
+        None where there is none. Raises `Unsure`.
+        """
         size = len(data)
         reach = min(size, start + WINDOW)
         found = self._match(data, start, reach)
         if found is not None and found.end() == reach < size:
+            effort.spend(size - reach)
             found = self._match(data, start, size) or found
         if found is None:
             return None
+        effort.spend(FOUND * (found.end() - start))
         group = found.lastindex
-        first, stop = found.span(group)
+        first, head = found.span(group)
+        stop = head
         kind = self._kinds[group - 1]
         until = self._ends.get(kind)
         if until is not None:
             last = until.search(data, stop)
             stop = size if last is None else last.end()
-        return first, stop, kind
+        return first, head, stop, kind
 
 
 class Guard:
     """What one configuration keeps secret, and from whom.
 
-    `log` cleans what is written down and shown to people; `servers` what servers say, before anything looks at it; None
-    where there is nothing to look for.
+    `log` cleans what is written down; `servers` what servers say, before anything looks at it; None where there is
+    nothing to look for.
     """
 
     def __init__(
-        self, *, log: Detector | None, servers: Detector | None, kinds: Detector | None = None, withhold: bool = False
+        self,
+        *,
+        log: Detector | None,
+        servers: Detector | None,
+        kinds: Detector | None = None,
+        asked: Detector | None = None,
+        withhold: bool = False,
     ) -> None:
-        """`kinds` looks for kinds of secrets in what servers say; with `withhold` what holds one is not passed on."""
+        """`kinds` looks for kinds of secrets in what servers say; with `withhold` what holds one is not passed on.
+
+        `asked` cleans what people decide about, who have to see all that it may do.
+        """
         self.log = log
+        self._asked = asked
+        self._before: dict[bytes, str | None] = {}
+        """by the digest of a text, what people saw of it; None for the text itself"""
+        self._kept = 0
         self.servers = servers
         self._kinds = kinds
         self._withhold = withhold
@@ -454,20 +544,24 @@ class Guard:
 
     def written(self, text: bytes) -> bytes:
         """A JSON text as it may be written down; the same object where nothing is replaced. Never raises."""
-        if self.log is None:
-            return text
-        try:
-            return self.log(text)
-        except Exception:
-            return WITHHELD
+        return text if self.log is None else _cleaned(self.log, text)
 
     def shown(self, text: str) -> str:
-        """A JSON text as people may see it. Never raises."""
-        if self.log is None:
+        """A JSON text as people see it who decide about it. Never raises."""
+        if self._asked is None:
             return text
         data = text.encode("utf-8", "surrogatepass")
-        made = self.written(data)
-        return text if made is data else made.decode("utf-8", "replace")
+        key = sha256(data).digest()
+        if key not in self._before:
+            found = _cleaned(self._asked, data)
+            made = None if found is data else found.decode("utf-8", "replace")
+            self._kept += 256 + len(made or "")
+            if self._kept > REMEMBERED:
+                self._before.clear()
+                self._kept = 256 + len(made or "")
+            self._before[key] = made
+        known = self._before[key]
+        return text if known is None else known
 
     def said(self, text: str) -> str:
         """A text that is no JSON, for the daemon's own log. Never raises."""
@@ -495,15 +589,24 @@ class Guard:
             raise Unsure("it cannot be looked at") from error
 
 
+def _cleaned(detector: Detector, text: bytes) -> bytes:
+    try:
+        return detector(text)
+    except Exception:
+        return WITHHELD
+
+
 WITHHELD: Final = b'"[withheld: it may hold a secret]"'
 """In place of a JSON text that cannot be told to hold no secret."""
 
 
 @lru_cache(16)
-def detector(kinds: frozenset[str], known: frozenset[str], opaque: bool = False) -> Detector | None:
+def detector(
+    kinds: frozenset[str], known: frozenset[str], opaque: bool = False, inert: bool = False
+) -> Detector | None:
     """One for these, made once (20 ms); None where there is nothing to look for."""
     useful = frozenset(text for text in known if len(text) >= SHORTEST)
-    return Detector(kinds=kinds, known=useful, opaque=opaque) if kinds or useful else None
+    return Detector(kinds=kinds, known=useful, opaque=opaque, inert=inert) if kinds or useful else None
 
 
 def spellings(secret: str) -> set[bytes]:
@@ -528,6 +631,22 @@ def _goes_on(data: bytes, at: int) -> bool:
     if at == 0 or data[at - 1] not in _WORD:
         return False
     return at == 1 or data[at - 2] != 0x5C or data[at - 1] not in b"nrtbf"
+
+
+def _outside(text: bytes, after: int, at: int) -> tuple[int, int] | None:
+    """From where to where the number goes in which that place is, None for one in a string; `after` is in none."""
+    for string in _STRING.finditer(text, after):
+        if string.start() > at:
+            break
+        if string.end() > at:
+            return None
+        after = string.end()
+    first = at
+    while first > after and _NUMBER.fullmatch(text, first - 1, first):
+        first -= 1
+    found = _NUMBER.match(text, first)
+    assert found is not None
+    return first, found.end()
 
 
 def _opening(text: bytes, after: int, inside: int) -> int:

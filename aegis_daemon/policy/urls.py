@@ -34,6 +34,8 @@ def canonical_host(text: str) -> str:
     Names in other scripts become their `xn--` form. Raises `BadHost`.
     """
     name, port = text, ""
+    if "/" in text:
+        raise BadHost("write it without scheme and path")
     if not text.endswith("]") and ":" in text:
         name, _, port = text.rpartition(":")
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):

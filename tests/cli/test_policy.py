@@ -153,3 +153,39 @@ def test_what_a_daemon_keeps_and_cannot_be_read_is_told(aegis: Aegis, home: str,
     done = aegis("policy", "validate", "--config", config)
     assert done.exit_code == 1
     assert "--no-pins" in done.stderr
+
+
+def test_a_file_by_itself_is_held_against_who_the_configuration_names(
+    aegis: Aegis, config: str, tmp_path: Path
+) -> None:
+    new = tmp_path / "new.cedar"
+    new.write_text('permit(principal == Agent::"bott", action, resource == Server::"files");')
+    done = aegis("policy", "validate", str(new), "--config", config)
+    assert done.exit_code == 0
+    assert "did you mean `bot`?" in done.stderr
+    missing = aegis("policy", "validate", "no.cedar", "--config", config)
+    assert missing.exit_code == 1
+    assert "the command line" not in missing.stderr
+    assert "no such file" in missing.stderr
+    alone = aegis("policy", "validate", str(new), "--config", str(tmp_path / "none.yaml"))
+    assert (alone.exit_code, "warning" in alone.stderr) == (0, False)
+
+
+def test_a_changed_tool_is_explained_as_refused(aegis: Aegis, home: str, config: str) -> None:
+    pin(home, {"type": "object"})
+    asked = ("policy", "explain", "files.get", "--agent", "bot", "--config", config, "--json")
+    assert aegis(*asked).exit_code == 0
+    db = sqlite3.connect(f"{home}/state.db", isolation_level=None)
+    db.execute("UPDATE pins SET state = 'changed'")
+    db.close()
+    done = aegis(*asked)
+    assert done.exit_code == 1
+    assert [one["stage"] for one in json.loads(done.stdout)["stages"] if one["opinion"] == "deny"] == ["pin"]
+
+
+def test_names_that_the_file_does_not_have_are_told(aegis: Aegis, config: str) -> None:
+    done = aegis("policy", "explain", "fils.get", "--agent", "bott", "--config", config)
+    assert done.exit_code == 1
+    assert "did you mean `files`?" in done.stderr
+    assert "did you mean `bot`?" in done.stderr
+    assert "--agent" in aegis("policy", "explain", "files.get", "--config", config).stderr

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import msgspec
 import pytest
 from playbook import Log
 
+from aegis_daemon.audit.chain import digest as hashed
+from aegis_daemon.audit.record import GENESIS
 from aegis_daemon.audit.store import ensure_schema
 from aegis_daemon.config.canaries import Canaries, Canary
 from aegis_daemon.config.load import digest, loads
@@ -26,7 +30,7 @@ from aegis_daemon.core.verdict import PASS, Ask, Hold, Opinion, Reason
 from aegis_daemon.daemon import proof as proving
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.modes import Modes
-from aegis_daemon.daemon.proof import AGAIN_S, PERIOD_S, SOON_S, Prover, Unproven, drive, fault
+from aegis_daemon.daemon.proof import AGAIN_S, PERIOD_S, RECORDS, SOON_S, Prover, Unproven, drive, fault
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.limits import Limits
 from aegis_daemon.registry.pins import Registry
@@ -476,3 +480,27 @@ def test_an_empty_log_is_whole_only_where_nothing_was_written(tmp_path: Path) ->
     assert proving._walk(path, None) == ""
     assert "is empty" in proving._walk(path, (3, "00"))
     assert "cannot be read" in proving._walk(tmp_path / "none.db", None)
+
+
+def test_names_of_a_megabyte_in_the_log_do_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    ensure_schema(path)
+    head = GENESIS
+    with closing(sqlite3.connect(path)) as db:
+        for seq in range(1, 2 * RECORDS + 1):
+            size = 1 << 20 if seq > RECORDS else 1
+            record = msgspec.json.encode({"kind": "denied", "prev": head, "seq": seq, "name": "x" * size})
+            head = hashed(record).hex()
+            db.execute("INSERT INTO records (seq, hash, record) VALUES (?, ?, ?)", (seq, head, record.decode()))
+        db.commit()
+    tracemalloc.start()
+    try:
+        assert proving._walk(path, (2 * RECORDS, head)) == ""
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20, "eight of them at a time, not two hundred"
+    finally:
+        tracemalloc.stop()
+    assert "is not the one" in proving._walk(path, (2 * RECORDS, "00"))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE records SET record = replace(record, 'denied', 'intent') WHERE seq = ?", (2 * RECORDS - 30,))
+        db.commit()
+    assert "not whole" in proving._walk(path, (2 * RECORDS, head))

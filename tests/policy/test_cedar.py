@@ -284,6 +284,10 @@ WRONG = [
     ('permit(principal is Bot, action, resource);', 1, 21, "`Bot`"),
     ('permit(principal, action == Action::"tool/call", resource);', 1, 37, "`tool/call`"),
     ("permit(principal, action, resource) when { context.argument.x == 1 };", 1, 52, "`argument`"),
+    ("permit(principal, action, resource) when { context.time.hours > 3 };", 1, 57, "`hours`"),
+    ("permit(principal, action, resource) when { context.time.hour == context.session.time };", 1, 81, "`time`"),
+    ("permit(principal, action, resource) when { context.rate has agnt };", 1, 61, "`agnt`"),
+    ("permit(principal, action, resource) when { context.rate.agent.use > 3 };", 1, 63, "`use`"),
     ('@id("a") permit(principal, action, resource);\n@id("a") forbid(principal, action, resource);', 2, 1, "`a`"),
     ('permit(principal, action, resource) when { context.target == "ä€" && context.x };', 1, 78, "`x`"),
 ]  # fmt: skip

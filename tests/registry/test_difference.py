@@ -8,6 +8,7 @@ import pytest
 
 from aegis_daemon.core.canonical import canonical
 from aegis_daemon.registry.difference import COMPARED, MOST_LINES, REST, WIDEST, lines, unified
+from aegis_daemon.registry.likeness import skeleton
 
 
 def text(**fields: object) -> str:
@@ -79,3 +80,17 @@ def test_many_lines_that_all_differ_are_shown_without_comparing_each_with_each()
     assert sum(line.startswith("-") for line in found.lines) == len(old) + 1
     assert sum(line.startswith("+") for line in found.lines) == len(new) + 1
     assert not found.cut
+
+
+def test_a_word_in_two_scripts_is_shown_in_time_linear_in_its_length() -> None:
+    word = "a\u0431" * 300_000
+    began = time.process_time()
+    found = lines(text(description=word))
+    assert time.process_time() - began < 3.0, "it takes half a second; copying the word for each letter, ten"
+    assert "".join(found).count("\\u0431") == 300_000
+
+
+def test_two_thousand_long_names_are_compared_by_their_beginnings() -> None:
+    assert skeleton("\u0440ay" + "x" * 1000) == skeleton("pay" + "x" * 1000)
+    assert skeleton("pay" + "x" * 1000) == skeleton("pay" + "x" * 1000 + "y"), "no more is looked at of so many"
+    assert skeleton("pay" + "x" * 200) != skeleton("pay" + "x" * 100)
