@@ -85,7 +85,8 @@ def test_without_rules_nothing_is_built_and_no_engine_is_loaded() -> None:
     assert built("").rules == ()
     program = (
         "import sys; from aegis_daemon.config.load import loads; from aegis_daemon.config.runtime import build;"
-        "build(loads('agents: {a: {}}', 'f', env={}).config, ''); import aegis_daemon.daemon.main;"
+        # What looks for secrets in the log is an engine of its own.
+        "build(loads('secrets: {log: off}', 'f', env={}).config, ''); import aegis_daemon.daemon.main;"
         "print([name for name in ('sqlglot', 're2', 'jsonpath', 'cedarpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
