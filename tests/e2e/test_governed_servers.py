@@ -223,14 +223,14 @@ def test_no_text_of_any_corpus_changes_a_database_that_may_only_be_asked(
         assert part or "Only SELECT" in told[text]
     assert dump(database) == before
     assert sorted(os.listdir(tmp_path)) == files
-    # What got through only asks, of this database; and the server would have done the rest.
+    # What got through only asks, of this database (what other dialects read as more is in the corpus too).
     through = [text for text, what in ended.items() if not what.startswith("refused")]
     assert [one for one in through if "accounts" in one and not one.startswith("describe ")] == [
         "select * from accounts"
     ]
     assert not {text.replace("PLACE", str(tmp_path)) for text in OWN} & set(through)
     assert len(ended) >= 190
-    assert len(through) <= 45, through
+    assert len(through) <= 50, through
 
 
 def test_the_same_server_without_aegis_does_what_it_is_told(tmp_path: Path) -> None:
