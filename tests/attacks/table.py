@@ -54,7 +54,15 @@ WHY = {
 
 def scored(gate: Gate) -> tuple[dict[str, Any], dict[str, Any], list[Mapping[str, Any]]]:
     """The benchmark's own results of the development part and of the benign part, and the cases of the former."""
-    logging.getLogger("aegis").setLevel(logging.CRITICAL)
+    log = logging.getLogger("aegis")
+    log.setLevel(logging.CRITICAL)
+    try:
+        return _scored(gate)
+    finally:
+        log.setLevel(logging.NOTSET)
+
+
+def _scored(gate: Gate) -> tuple[dict[str, Any], dict[str, Any], list[Mapping[str, Any]]]:
     bench = Bench.vendored_snapshot()
     aegis = Aegis(gate)
     cases = bench.load_cases("dev")
