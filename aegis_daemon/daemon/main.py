@@ -486,12 +486,13 @@ class Daemon:
                 f"{', '.join(f'`{key}`' for key in restart)} changed in the file and waits for `aegis daemon restart`"
             )
             ready = msgspec.structs.replace(ready, warnings=(*ready.warnings, waits))
+        if ready.fits is not None:
+            self._reviewer.tell(await ready.fits.review())
+        # From here to the swap nothing waits: what the log says of a reload is in force when it can be read.
         try:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
         except AuditUnavailable as error:
             _log.error("a reload could not be recorded: %s", error)
-        if ready.fits is not None:
-            self._reviewer.tell(await ready.fits.review())
         self._pin(msgspec.structs.replace(ready, config=reloading.kept(old.config, force.config)))
         self._prover.took(proof)
         self._mode_taken(by, f"; {proof.calls} calls that must be refused were refused first")
