@@ -190,7 +190,7 @@ def test_references_that_multiply_are_not_followed_for_ever() -> None:
     schema = {"type": "object", "properties": {"to": {"$ref": "#/$defs/0"}}, "$defs": several}
     began = time.process_time()
     assert not any(one.fault for one in found("context.arguments.to == 5", schema))
-    assert time.process_time() - began < 1, "16 to the 9th would be 69 thousand million"
+    assert time.process_time() - began < 60, "16 to the 9th would be 69 thousand million"
 
 
 def test_a_fault_is_one_of_the_tools_that_the_policy_names_and_of_no_other() -> None:
