@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from aegis_daemon.cli import link
+from aegis_daemon.cli import editing, link
 from aegis_daemon.cli.console import (
     AWAY,
     DONE,
     USAGE,
     Problem,
-    coloured,
     emit,
     interactive,
     local,
@@ -27,6 +25,7 @@ from aegis_daemon.cli.console import (
     visible,
 )
 from aegis_daemon.cli.decision import own_key
+from aegis_daemon.cli.editing import show_difference, written
 from aegis_daemon.cli.options import Config, Json, new_app
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused
 
@@ -138,22 +137,10 @@ def _file(config: str | None, status: dict[str, Any]) -> str:
 
 def _edited(path: str, asked: dict[str, Any]) -> tuple[bytes, Edited]:
     """The file as it is, and as it is to be. Raises `Problem`."""
-    from aegis_daemon.cli.config import tell
-    from aegis_daemon.config.edit import Asked, Stuck, permit
-    from aegis_daemon.config.source import ConfigFaults, read_file
+    from aegis_daemon.config.edit import Asked, permit
 
     wanted = Asked(asked["agent_id"], asked["backend_id"], asked["method"], asked["subject"], tuple(asked["names"]))
-    try:
-        data = read_file(path)
-        return data, permit(data.decode("utf-8"), path, wanted, base=os.path.dirname(os.path.abspath(path)))
-    except UnicodeDecodeError:
-        raise Problem(f"`{path}` is not utf-8 text", "save it as utf-8; nothing was changed") from None
-    except ConfigFaults as faults:
-        tell(faults.faults, ())
-        raise Problem(f"`{path}` has faults as it is", "mend them first; nothing was changed") from None
-    except Stuck as stuck:
-        at = f"`{path}`, line {stuck.line}: " if stuck.line else ""
-        raise Problem(f"{at}{stuck.message}", stuck.hint) from None
+    return editing.edited(path, lambda text: permit(text, path, wanted, base=os.path.dirname(os.path.abspath(path))))
 
 
 def _row(asked: dict[str, Any], path: str, old: bytes, edited: Edited) -> dict[str, Any]:
@@ -181,10 +168,7 @@ def _show(asked: dict[str, Any], path: str, row: dict[str, Any], edited: Edited,
         say(f"  {visible(step.text)}")
     say(f"in {visible(path)}:")
     if not as_json:
-        colours = {"+": "32", "-": "31", "@": "36"} if coloured(sys.stdout) else {}
-        for line in row["diff"].split("\n"):
-            colour, shown = colours.get(line[:1]), visible(line)
-            print(f"\x1b[{colour}m{shown}\x1b[0m" if colour else shown, flush=True)
+        show_difference(row["diff"].split("\n"))
     if any(line[:1] in ("-", "+") and "\u2026" in line for line in row["diff"].split("\n")):
         say("what may be a secret is left out of these lines; all that is changed in them is said above")
     for warning in edited.warnings:
@@ -198,13 +182,7 @@ def _apply(daemon: Connection, path: str, old: bytes, edited: Edited, row: dict[
     from aegis_daemon.config.rewrite import Moved, replace
 
     new = edited.text.encode("utf-8")
-    try:
-        row["backup"] = replace(path, old, new)
-    except Moved:
-        raise Problem(f"`{path}` was changed meanwhile; nothing was done", "repeat it, and look again") from None
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise Problem(f"`{path}` cannot be replaced ({why}); nothing was changed", "check whose it is") from None
+    row["backup"] = written(path, old, new, keep=True)
     row["changed"] = True
     say(f"changed {visible(path)}; as it was, it is kept in {visible(row['backup'])}")
     if not in_force:

@@ -6,7 +6,6 @@ takes the file up. A person sees the change first, and the daemon has the last w
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -19,7 +18,6 @@ from aegis_daemon.cli.console import (
     USAGE,
     WRONG,
     Problem,
-    coloured,
     emit,
     facts,
     instant,
@@ -31,6 +29,7 @@ from aegis_daemon.cli.console import (
     visible,
 )
 from aegis_daemon.cli.decision import own_key
+from aegis_daemon.cli.editing import edited, show_difference, written
 from aegis_daemon.cli.options import Json, new_app
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused
 
@@ -123,7 +122,7 @@ def _refused(proof: Mapping[str, Any]) -> str:
 
 
 def _change(wanted: str, *, yes: bool, dry_run: bool, as_json: bool) -> int:
-    from aegis_daemon.config.edit import difference
+    from aegis_daemon.config.edit import difference, with_mode
 
     key = own_key()
     with link.connect() as daemon:
@@ -132,7 +131,7 @@ def _change(wanted: str, *, yes: bool, dry_run: bool, as_json: bool) -> int:
         if path is None:
             raise Problem("the daemon has no configuration file", "make one with `aegis config init`, then reload")
         proof: dict[str, Any] = daemon.call("set_mode", mode=wanted, check=True, key=key)
-        old, text = _edited(path, wanted)
+        old, text = edited(path, lambda text: with_mode(text, path, wanted))
         diff = difference(old.decode("utf-8"), text) if text.encode() != old else []
         row: dict[str, Any] = {
             "mode": wanted, "was": found["mode"], "config": path, "diff": "\n".join(diff), "changed": False,
@@ -152,25 +151,6 @@ def _change(wanted: str, *, yes: bool, dry_run: bool, as_json: bool) -> int:
     return code
 
 
-def _edited(path: str, wanted: str) -> tuple[bytes, str]:
-    """The file as it is, and as it is to be. Raises `Problem`."""
-    from aegis_daemon.cli.config import tell
-    from aegis_daemon.config.edit import Stuck, with_mode
-    from aegis_daemon.config.source import ConfigFaults, read_file
-
-    try:
-        data = read_file(path)
-        return data, with_mode(data.decode("utf-8"), path, wanted)
-    except UnicodeDecodeError:
-        raise Problem(f"`{path}` is not utf-8 text", "save it as utf-8; nothing was changed") from None
-    except ConfigFaults as faults:
-        tell(faults.faults, ())
-        raise Problem(f"`{path}` has faults as it is", "mend them first; nothing was changed") from None
-    except Stuck as stuck:
-        at = f"`{path}`, line {stuck.line}: " if stuck.line else ""
-        raise Problem(f"{at}{stuck.message}", stuck.hint) from None
-
-
 def _tell(wanted: str, path: str, proof: Mapping[str, Any], diff: list[str], *, as_json: bool) -> None:
     say(f"the file's rules were tried: {_refused(proof)}")
     for kind, count in proof["kinds"].items():
@@ -179,10 +159,7 @@ def _tell(wanted: str, path: str, proof: Mapping[str, Any], diff: list[str], *, 
         say(f"  no call is known to which the policy `{visible(id)}` applies; `proof` can name one")
     say(f"in {visible(path)}:" if diff else f"{visible(path)} says `mode: {wanted}` already, and is taken up")
     if not as_json:
-        colours = {"+": "32", "-": "31", "@": "36"} if coloured(sys.stdout) else {}
-        for line in diff:
-            colour, shown = colours.get(line[:1]), visible(line)
-            print(f"\x1b[{colour}m{shown}\x1b[0m" if colour else shown, flush=True)
+        show_difference(diff)
     if wanted == "observe":
         say("warning: from then on calls pass that a rule refuses, or a limit, or for which a person would be asked")
 
@@ -194,13 +171,7 @@ def _apply(
     from aegis_daemon.config.rewrite import Moved, replace
 
     if new != old:
-        try:
-            replace(path, old, new, keep=False)
-        except Moved:
-            raise Problem(f"`{path}` was changed meanwhile; nothing was done", "repeat it, and look again") from None
-        except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise Problem(f"`{path}` cannot be replaced ({why}); nothing was changed", "check whose it is") from None
+        written(path, old, new, keep=False)
         row["changed"] = True
     try:
         daemon.call("set_mode", mode=wanted, key=key)
