@@ -26,6 +26,11 @@ FaultKind = Literal[
     "call_edited",
     "call_missing",
     "call_inserted",
+    "truncated",
+    "rewritten",
+    "checkpoint_edited",
+    "other_log",
+    "unknown_key",
 ]
 
 
@@ -88,8 +93,11 @@ class Walk:
         """The hash kept with the newest record seen."""
         return self._head or GENESIS
 
-    def step(self, place: int, text: bytes, stored: str) -> Link | None:
-        """Takes the record kept at `place` with its stored hash (hex); gives what it says, None where unreadable."""
+    def step(self, place: int, text: bytes, stored: str, read: Link | None = None) -> Link | None:
+        """Takes the record kept at `place` with its stored hash (hex); gives what it says, None where unreadable.
+
+        `read`: what it says, where that was read already.
+        """
         fault = self.faults.append
         linked = self._head
         if place != self._seq + 1:
@@ -101,7 +109,7 @@ class Walk:
         self._seq = place
         before, self._before, self._head = self._before, self._head, stored
         try:
-            link = read_link(text)
+            link = read_link(text) if read is None else read
         except UNREADABLE as error:
             fault(Fault(place, "unreadable", f"record {place} cannot be read: {error}"))
             return None

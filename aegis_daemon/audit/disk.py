@@ -70,6 +70,23 @@ def erase_header(path: Path) -> None:
         os.close(fd)
 
 
+def wipe(paths: list[Path]) -> None:
+    """Overwrites files with zeros, on disk. Raises `OSError`."""
+    zeros = bytes(1 << 20)
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            size = os.fstat(fd).st_size
+            for at in range(0, size, len(zeros)):
+                write_all(fd, zeros[: size - at], at)
+            sync_file(fd)
+        finally:
+            os.close(fd)
+
+
 def make_file(slot: Path) -> Path:
     """A file full of zeros, on disk under its name, or none. Raises `OSError`."""
     made = slot.with_suffix(".new")

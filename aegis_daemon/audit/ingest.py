@@ -1,9 +1,10 @@
 """The writer process: what the journal has committed is in SQLite soon, in order, once, whatever is killed when.
 
-Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync idle|urgent`. Lines in: the newest sequence
-number that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside NAME` where the
-store belonged to another chain and was moved there; `trouble TEXT` while something keeps it from writing, which it
-tries again every second. Ends at the end of its input, after one more look at the journal.
+Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync idle|urgent [DUTIES [POLICY]]`. Lines in: the
+newest sequence number that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside
+NAME` where the store belonged to another chain and was moved there; `trouble TEXT` while something keeps it from
+writing, which it tries again every second; what the notary says (`notary.py`), where DUTIES (JSON) are given, and the
+keeper (`retention.py`), which goes by POLICY (JSON). Ends at the end of its input, after one more look at the journal.
 
 SQLite's own newest record says where to go on, and a batch is one transaction: so nothing is ingested twice or left
 out. With `sync`, the journal is synced before what was read from it is committed, so that SQLite never knows more than
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import math
 import os
 import select
 import signal
@@ -26,10 +28,12 @@ from pathlib import Path
 
 import msgspec
 
-from aegis_daemon.audit import store
+from aegis_daemon.audit import removals, rollup, store
 from aegis_daemon.audit.calls import CHANGING, COLUMNS, Row, Stored, fold, read_record
 from aegis_daemon.audit.disk import read_header, sync_file
+from aegis_daemon.audit.notary import Duties, Notary
 from aegis_daemon.audit.record import GENESIS
+from aegis_daemon.audit.retention import Keeper, Policy
 from aegis_daemon.audit.segment import Header, Line, decode_line, later
 
 BATCH_BYTES = 2 << 20
@@ -38,6 +42,7 @@ BREATH = 500
 """SQLite's instructions between two breaths, some 30 us."""
 _INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?)"
 _INSERT_BODY = "INSERT INTO bodies VALUES (?, ?, ?, ?, ?)"
+_INSERT_ORDER = "INSERT OR IGNORE INTO removals (seq, action, detail, by, ts) VALUES (?, ?, ?, ?, ?)"
 _INSERT_CALL = f"INSERT INTO calls VALUES ({','.join('?' * len(COLUMNS))})"  # noqa: S608
 _UPDATE_CALL = f"UPDATE calls SET {','.join(f'{name} = ?' for name in CHANGING)} WHERE seq = ?"  # noqa: S608
 _AT = len(COLUMNS) - len(CHANGING)
@@ -59,6 +64,7 @@ class Ingester:
         self._open: dict[str, Row] = {}
         self._seq = 0
         self._head = GENESIS
+        self._orders: list[tuple[int, str, str, str, int]] = []
         # The file being read, and how far.
         self._fd = -1
         self._header = Header(0, 0, GENESIS, 0)
@@ -68,6 +74,11 @@ class Ingester:
     def seq(self) -> int:
         """The newest record in the store."""
         return self._seq
+
+    @property
+    def db(self) -> sqlite3.Connection | None:
+        """The store, while it is open."""
+        return self._db
 
     def close(self) -> None:
         """Forgets everything but where things are; idempotent."""
@@ -245,6 +256,8 @@ class Ingester:
         begun: list[Row] = []
         changed: dict[int, Row] = {}
         gaps: list[tuple[int, int]] = []
+        self._orders = []
+        tally = rollup.Tally()
         first, size = self._seq, 0
         while size < BATCH_BYTES and (target is None or self._seq < target):
             data = self._chunk()
@@ -259,7 +272,7 @@ class Ingester:
                     continue  # written again after a failed sync
                 if seq > self._seq + 1:
                     gaps.append((self._seq + 1, seq - 1))
-                self._take(line, records, bodies, begun, changed, first)
+                self._take(line, records, bodies, begun, changed, first, tally)
                 if seq == target:
                     break
             self._at += at
@@ -282,6 +295,9 @@ class Ingester:
             if changed:
                 rows = [msgspec.structs.astuple(row) for row in changed.values()]
                 db.executemany(_UPDATE_CALL, [(*row[_AT:], row[0]) for row in rows])
+            tally.settle(db)
+            if self._orders:
+                db.executemany(_INSERT_ORDER, self._orders)
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -299,6 +315,7 @@ class Ingester:
         begun: list[Row],
         changed: dict[int, Row],
         first: int,
+        tally: rollup.Tally,
     ) -> None:
         _breathe()
         record = line.link
@@ -323,6 +340,62 @@ class Ingester:
                     begun.append(row)
                 elif row.seq <= first:
                     changed[row.seq] = row
+                if row.finished_ts:
+                    tally.ended(row)
+        if record.kind == "approval":
+            tally.said(record)
+        elif record.kind == "admin":
+            said = removals.read_said(text)
+            if said.action in removals.ACTIONS:
+                self._orders.append((seq, said.action, said.detail, said.by, said.ts))
+
+
+class _Signing:
+    """The notary, at what the ingester has just written; nobody where nothing is to be signed."""
+
+    def __init__(self, ingester: Ingester, duties: Duties | None, say: Say) -> None:
+        self._ingester = ingester
+        self._notary = Notary(duties, say) if duties is not None else None
+        self._db: sqlite3.Connection | None = None
+
+    def look(self) -> float | None:
+        """Signs what is due; gives the seconds until something is, None for not before there are more records."""
+        notary, db = self._notary, self._ingester.db
+        if notary is None or db is None:
+            return None
+        if db is not self._db:
+            self._db = db
+            notary.forget()
+        if notary.due_in(self._ingester.seq) <= 0:
+            notary.step(db)
+        return notary.due_in(self._ingester.seq)
+
+    def finish(self) -> None:
+        """Signs what there is, before the end."""
+        if self._notary is not None and self._ingester.db is not None:
+            while self._notary.step(self._ingester.db, last=True):
+                pass
+
+
+class _Keeping:
+    """The keeper, between what the ingester writes."""
+
+    def __init__(self, ingester: Ingester, keeper: Keeper) -> None:
+        self._ingester = ingester
+        self._keeper = keeper
+        self._db: sqlite3.Connection | None = None
+
+    def look(self) -> float:
+        """Does a little of what is due; gives the seconds until something is. Raises `sqlite3.Error`, `OSError`."""
+        db, seq = self._ingester.db, self._ingester.seq
+        if db is None:
+            return math.inf
+        if db is not self._db:
+            self._db = db
+            self._keeper.forget()
+        if self._keeper.due_in(seq) <= 0:
+            self._keeper.step(db, seq)
+        return self._keeper.due_in(seq)
 
 
 class _Bell:
@@ -347,7 +420,7 @@ class _Bell:
             self.target = max(self.target, int(lines[-1]))
 
 
-def _yield_to_everybody() -> None:
+def yield_to_everybody() -> None:
     """Work that nobody waits for: only in time that nobody else wants (else its bursts are in the calls' p99)."""
     os.nice(19)
     if sys.platform == "linux":
@@ -400,7 +473,7 @@ def main(arguments: list[str]) -> None:
     directory, db_path, sync = Path(arguments[0]), Path(arguments[1]), arguments[2] == "sync"
     os.umask(0o077)
     if arguments[3] == "idle":
-        _yield_to_everybody()
+        yield_to_everybody()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon says when it is over, by closing our input
     gc.disable()  # records make no cycles, and a collection walks every row of a batch
     _take_over(os.open(directory / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
@@ -410,6 +483,10 @@ def main(arguments: list[str]) -> None:
 
     bell = _Bell()
     ingester = Ingester(directory, db_path, sync=sync, say=say)
+    duties = msgspec.json.decode(arguments[4], type=Duties | None) if len(arguments) > 4 else None
+    signing = _Signing(ingester, duties, say)
+    policy = msgspec.json.decode(arguments[5], type=Policy) if len(arguments) > 5 else Policy()
+    keeping = _Keeping(ingester, Keeper(db_path, policy, say))
     told = -1
     pause: float | None = 0.0
     while not bell.gone:
@@ -418,11 +495,13 @@ def main(arguments: list[str]) -> None:
             while ingester.step(bell.target):
                 told = ingester.seq
                 say(f"ingested {told}")
+                signing.look()
                 bell.wait(0)
             if ingester.seq != told:
                 told = ingester.seq
                 say(f"ingested {told}")
-            pause = None
+            soon = min(math.inf if (due := signing.look()) is None else due, keeping.look())
+            pause = None if soon == math.inf else soon
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 break
@@ -435,6 +514,7 @@ def main(arguments: list[str]) -> None:
             pass
     except (sqlite3.Error, OSError) as error:
         print(f"the audit store `{db_path}` is behind the journal: {error}", file=sys.stderr)
+    signing.finish()
     ingester.close()
 
 

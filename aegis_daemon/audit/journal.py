@@ -141,6 +141,8 @@ class Journal:
         """names of tools and the like in which there is nothing to scrub"""
         self.trouble = ""
         """What keeps records from reaching SQLite; the writer's handle sets it."""
+        self.shedding = False
+        """Whether files that SQLite has all of must be overwritten before they are used again (or deleted)."""
         self._db_path = db_path
         self._full = durability == "full"
         self._loop = loop
@@ -206,6 +208,7 @@ class Journal:
             recovery = self._recover()
             self._written = self._seq
             self._closed = False
+            self.shedding = self._shed_path.exists()
             if self._full:
                 assert self._live is not None
                 sync_file(self._fd)
@@ -740,12 +743,53 @@ class Journal:
         while self._old and self._old[0].last_seq <= self._ingested and self._old[0].fd < 0:
             path = self._old.popleft().path
             try:
-                if len(self._spares) < SPARES and os.stat(path).st_size == SEGMENT:
+                if self.shedding or (len(self._spares) < SPARES and os.stat(path).st_size == SEGMENT):
                     self._spares.append(path)
                 else:
                     path.unlink()
             except OSError:
                 pass  # somebody else deleted it
+
+    # --- shedding: what was erased in SQLite must not stay in files that were ingested -------------------------------
+
+    def begin_shedding(self) -> None:
+        """To be called before the order to erase is written: a crash then does not forget it. Raises `OSError`."""
+        write_private(self._shed_path, b"")
+        self.shedding = True
+
+    def turn_over(self) -> int:
+        """Goes on in a fresh file; gives the newest record of those before. Raises `AuditUnavailable`."""
+        self._write_held()
+        if self._fault or self._closed:
+            self._refuse()
+        self._rotate(0)
+        return self._old[-1].last_seq if self._old else self._seq
+
+    def lend(self, last_seq: int) -> list[Path] | None:
+        """The unused files, to be overwritten and given back; None while one with records up to that is in use."""
+        self._recycle()  # the last sync of a file may have come after it was ingested
+        if self._closed or any(file.header.first_seq <= last_seq for file in self._old):
+            return None
+        files, self._spares = self._spares, []
+        return files
+
+    def give_back(self, files: list[Path], *, clean: bool) -> None:
+        """They are full of zeros (`clean`), or still what they were."""
+        for path in files:
+            try:
+                if not clean or (len(self._spares) < SPARES and os.stat(path).st_size == SEGMENT):
+                    self._spares.append(path)
+                else:
+                    path.unlink()
+            except OSError:
+                pass  # somebody else deleted it
+        if clean:
+            self._shed_path.unlink(missing_ok=True)
+            self.shedding = False
+
+    @property
+    def _shed_path(self) -> Path:
+        return self.directory / "shed"
 
     @property
     def ingested_seq(self) -> int:

@@ -14,31 +14,43 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aegis_daemon.audit.calls import COLUMNS, Row, fold, read_record
-from aegis_daemon.audit.chain import UNREADABLE, Fault, Walk
+from aegis_daemon.audit import removals, rollup
+from aegis_daemon.audit.calls import COLUMNS, Row, read_record
+from aegis_daemon.audit.chain import UNREADABLE
+from aegis_daemon.audit.verify import Report, Trust, verify
 from aegis_daemon.core.past import Past
 
-SCHEMA = 2
+if TYPE_CHECKING:
+    from aegis_daemon.audit.retention import Counts, Plan, Policy
+
+SCHEMA = 3
 """`PRAGMA user_version` of a file this version reads and writes."""
-PROGRESS_EVERY = 10_000
+SMALL = 256 << 20
+"""Bytes of a file of an earlier version that is made anew, so that it can shrink: some seconds."""
 INDEXES: tuple[tuple[str, str], ...] = (
     ("call", "(call_id)"),
-    ("agent", "(agent_id, ts)"),
-    ("backend", "(backend_id, ts)"),
-    ("tool", "(tool_name, ts)"),
+    # What is asked for along with a name is beside it, so that no row is fetched only to be passed over.
+    ("agent", "(agent_id, ts, seq, tool_name, exec_status)"),
+    ("backend", "(backend_id, ts, seq, exec_status)"),
+    ("tool", "(tool_name, ts, seq, agent_id, exec_status)"),
     ("time", "(ts)"),
     # Most calls succeed, so nobody looks for those by their status, and they cost nothing here.
-    ("status", "(exec_status, ts) WHERE exec_status <> 'success'"),
+    ("status", "(exec_status, ts, seq, agent_id, backend_id, tool_name) WHERE exec_status <> 'success'"),
     ("ticket", "(ticket) WHERE ticket <> ''"),
+    # Few calls have any of these.
+    ("stage", "(stage, ts, seq, agent_id, backend_id, tool_name) WHERE stage <> ''"),
+    ("policy", "(policy_id, ts, seq, agent_id, backend_id, tool_name) WHERE policy_id <> ''"),
+    ("approver", "(approver, ts, seq, agent_id, backend_id, tool_name) WHERE approver <> ''"),
+    ("asked", "(ts) WHERE ticket <> ''"),
+    ("would", "(ts) WHERE would = 1"),
 )
 _VIEW = """
 CREATE VIEW log AS SELECT
@@ -83,6 +95,7 @@ def connect(db_path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_size_limit=67108864")
         db.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: fewer syncs when it is busy
         db.execute("PRAGMA cache_size=-8192")
+        db.execute("PRAGMA secure_delete=ON")  # what is erased must not stay where it was
     except BaseException:
         db.close()
         raise
@@ -112,11 +125,12 @@ def ensure_schema(db_path: Path) -> None:
             return
         if found == 1:
             _second(db)
-            return
     import sqlite_utils
 
     database = sqlite_utils.Database(sqlite3.connect(db_path, timeout=5.0), execute_plugins=False)
     try:
+        if found == 0:
+            database.execute("PRAGMA auto_vacuum=INCREMENTAL")  # before the first table, or never
         database.enable_wal()
         with database.conn:
             database.table("records").create(
@@ -132,12 +146,25 @@ def ensure_schema(db_path: Path) -> None:
                 if_not_exists=True,
             )
             for name, what in INDEXES:
+                database.execute(f"DROP INDEX IF EXISTS calls_{name}")
                 database.execute(f"CREATE INDEX IF NOT EXISTS calls_{name} ON calls {what}")
+            for statement in rollup.SCRIPT.split(";"):
+                database.execute(statement)
+            rollup.rebuild(database.conn)
+            for statement in removals.SCRIPT.split(";"):
+                database.execute(statement)
             database.execute("DROP VIEW IF EXISTS log")
             database.execute(_VIEW)
             database.execute(f"PRAGMA user_version={SCHEMA}")
     finally:
         database.close()
+    if 0 < found < SCHEMA and os.stat(db_path).st_size < SMALL:
+        with closing(sqlite3.connect(db_path, timeout=5.0)) as db:
+            try:
+                db.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                db.execute("VACUUM")
+            except sqlite3.OperationalError:
+                pass  # no room for it: what a purge frees is used again, but not given back
 
 
 def _second(db: sqlite3.Connection) -> None:
@@ -246,6 +273,15 @@ class RecordView(msgspec.Struct, frozen=True):
     created_at: str
 
 
+class Gone(msgspec.Struct, frozen=True):
+    """Arguments and results that were erased: by the order of record `seq`, and why."""
+
+    seq: int
+    by: str
+    at: str
+    why: str
+
+
 class Shown(msgspec.Struct, frozen=True):
     """One call with all its records, oldest first."""
 
@@ -253,23 +289,10 @@ class Shown(msgspec.Struct, frozen=True):
     records: list[RecordView]
 
 
-class Report(msgspec.Struct, frozen=True):
-    """What `verify` saw. `head` is the newest record's hash; compare it with one kept elsewhere."""
-
-    records: int
-    first_seq: int
-    last_seq: int
-    head: str
-    faults: list[Fault]
-    checked_bodies: int
-    erased_bodies: int
-    checked_calls: int
-
-
-_BODIES = "SELECT c.*, a.body, r.body, r.length FROM calls c LEFT JOIN bodies a ON a.seq = c.seq LEFT JOIN bodies r ON r.seq = c.result_seq"  # noqa: E501
+BODIES = "SELECT c.*, a.body, r.body, r.length FROM calls c LEFT JOIN bodies a ON a.seq = c.seq LEFT JOIN bodies r ON r.seq = c.result_seq"  # noqa: E501
+PLAIN = "SELECT c.*, NULL, NULL, NULL FROM calls c"
 _PAST = "SELECT c.seq, c.ts, c.call_id, c.agent_id, c.backend_id, c.session, c.era, c.method, c.tool_name, CAST(a.body AS BLOB), c.arguments_hash, c.approval_result, c.exec_status, c.stage, c.policy_id, c.would FROM calls c LEFT JOIN bodies a ON a.seq = c.seq"  # noqa: E501
 _COUNT = "SELECT count(*) FROM calls c WHERE c.seq > 0"
-_PLAIN = "SELECT c.*, NULL, NULL, NULL FROM calls c"
 
 
 class Reader:
@@ -319,50 +342,21 @@ class Reader:
         bodies: bool = True,
         patience_s: float = float("inf"),
     ) -> list[CallView]:
-        """Calls, newest first. `tool` is a glob; times are microseconds since the epoch, `until` excluded.
+        """Calls, newest first, as `audit.search` finds them; times are microseconds, `until` excluded.
 
         `status` `would` finds what observe mode let pass. `text` is looked for in the arguments, in any case (ASCII).
         `before` is the `seq` of the last row of the page before this one. Raises `TimeoutError` where it takes longer
         than `patience_s` seconds.
         """
-        where: list[str] = []
-        given: list[Any] = []
+        from aegis_daemon.audit.search import Query, find
 
-        def add(condition: str, *values: object) -> None:
-            where.append(condition)
-            given.extend(values)
-
-        if agent is not None:
-            add("c.agent_id = ?", agent)
-        if backend is not None:
-            add("c.backend_id = ?", backend)
-        if tool is not None:
-            if any(sign in tool for sign in "*?["):
-                add("c.tool_name GLOB ?", tool.replace("[!", "[^"))
-            else:
-                add("c.tool_name = ?", tool)
-        if method is not None:
-            add("c.method = ?", method)
-        if status == "would":
-            where.append("c.would = 1")
-        elif status is not None:
-            add("c.exec_status = ?", status)
-            if status != "success":
-                where.append("c.exec_status <> 'success'")  # lets SQLite use the partial index
-        if since is not None:
-            add("c.ts >= ?", since)
-        if until is not None:
-            add("c.ts < ?", until)
-        if before is not None:
-            add("(c.ts, c.seq) < ((SELECT ts FROM calls WHERE seq = ?), ?)", before, before)
-        select = _BODIES if bodies or text is not None else _PLAIN
-        if text is not None:
-            pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            add("a.body LIKE ? ESCAPE '\\'", f"%{pattern}%")
-        condition = f" WHERE {' AND '.join(where)}" if where else ""
-        given.append(limit)
-        question = f"{select}{condition} ORDER BY c.ts DESC, c.seq DESC LIMIT ?"
-        return [_view(row) for row in self.ask(question, tuple(given), until=time.monotonic() + patience_s)]
+        query = Query(
+            agent=agent, backend=backend, tool=tool, method=method, verdict=status, since=since, until=until, text=text
+        )
+        found = find(self, query, limit=limit, before=before, bodies=bodies, patience_s=patience_s)
+        if found.looked_to is not None:
+            raise TimeoutError("the audit store did not answer in time")
+        return found.rows
 
     def past(
         self,
@@ -406,12 +400,12 @@ class Reader:
         rows: list[tuple[Any, ...]] = []
         if low and all(sign in "0123456789abcdef" for sign in low):
             rows = self._db.execute(
-                f"{_BODIES} WHERE c.call_id >= ? AND c.call_id < ? ORDER BY c.call_id, c.seq DESC LIMIT 6",
+                f"{BODIES} WHERE c.call_id >= ? AND c.call_id < ? ORDER BY c.call_id, c.seq DESC LIMIT 6",
                 (low, low + "g"),
             ).fetchall()
         if not rows and id:
             rows = self._db.execute(
-                f"{_BODIES} WHERE c.ticket = ? AND c.ticket <> '' ORDER BY c.seq DESC LIMIT 1", (id.upper(),)
+                f"{BODIES} WHERE c.ticket = ? AND c.ticket <> '' ORDER BY c.seq DESC LIMIT 1", (id.upper(),)
             ).fetchall()
         if not rows:
             raise NotFound(f"no call `{id}` in the audit log; `aegis audit search` lists calls")
@@ -424,7 +418,7 @@ class Reader:
             "WHERE r.seq IN (SELECT value FROM json_each(?)) ORDER BY r.seq",
             (msgspec.json.encode(seqs).decode(),),
         )
-        return Shown(_view(rows[0]), [_record_view(row) for row in records])
+        return Shown(view(rows[0]), [record_view(row) for row in records])
 
     def tail(self, after_seq: int, limit: int = 1000) -> list[RecordView]:
         """Records behind `after_seq`, oldest first; a negative number counts from the end."""
@@ -435,7 +429,7 @@ class Reader:
             "WHERE r.seq > ? ORDER BY r.seq LIMIT ?",
             (after_seq, limit),
         )
-        return [_record_view(row) for row in rows]
+        return [record_view(row) for row in rows]
 
     def ask(self, question: str, given: tuple[object, ...], *, until: float) -> list[tuple[Any, ...]]:
         """The rows of a query of ours. Raises `TimeoutError` where it is not done by then (`time.monotonic`)."""
@@ -487,94 +481,60 @@ class Reader:
             )
         )
 
+    # --- removing ----------------------------------------------------------------------------------------------------
+
+    def plan(self, before: int, policy: Policy, now: int) -> tuple[Plan, Counts]:
+        """What a purge of everything before `before` takes away; times are microseconds since the epoch."""
+        from aegis_daemon.audit.retention import count, plan
+
+        found = plan(self._db, before, policy, now)
+        return found, count(self._db, found)
+
+    def bodies_of(self, calls: Iterable[int]) -> list[int]:
+        """The records of these calls (each by its first record) that have arguments or a result."""
+        return [
+            row[0]
+            for row in self._db.execute(
+                "SELECT b.seq FROM calls c, json_each('[' || c.seqs || ']') s JOIN bodies b ON b.seq = s.value "
+                "WHERE c.seq IN (SELECT value FROM json_each(?)) AND b.salt IS NOT NULL ORDER BY b.seq",
+                (msgspec.json.encode(list(calls)).decode(),),
+            )
+        ]
+
+    def undone(self, action: str) -> int:
+        """How many orders of this kind were not carried out yet."""
+        found = self._db.execute("SELECT count(*) FROM removals WHERE action = ? AND done = 0", (action,)).fetchone()
+        return int(found[0])
+
+    def removed(self, seq: int) -> Gone | None:
+        """Who ordered the body of this record to go; None where nobody did."""
+        from aegis_daemon.audit import removals
+
+        for row in self._db.execute("SELECT seq, action, detail, by, ts FROM removals ORDER BY seq"):
+            removal = removals.read(*row[:3])
+            if removal is not None and any(low <= seq <= high for low, high in removal.ranges):
+                return Gone(row[0], row[3], _instant(row[4]), row[2].partition(": ")[2])
+        return None
+
     # --- verifying ---------------------------------------------------------------------------------------------------
 
-    def verify(self, progress: Callable[[int, int], None] | None = None, *, newest: int | None = None) -> Report:
-        """Checks every hash, link, body and call row, in one consistent view of the file.
+    def verify(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        newest: int | None = None,
+        trust: Trust | None = None,
+        since: int = 1,
+    ) -> Report:
+        """Checks everything (`verify.py`)."""
+        return verify(self._db, progress=progress, newest=newest, trust=trust, since=since)
 
-        `newest` is a record that must be there (the daemon's `flush` names one). `progress(done, total)` is called
-        now and then.
-        """
-        self._db.execute("BEGIN")
-        try:
-            return self._verify(progress, newest)
-        finally:
-            self._db.execute("COMMIT")
-
-    def _verify(self, progress: Callable[[int, int], None] | None, newest: int | None) -> Report:
-        db = self._db
-        first, last = db.execute("SELECT ifnull(min(seq), 0), ifnull(max(seq), 0) FROM records").fetchone()
-        total = last - first + 1 if last else 0
-        walk = Walk()
-        faults = walk.faults
-        open_calls: dict[str, Row] = {}
-        bodiless: set[int] = set()
-        count = bodies = erased = calls = 0
-
-        def check_call(row: Row) -> None:
-            nonlocal calls
-            calls += 1
-            kept = db.execute("SELECT * FROM calls WHERE seq = ?", (row.seq,)).fetchone()
-            if kept is None:
-                faults.append(Fault(row.seq, "call_missing", f"call {row.call_id} has no row in `calls`"))
-                return
-            if row.seq in bodiless:  # the arguments are gone, so nothing can say what their hash was
-                bodiless.remove(row.seq)
-                row.arguments_hash = kept[COLUMNS.index("arguments_hash")]
-            told = msgspec.structs.astuple(row)
-            wrong = [name for name, is_, should in zip(COLUMNS, kept, told, strict=True) if is_ != should]
-            if wrong:
-                text = f"call {row.call_id}: `calls` differs from the records in {', '.join(wrong)}"
-                faults.append(Fault(row.seq, "call_edited", text))
-
-        rows = db.execute(
-            "SELECT r.seq, r.hash, CAST(r.record AS BLOB), b.seq, b.salt, CAST(b.body AS BLOB), b.length "
-            "FROM records r LEFT JOIN bodies b ON b.seq = r.seq ORDER BY r.seq"
-        )
-        for seq, stored, text, body_seq, salt, body, length in rows:
-            count += 1
-            if progress is not None and count % PROGRESS_EVERY == 0:
-                progress(count, total)
-            text = text or b""
-            if walk.step(seq, text, str(stored)) is None:
-                continue
-            try:
-                record = read_record(text)
-            except UNREADABLE:
-                faults.append(Fault(seq, "unreadable", f"record {seq} has fields that no record has"))
-                continue
-            if record.body:
-                if body_seq is None:
-                    faults.append(Fault(seq, "body_missing", f"the body of record {seq} is missing"))
-                elif salt is None and body is None:
-                    erased += 1
-                elif sha256((salt or b"") + (body or b"")).hexdigest() != record.body or length != (
-                    record.length or len(body or b"")
-                ):
-                    faults.append(
-                        Fault(seq, "body_edited", f"the body of record {seq} is not the one it was made with")
-                    )
-                else:
-                    bodies += 1
-            elif body_seq is not None:
-                faults.append(Fault(seq, "body_edited", f"record {seq} was made without a body and has one"))
-            if seq != record.seq:
-                continue  # said already, and its call cannot be told
-            folded = fold(open_calls, record, (body or b"") if record.body else None)
-            if folded is not None:
-                row, new = folded
-                if new and body is None:
-                    bodiless.add(row.seq)
-                if row.call_id not in open_calls:
-                    check_call(row)
-        for row in open_calls.values():
-            check_call(row)
-        kept_calls = db.execute("SELECT count(*) FROM calls").fetchone()[0]
-        if kept_calls > calls and not any(fault.kind in ("missing", "unreadable", "reordered") for fault in faults):
-            faults.append(Fault(0, "call_inserted", f"`calls` has {kept_calls - calls} rows that no record speaks of"))
-        if newest is not None and last < newest:
-            faults.append(Fault(last + 1, "missing", f"records {last + 1} to {newest} are missing"))
-        return Report(count, first, last, walk.head, faults, bodies, erased, calls)
+    def newest_checkpoint(self) -> str | None:
+        """The newest signed checkpoint, as a note; None where nothing was signed."""
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'checkpoints'").fetchone():
+            return None
+        row = self._db.execute("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+        return None if row is None else str(row[0])
 
 
 def _within(
@@ -622,7 +582,8 @@ def _text(body: object) -> str | None:
     return None if body is None else str(body)
 
 
-def _view(found: tuple[Any, ...]) -> CallView:
+def view(found: tuple[Any, ...]) -> CallView:
+    """A row of `BODIES` or `PLAIN`."""
     row = Row(*found[: len(COLUMNS)])
     arguments, result, result_length = found[len(COLUMNS) :]
     return CallView(
@@ -664,7 +625,8 @@ def _view(found: tuple[Any, ...]) -> CallView:
     )
 
 
-def _record_view(row: tuple[Any, ...]) -> RecordView:
+def record_view(row: tuple[Any, ...]) -> RecordView:
+    """Of (seq, hash, record, body)."""
     seq, stored, text, body = row
     try:
         created = _instant(read_record(text).ts)

@@ -8,10 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Admin
+from aegis_daemon.audit.removals import ACTIONS
 from aegis_daemon.core.ports import AuditUnavailable
+
+if TYPE_CHECKING:  # they need SQLite, and the path of a call does not
+    from aegis_daemon.audit.notary import Duties
+    from aegis_daemon.audit.retention import Policy
 
 RING_S = 0.25
 """How long records gather before the writer is told of them; who reads the log has it brought up to date first."""
@@ -31,7 +39,23 @@ HURRY_S = 0.5
 class WriterHandle:
     """The daemon's end of the writer. Begins at once; belongs to the loop's thread."""
 
-    def __init__(self, journal: Journal, db_path: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        db_path: Path,
+        loop: asyncio.AbstractEventLoop,
+        duties: Duties | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """`duties`: what it is to sign; nothing is signed without. `policy`: what is not kept; all is, without."""
+        self.kept = ""
+        """What keeps old records from being purged."""
+        self._policy = policy
+        self.signed = 0
+        """How many records the newest checkpoint covers."""
+        self.unsigned = ""
+        """What keeps records from being signed."""
+        self._duties = duties
         self._journal = journal
         self._db_path = db_path
         self._loop = loop
@@ -114,6 +138,8 @@ class WriterHandle:
                     str(self._db_path),
                     sync,
                     "urgent" if self._urgent else "idle",
+                    msgspec.json.encode(self._duties).decode(),
+                    msgspec.json.encode(self._policy if self._policy is not None else {}).decode(),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -213,6 +239,20 @@ class WriterHandle:
                 self._ingested(int(rest))
             elif word == "trouble":
                 self._journal.trouble = f"the audit store `{self._db_path}` cannot be written: {rest}"
+            elif word == "checkpoint":
+                self.signed, self.unsigned = int(rest), ""
+            elif word == "unsigned":
+                if rest != self.unsigned:
+                    self.unsigned = rest
+                    self._note("audit_unsigned", rest)
+            elif word == "newlog":
+                self._note("audit_new_log", rest)
+            elif word == "remove":
+                action, _, detail = rest.partition(" ")
+                if action in ACTIONS:
+                    self._note(action, detail, by="retention")
+            elif word == "kept":
+                self.kept = rest
             elif word == "gap":
                 first, _, last = rest.partition(" ")
                 self._note("audit_gap", f"records {first} to {last} are neither in the store nor in the journal")
@@ -232,9 +272,9 @@ class WriterHandle:
             if not entry[1].done():
                 entry[1].set_result(None)
 
-    def _note(self, action: str, detail: str) -> None:
+    def _note(self, action: str, detail: str, by: str = "") -> None:
         try:
-            self._journal.append(Admin(action=action, detail=detail))
+            self._journal.append(Admin(action=action, by=by, detail=detail))
         except AuditUnavailable:
             self._journal.trouble = detail
 

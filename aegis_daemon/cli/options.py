@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +14,10 @@ from aegis_daemon.cli.console import USAGE, Problem, instant
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, metavar="N", help="At most N rows.")]
 Since = Annotated[
-    str | None, typer.Option("--since", metavar="TIME", help="Not older than `10m`, `24h`, `7d`, or an RFC 3339 time.")
+    str | None,
+    typer.Option(
+        "--since", metavar="TIME", help="Not older than `10m`, `24h`, `7d`, or a time (RFC 3339, `2026-01-31`)."
+    ),
 ]
 Agent = Annotated[str | None, typer.Option("--agent", metavar="ID", help="Only this agent (globs work).")]
 Backend = Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Only this backend (globs work).")]
@@ -52,7 +55,7 @@ def since_epoch(text: str | None) -> float | None:
         raise Problem(
             f"`{text}` is no time", "write `--since 10m`, `--since 24h` or `--since 2026-01-31T08:00:00Z`", USAGE
         ) from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return found.timestamp()  # without a zone it is meant by the clock on the reader's wall
 
 
 def seconds(option: str, text: str) -> float:

@@ -26,6 +26,8 @@ _PLACEHOLDER: Final = {
     "arguments": "<argument>",
     "budgets": "<argument>",
     "proof": "<n>",
+    "exports": "<export>",
+    "witnesses": "<witness>",
 }
 
 

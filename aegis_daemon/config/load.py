@@ -656,8 +656,35 @@ class Reading:
                 update["command"] = self._path(backend.command)
             backends[name] = backend.model_copy(update=update) if update else backend
         changed: dict[str, Any] = {"backends": backends} if backends else {}
+        audit: dict[str, Any] = {}
         if config.audit.db_path is not None:
-            changed["audit"] = config.audit.model_copy(update={"db_path": self._path(config.audit.db_path)})
+            audit["db_path"] = self._path(config.audit.db_path)
+        if config.audit.exports:
+            audit["exports"] = {
+                name: export.model_copy(
+                    update={
+                        key: self._path(getattr(export, key))
+                        for key in ("path", "ca_file")
+                        if getattr(export, key) is not None
+                    }
+                )
+                for name, export in config.audit.exports.items()
+            }
+        if config.audit.key_file is not None:
+            audit["key_file"] = self._path(config.audit.key_file)
+        if config.audit.witnesses:
+            audit["witnesses"] = {
+                name: witness.model_copy(
+                    update={
+                        key: self._path(getattr(witness, key))
+                        for key in ("path", "ca_file")
+                        if getattr(witness, key) is not None
+                    }
+                )
+                for name, witness in config.audit.witnesses.items()
+            }
+        if audit:
+            changed["audit"] = config.audit.model_copy(update=audit)
         return config.model_copy(update=changed) if changed else config
 
 

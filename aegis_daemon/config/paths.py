@@ -44,6 +44,10 @@ class Paths(msgspec.Struct, frozen=True):
     """`links.key`, which signs approval links"""
     journal: str
     """`journal/`, a directory"""
+    audit_key: str
+    """`audit.key`, which signs checkpoints, beside the config, unless `audit.key_file` says otherwise"""
+    exports_db: str
+    """`exports.db`, how far each export has come"""
 
     @classmethod
     def find(cls, env: Mapping[str, str]) -> Paths:
@@ -75,6 +79,8 @@ class Paths(msgspec.Struct, frozen=True):
             state_db=os.path.join(state_dir, "state.db"),
             links_key=os.path.join(state_dir, "links.key"),
             journal=os.path.join(state_dir, "journal"),
+            audit_key=os.path.join(os.path.dirname(config), "audit.key"),
+            exports_db=os.path.join(state_dir, "exports.db"),
         )
 
     def prepare(self) -> None:

@@ -464,6 +464,21 @@ def _as_listen(value: object) -> str:
     return text
 
 
+def _as_syslog(value: object) -> str:
+    text = _as_plain(value, "an address")
+    hint = "write it like `udp://host:514`, `tcp://host:514`, `tls://host:6514` or `unix:///dev/log`"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise fault(f"{shown(value)} is not the address of a syslog receiver", hint) from None
+    local = parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/")
+    remote = parts.scheme in ("udp", "tcp", "tls") and parts.hostname and port and parts.path in ("", "/")
+    if not (local or remote) or parts.username is not None or parts.query or re.search(r"[\s\x00-\x1f\x7f]", text):
+        raise fault(f"{shown(value)} is not the address of a syslog receiver", hint)
+    return text
+
+
 def _as_host(value: object) -> str:
     text = _as_plain(value, "a host's name")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", text):
@@ -536,6 +551,7 @@ ChatId = Annotated[str, BeforeValidator(_as_chat_id), Kind("id")]
 Person = Annotated[str, BeforeValidator(_as_person), Kind("name")]
 PolicyText = Annotated[str, BeforeValidator(_as_plain), Kind("text")]
 Listen = Annotated[str, BeforeValidator(_as_listen), Kind("address")]
+SyslogAddress = Annotated[str, BeforeValidator(_as_syslog), Kind("address")]
 FactValue = Annotated[
     str | bool | int | tuple[str | bool | int, ...],
     PlainValidator(_as_fact),
@@ -860,6 +876,131 @@ class Approval(Section):
     get_decides: Flag = Field(default=False, description="Lets opening a link decide; link previews then decide too.")
 
 
+class Export(Section):
+    """One place to which the log is copied as it grows: in order, at least once, without ever holding up a call."""
+
+    type: Literal["jsonl", "hec", "syslog"] = Field(
+        description="What it is: a file of JSON lines, Splunk's HTTP event collector, or a syslog receiver."
+    )
+    format: Literal["ocsf", "aegis", "cef"] | None = Field(
+        default=None,
+        description="How events are written; `ocsf` (1.8.0) by default, and `cef` over syslog.",
+    )
+    begin: Literal["start", "now"] = Field(
+        default="start", description="Where a new export begins: with the first record there is, or with the next one."
+    )
+    bodies: Flag = Field(
+        default=True, description="Whether arguments and results go along, as far as the log has them."
+    )
+    keep: Flag = Field(
+        default=False, description="Keeps what this export has not had yet, even beyond `audit.retention_days`."
+    )
+    path: PathText | None = Field(
+        default=None, description="Of `jsonl`: the file, counting from the config file; it gets only new lines."
+    )
+    rotate_mb: Count = Field(
+        default=100,
+        description="Of `jsonl`: size at which a file is finished and the next one begun, beside every day.",
+    )
+    url: WebUrl | None = Field(default=None, description="Of `hec`: the collector, like `https://splunk.example:8088`.")
+    token: Token | None = Field(default=None, description="Of `hec`: its token.")
+    ack: Flag = Field(
+        default=False, description="Of `hec`: waits for indexer acknowledgement, which the token has to have enabled."
+    )
+    ack_timeout: Timeout = Field(
+        default=60.0, description="Of `hec`: how long before what is not indexed is sent again."
+    )
+    index: Name | None = Field(default=None, description="Of `hec`: the index; the token's own by default.")
+    source: Name = Field(default="aegis", description="Of `hec`: the source.")
+    sourcetype: Name | None = Field(
+        default=None, description="Of `hec`: the source type; `aegis:ocsf` and the like by default."
+    )
+    address: SyslogAddress | None = Field(
+        default=None,
+        description="Of `syslog`: `udp://host:514`, `tcp://host:514`, `tls://host:6514` or `unix:///dev/log`.",
+    )
+    facility: Annotated[int, Field(strict=True, ge=0, le=23), Kind("number")] = Field(
+        default=13, description="Of `syslog`: the facility's number (RFC 5424); 13 is log audit."
+    )
+    max_bytes: Annotated[int, Field(strict=True, ge=1024, le=60_000), Kind("number")] = Field(
+        default=8192,
+        description="Of `syslog`: longest message; an event that would be longer goes without arguments and result.",
+    )
+    host: HostName | None = Field(
+        default=None,
+        description="Of `hec` and `syslog`: the name under which this machine appears; its own by default.",
+    )
+    ca_file: PathText | None = Field(
+        default=None, description="Certificates to trust instead of the system's; counts from the config file."
+    )
+    timeout: Timeout = Field(default=30.0, description="Longest wait for the receiver.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Export:
+        needs, may = _EXPORT_KEYS[self.type]
+        for key in needs:
+            if getattr(self, key) is None:
+                raise fault(f"an export of type `{self.type}` needs `{key}`", f"add `{key}`")
+        for key in sorted(self.model_fields_set - {"type", "format", "begin", "bodies", "keep"} - {*needs, *may}):
+            raise fault(f"`{key}` does nothing for an export of type `{self.type}`", f"remove `{key}`")
+        if self.format == "cef" and self.type != "syslog":
+            raise fault(f"`cef` is not written by an export of type `{self.type}`", "write `ocsf` or `aegis`")
+        return self
+
+
+_EXPORT_KEYS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "jsonl": (("path",), ("rotate_mb",)),
+    "hec": (
+        ("url", "token"),
+        ("ack", "ack_timeout", "index", "source", "sourcetype", "host", "ca_file", "timeout"),
+    ),
+    "syslog": (("address",), ("facility", "host", "max_bytes", "ca_file", "timeout")),
+}
+"""Of each type of export: the keys it needs, and those it may have beside the ones that all have."""
+
+
+class Checkpoints(Section):
+    """When what the log holds is signed."""
+
+    every: Count = Field(default=1000, description="Records after which a checkpoint is signed at once.")
+    seconds: Timeout = Field(default=10.0, description="Longest time that a record waits for its checkpoint.")
+
+
+class Witness(Section):
+    """One place that gets each signed checkpoint, to keep it where the daemon cannot change it."""
+
+    type: Literal["file", "http"] = Field(
+        description="What it is: a file to which checkpoints are appended, or a URL to which they are posted."
+    )
+    path: PathText | None = Field(
+        default=None,
+        description="Of `file`: the file, counting from the config file; better another user's, only to append to.",
+    )
+    url: WebUrl | None = Field(default=None, description="Of `http`: where checkpoints are posted.")
+    token: Token | None = Field(default=None, description="Of `http`: sent as a bearer token.")
+    ca_file: PathText | None = Field(
+        default=None,
+        description="Of `http`: certificates to trust instead of the system's; counts from the config file.",
+    )
+    timeout: Timeout = Field(default=30.0, description="Of `http`: longest wait for the answer.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Witness:
+        needs, may = _WITNESS_KEYS[self.type]
+        if getattr(self, needs) is None:
+            raise fault(f"a witness of type `{self.type}` needs `{needs}`", f"add `{needs}`")
+        for key in sorted(self.model_fields_set - {"type", needs, *may}):
+            raise fault(f"`{key}` does nothing for a witness of type `{self.type}`", f"remove `{key}`")
+        return self
+
+
+_WITNESS_KEYS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "file": ("path", ()),
+    "http": ("url", ("token", "ca_file", "timeout")),
+}
+"""Of each type of witness: the key it needs, and those it may have."""
+
+
 class Audit(Section):
     """The log of every governed request."""
 
@@ -867,10 +1008,28 @@ class Audit(Section):
         default=None,
         description="The log's file, counting from the config file; `audit.db` in the state directory by default.",
     )
-    retention_days: Count = Field(default=90, description="Days for which records are kept; this version deletes none.")
+    retention_days: Count | None = Field(
+        default=None,
+        description="Days for which records are kept; then they are purged but for their hashes. For ever by default.",
+    )
     durability: Literal["full", "process"] = Field(
         default="full",
         description="What a record survives: `full` a power loss, `process` any crash but the machine's.",
+    )
+    bodies_days: Count | None = Field(
+        default=None, description="Days for which arguments and results are kept, where that is less."
+    )
+    max_size: Count = Field(
+        default=10_240, description="MiB of the log's file (and of its backlog) from which `aegis status` warns."
+    )
+    exports: dict[Name, Export] = Field(default={}, description="Where the log is copied to, by name.")
+    key_file: PathText | None = Field(
+        default=None,
+        description="The key that signs checkpoints, counting from the config file; `audit.key` beside it by default.",
+    )
+    checkpoints: Checkpoints = Field(default=Checkpoints(), description="How soon the log is signed.")
+    witnesses: dict[Name, Witness] = Field(
+        default={}, description="Who gets each signed checkpoint, by name, to keep it for `aegis audit verify`."
     )
 
 
@@ -1155,6 +1314,5 @@ NOT_YET: Final = (
         "this version never repeats a call by itself",
         "it can stay for a later one",
     ),
-    NotYet(("audit", "retention_days"), False, "this version deletes no records", "it can stay for a later one"),
 )
 """In the order of the models. A key whose feature arrives loses its row here, and that is all there is to do."""

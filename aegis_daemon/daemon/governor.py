@@ -35,12 +35,16 @@ from aegis_daemon.core.session import State
 from aegis_daemon.core.text import visible
 from aegis_daemon.core.units import go_duration
 from aegis_daemon.daemon.asked import Asks
+from aegis_daemon.daemon.checking import Checking
 from aegis_daemon.daemon.feed import Feed
+from aegis_daemon.daemon.forgetting import Forgetting
+from aegis_daemon.daemon.keykeeper import KeyKeeper
 from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.proof import Proof, Prover, Unproven
 from aegis_daemon.daemon.reading import Reading
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.sessions import Sessions
+from aegis_daemon.daemon.shipping import Shipping
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits, milliseconds
 from aegis_daemon.loop.clock import monotonic, wall
@@ -77,6 +81,17 @@ AUDIT_WAIT_S = 10.0
 AUDIT_FLUSH_S = 2.0
 """How long a reader waits for what was recorded last."""
 AUDIT_STEP = 1000
+
+
+def _size(store: Path) -> int:
+    """Bytes of the audit store and of what SQLite keeps beside it."""
+    found = 0
+    for suffix in ("", "-wal"):
+        try:
+            found += os.stat(f"{store}{suffix}").st_size
+        except OSError:
+            pass  # there is none, or its directory is not ours to look into
+    return found
 
 
 def instant(seconds: float) -> str:
@@ -184,10 +199,18 @@ class Governor:
         feed: Feed | None = None,
         orders: Orders | None = None,
         pins: Registry | None = None,
+        checking: Checking | None = None,
+        signing: KeyKeeper | None = None,
+        forgetting: Forgetting | None = None,
+        shipping: Shipping | None = None,
         prover: Prover | None = None,
         modes: Modes | None = None,
         arm: Callable[[str], Awaitable[Proof]] | None = None,
     ) -> None:
+        self._shipping = shipping
+        self._checking = checking
+        self._signing = signing
+        self._forgetting = forgetting
         self._prover = prover
         self._modes = modes
         self._arm = arm
@@ -266,16 +289,76 @@ class Governor:
                 backlog_bytes=self._journal.backlog_bytes,
                 healthy=self._journal.healthy,
                 detail=self._journal.detail,
+                **self._checked(),
             ),
             proof=self._proof(),
             warnings=(
                 *force.warnings,
+                *self._tampered(),
+                *self._keeping(),
+                *self._unsigned(),
                 *self._changed(),
                 *(force.fits.lines() if force.fits is not None else ()),
                 *self._wishes(),
                 *(self._notifier.warnings() if self._notifier is not None else ()),
+                *(self._shipping.warnings() if self._shipping is not None else ()),
             ),
+            exports=tuple(self.exports()),
         )
+
+    def exports(self) -> Sequence[shapes.ExportRow]:
+        """How each export is doing."""
+        return [
+            shapes.ExportRow(
+                name=row.name,
+                role=row.role,
+                type=row.type,
+                format=row.format,
+                seq=row.seq,
+                lag=row.lag,
+                state="trouble" if row.trouble else "ok" if row.seq else "unused",
+                trouble=row.trouble,
+                since=None if row.since is None else instant(row.since),
+            )
+            for row in (self._shipping.rows() if self._shipping is not None else ())
+        ]
+
+    async def test_export(self, name: str) -> shapes.ExportTest:
+        """A test event."""
+        try:
+            if self._shipping is None:
+                raise KeyError(name)
+            why = await self._shipping.test(name)
+        except KeyError:
+            raise api.NotFound(f"no export `{name}` is configured", "see `aegis audit exports`") from None
+        return shapes.ExportTest(name=name, ok=not why, detail=why)
+
+    def _tampered(self) -> tuple[str, ...]:
+        checking = self._checking
+        if checking is not None and checking.fault:
+            return (f"the audit log was changed after it was written: {checking.fault}; see `aegis audit verify`",)
+        if checking is not None and checking.trouble:
+            return (f"the audit log cannot be verified: {checking.trouble}; see `aegis audit verify`",)
+        return ()
+
+    def _unsigned(self) -> tuple[str, ...]:
+        why = self._writer.unsigned if self._writer is not None else ""
+        return (f"the audit log is not signed: {why}",) if why else ()
+
+    def _checked(self) -> dict[str, Any]:
+        """What is known of the log's soundness. No writer signs nothing."""
+        signed = {"signed": self._writer.signed} if self._writer is not None else {}  # none in tests
+        checking = self._checking
+        if checking is None:
+            return signed
+        at = instant(checking.at) if checking.at is not None else None
+        return {
+            **signed,
+            "verified": checking.verified,
+            "verified_at": at,
+            "tampered": checking.fault,
+            "witnessed": checking.witnessed,
+        }
 
     def pending(self) -> Sequence[shapes.Ticket]:
         """Tickets, oldest first."""
@@ -531,9 +614,15 @@ class Governor:
         """Tools that were called within a week."""
         return await self._logged().tools()
 
-    async def audit_search(self, ask: shapes.AuditQuery) -> Sequence[shapes.AuditCall]:
+    async def audit_search(self, ask: shapes.AuditQuery) -> shapes.AuditPage:
         """Calls of the log, newest first."""
+        if self._checking is not None:
+            self._checking.wanted()
         return await self._logged().search(ask)
+
+    async def audit_stats(self) -> shapes.AuditStats:
+        """The log of the last 24 hours in numbers."""
+        return await self._logged().stats()
 
     async def audit_story(self, id: str) -> shapes.AuditStory:
         """One call with its records."""
@@ -864,6 +953,39 @@ class Governor:
             return await work
         except Unproven as unproven:
             raise api.Refusal(unproven.message, unproven.hint, code="unproven") from None
+
+    async def rotate_audit_key(self, *, by: str) -> shapes.KeyRotated:
+        """A new key signs checkpoints from now on."""
+        if self._signing is None:
+            raise api.Unavailable("this daemon signs nothing")
+        return await self._signing.rotate(by)
+
+    async def purge_audit(self, ask: shapes.PurgeRequest, *, by: str) -> shapes.Purge:
+        """Old records go."""
+        if self._forgetting is None:
+            raise api.Unavailable("this daemon has no audit store to purge")
+        return await self._forgetting.purge(ask, by)
+
+    async def erase_audit(self, ask: shapes.EraseRequest, *, by: str) -> shapes.Erasure:
+        """Arguments and results go."""
+        if self._forgetting is None:
+            raise api.Unavailable("this daemon has no audit store to erase from")
+        return await self._forgetting.erase(ask, by)
+
+    def _keeping(self) -> tuple[str, ...]:
+        """What is to be said of what is kept, and of its size."""
+        found = []
+        kept = self._writer.kept if self._writer is not None else ""
+        if kept:
+            found.append(f"{kept}; see `aegis audit verify`" if "see `" not in kept else kept)
+        limit = self._in_force().config.audit.max_size
+        size = (_size(self._audit_db) if self._audit_db is not None else 0) + self._journal.backlog_bytes
+        if size > limit << 20:
+            found.append(
+                f"the audit log takes {size >> 20} MiB, more than `audit.max_size` ({limit}); set "
+                "`audit.retention_days`, or see `aegis audit purge`"
+            )
+        return tuple(found)
 
     async def flush_audit(self) -> int:
         """Waits until SQLite has what was recorded by now."""

@@ -23,7 +23,9 @@ from aegis_daemon.approvals.patience import Patience
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
 from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.notary import Duties
 from aegis_daemon.audit.record import Admin, Approval, Denied, Outcome, Start
+from aegis_daemon.audit.retention import Policy
 from aegis_daemon.audit.store import Reader
 from aegis_daemon.audit.story import Scribe
 from aegis_daemon.audit.writer import WriterHandle
@@ -35,8 +37,11 @@ from aegis_daemon.core.ports import AuditUnavailable, Brake
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.channels import Channels, answer
+from aegis_daemon.daemon.checking import Checking
 from aegis_daemon.daemon.fitting import Reviewer
+from aegis_daemon.daemon.forgetting import Forgetting, retention
 from aegis_daemon.daemon.governor import Governor
+from aegis_daemon.daemon.keykeeper import KeyKeeper
 from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, secret_key, socket_mode
 from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.network import Network
@@ -48,6 +53,7 @@ from aegis_daemon.daemon.reception import Reception
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.servers import Servers
 from aegis_daemon.daemon.sessions import Sessions
+from aegis_daemon.daemon.shipping import Shipping
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import micros, monotonic, wall
@@ -81,6 +87,10 @@ class Daemon:
         self._journal = Journal(
             Path(paths.journal), durability=config.audit.durability, loop=loop, clock=micros, db_path=self._db_path
         )
+        self._checking = Checking(
+            self._db_path, lambda: self._journal.ingested_seq, Path(config.audit.key_file or paths.audit_key)
+        )
+        self._shipping = Shipping(self._db_path, Path(paths.exports_db), loop, self._journal.append)
         self._limits = Limits()
         self._lanes = Lanes(monotonic, loop.call_later)
         self._lanes.configure(dict(force.runtime.lanes))
@@ -155,6 +165,7 @@ class Daemon:
             mode=socket_mode(force.runtime.agents.values(), os.geteuid()),
         )
         self._writer: WriterHandle | None = None
+        self._forgetting: Forgetting | None = None
         self._manage: ManageServer | None = None
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -163,7 +174,13 @@ class Daemon:
     async def start(self) -> None:
         """Takes up what an earlier daemon left, then opens the sockets."""
         recovery = self._journal.open()
-        self._writer = WriterHandle(self._journal, self._db_path, self._loop)
+        audit = self._force.config.audit
+        duties = Duties(
+            key_file=audit.key_file or self._paths.audit_key,
+            every=audit.checkpoints.every,
+            seconds=audit.checkpoints.seconds,
+        )
+        self._writer = WriterHandle(self._journal, self._db_path, self._loop, duties, self._policy())
         digest = self._force.runtime.digest
         self._journal.append(Start(config_digest=digest, pid=os.getpid(), version=__version__))
         for note in recovery.notes:
@@ -184,6 +201,10 @@ class Daemon:
         self._restore_budgets()
         self._desk.restore(self._reserve)
         self._nursery.start()
+        self._forgetting = Forgetting(
+            self._journal, self._writer, self._db_path, self._tickets.db, policy=self._policy,
+            exports=lambda: tuple(self._force.config.audit.exports),
+        )  # fmt: skip
         links_key = secret_key(Path(self._paths.links_key)).encode()
         self._notifier = Notifier(
             links_key,
@@ -216,9 +237,16 @@ class Daemon:
             prover=self._prover,
             modes=self._modes,
             arm=self.arm,
+            checking=self._checking,
+            signing=KeyKeeper(Path(duties.key_file), self._journal),
+            forgetting=self._forgetting,
+            shipping=self._shipping,
         )
         self._mode_taken()
         await self._prover.prove(first=True)
+        self._shipping.use(self._force.config.audit)
+        self._checking.start()
+        self._forgetting.start()
         await self._network.open(self._governor)
         self._notifier.use(self._telling())
         self._prover.tell()
@@ -236,6 +264,10 @@ class Daemon:
         await self._manage.start()
         self._relay.open()
         self._tick()
+
+    def _policy(self) -> Policy:
+        """What of the log is not kept."""
+        return retention(self._force, self._paths)
 
     def _telling(self) -> Settings:
         config = self._force.config
@@ -411,6 +443,9 @@ class Daemon:
         await self._reviewer.close()
         self._relay.close()
         self._network.stop()
+        await self._checking.close()
+        if self._forgetting is not None:
+            await self._forgetting.close()
         await self._sessions.stop(self._restart, STOP_GRACE_S)
         await self._network.close(1.0)
         if self._news is not None:
@@ -427,6 +462,8 @@ class Daemon:
             _log.error("the end could not be recorded: %s", error)
         if self._writer is not None:
             await self._writer.close()
+        self._shipping.ring(self._journal.ingested_seq)
+        await self._shipping.close()
         self._journal.close()
         self._tickets.close()
 
@@ -439,7 +476,8 @@ class Daemon:
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(1.0, self._tick)
-        for sweep in (self._network.sweep, self._sessions.sweep, partial(self._limits.sweep, monotonic())):
+        ring = partial(self._shipping.ring, self._journal.ingested_seq)
+        for sweep in (self._network.sweep, self._sessions.sweep, partial(self._limits.sweep, monotonic()), ring):
             try:
                 sweep()
             except Exception:  # what one cannot end must not keep the others from ending theirs
@@ -506,6 +544,7 @@ class Daemon:
             self._notifier.use(self._telling())
         if self._news is not None:
             self._news.kick()  # there may be a channel now
+        self._shipping.use(self._force.config.audit)
         _log.info("configuration reloaded: %s", ", ".join(changed) or "nothing changed")
         return shapes.Reloaded(
             message="config reloaded",

@@ -12,8 +12,11 @@ from typing import Any, Final, TypeVar
 
 from aegis_daemon.audit.calls import read_record
 from aegis_daemon.audit.chain import UNREADABLE
-from aegis_daemon.audit.figures import HOUR, Figures, Tool
+from aegis_daemon.audit.figures import ASK_S, HOUR, Figures, Tool
+from aegis_daemon.audit.search import Query, find
+from aegis_daemon.audit.stats import Stat, denials, stats
 from aegis_daemon.audit.store import Ambiguous, CallView, NotFound, Reader
+from aegis_daemon.audit.telling import tell
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.loop.clock import monotonic, wall
@@ -25,6 +28,7 @@ WAIT_S: Final = 10.0
 FLUSH_S: Final = 2.0
 """How long a reader waits for what was recorded last."""
 TOOLS_SINCE_S: Final = 7 * 86400
+STATS_ROWS: Final = 8
 RECORDS_MAX: Final = 100
 """Records of one call that are shown."""
 _DAY: Final = 24 * HOUR
@@ -52,18 +56,26 @@ class Reading:
         """What rules would have refused within a day, were they enforced."""
         return await self._read(_would, flush=True)
 
-    async def search(self, ask: shapes.AuditQuery) -> Sequence[shapes.AuditCall]:
+    async def search(self, ask: shapes.AuditQuery) -> shapes.AuditPage:
         """Calls, newest first; what was recorded by now is among them."""
-        since, until = _micros(ask.since), _micros(ask.until)
+        query = Query(
+            agent=ask.agent, backend=ask.backend, tool=ask.tool, verdict=ask.status, stage=ask.stage,
+            policy=ask.policy, approver=ask.approver, since=_micros(ask.since), until=_micros(ask.until),
+            text=ask.text, within=ask.within,
+        )  # fmt: skip
 
-        def look(reader: Reader) -> list[shapes.AuditCall]:
-            found = reader.search(
-                agent=ask.agent, backend=ask.backend, tool=ask.tool, status=ask.status, since=since, until=until,
-                text=ask.text, limit=ask.limit, before=ask.before, patience_s=FLUSH_S * 2,
+        def look(reader: Reader) -> shapes.AuditPage:
+            found = find(reader, query, limit=ask.limit, before=ask.before, patience_s=FLUSH_S * 2)
+            reached = _instant(found.looked_to_ts) if found.looked_to is not None else ""
+            return shapes.AuditPage(
+                rows=tuple(map(_call, found.rows)), looked_to=found.looked_to, looked_at=reached
             )  # fmt: skip
-            return [_call(view) for view in found]
 
         return await self._read(look, flush=True)
+
+    async def stats(self) -> shapes.AuditStats:
+        """The last 24 hours in numbers."""
+        return await self._fresh("stats", lambda: self._read(_stats))
 
     async def recent(self, agents: Sequence[str], count: int) -> dict[str, Sequence[shapes.AuditCall]]:
         """The last named calls of each agent, newest first."""
@@ -83,7 +95,7 @@ class Reading:
 
         def look(reader: Reader) -> shapes.AuditStory:
             try:
-                shown = reader.show(id)
+                told = tell(reader, id)
             except (NotFound, Ambiguous) as error:
                 message, _, hint = str(error).rpartition("; ")
                 raise api.NotFound(message, hint) from None
@@ -92,9 +104,18 @@ class Reading:
                     seq=record.seq, kind=_kind(record.record), hash=record.hash, created_at=record.created_at,
                     record=bytes(record.record).decode("utf-8", "replace"),
                 )
-                for record in shown.records[:RECORDS_MAX]
+                for record in told.records[:RECORDS_MAX]
             )  # fmt: skip
-            return shapes.AuditStory(call=_call(shown.call), records=records)
+            steps = tuple(
+                shapes.AuditStep(
+                    seq=step.seq, kind=step.kind, created_at=step.created_at, after_us=step.after_us, text=step.text
+                )
+                for step in told.steps[:RECORDS_MAX]
+            )
+            return shapes.AuditStory(
+                call=_call(told.call), records=records, steps=steps,
+                related=tuple(each.call_id for each in told.related), approval_wait_us=told.approval_wait_us,
+            )  # fmt: skip
 
         return await self._read(look, flush=True)
 
@@ -162,6 +183,38 @@ def _figures(reader: Reader) -> shapes.Figures:
         week=tuple(map(tuple, week)),
         capped=asked.capped(now - _DAY),
     )
+
+
+def _stats(reader: Reader) -> shapes.AuditStats:
+    now = int(wall() * 1e6)
+    first = now // HOUR * HOUR - 23 * HOUR
+    hours = {hour.start: hour for hour in stats(reader, "hour", first, now + 1, patience_s=ASK_S)}
+    bars = [hours.get(first + at * HOUR) or Stat(start=first + at * HOUR) for at in range(24)]
+    tools = stats(reader, "tool", first, now + 1, patience_s=ASK_S)
+    return shapes.AuditStats(
+        hours=tuple(
+            shapes.HourBar(
+                at=_instant(bar.start), success=bar.success, error=bar.error, denied=bar.denied,
+                unknown=bar.unknown, waiting=bar.pending,
+            )
+            for bar in bars
+        ),
+        tools=tuple(
+            shapes.AuditGroup(
+                backend_id=row.backend_id, tool_name=row.tool_name, calls=row.calls, success=row.success,
+                error=row.error, denied=row.denied, unknown=row.unknown, waiting=row.pending,
+                p50_us=row.exec_p50_us, p95_us=row.exec_p95_us, p99_us=row.exec_p99_us,
+            )
+            for row in tools[:STATS_ROWS]
+        ),
+        denials=tuple(
+            shapes.AuditDenial(
+                stage=row.stage, rule=row.policy_id, backend_id=row.backend_id, tool_name=row.tool_name,
+                calls=row.calls,
+            )
+            for row in denials(reader, first, now + 1, limit=STATS_ROWS, patience_s=ASK_S)
+        ),
+    )  # fmt: skip
 
 
 _ENDINGS: Final = ("success", "error", "denied", "unknown", "waiting")

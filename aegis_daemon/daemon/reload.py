@@ -32,6 +32,10 @@ RESTART_KEYS = (
     ("approval", "listen"),
     ("audit", "db_path"),
     ("audit", "durability"),
+    ("audit", "retention_days"),
+    ("audit", "bodies_days"),
+    ("audit", "key_file"),
+    ("audit", "checkpoints"),
 )
 """Settings that a running daemon cannot change."""
 

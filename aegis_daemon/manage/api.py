@@ -161,8 +161,12 @@ class Governor(Protocol):
         """Tools that were called within a week, the most called first. Raises `Unavailable`."""
         ...
 
-    async def audit_search(self, ask: shapes.AuditQuery) -> Sequence[shapes.AuditCall]:
+    async def audit_search(self, ask: shapes.AuditQuery) -> shapes.AuditPage:
         """Calls of the log, newest first. Raises `Unavailable`, `BadRequest`."""
+        ...
+
+    async def audit_stats(self) -> shapes.AuditStats:
+        """The log of the last 24 hours in numbers, up to some seconds old. Raises `Unavailable`."""
         ...
 
     async def audit_story(self, id: str) -> shapes.AuditStory:
@@ -217,6 +221,14 @@ class Governor(Protocol):
 
         :raises NotFound: no such channel. :raises Unavailable: there were several only just now.
         """
+        ...
+
+    def exports(self) -> Sequence[shapes.ExportRow]:
+        """Where the log is copied to, and how far that is."""
+        ...
+
+    async def test_export(self, name: str) -> shapes.ExportTest:
+        """Sends a test event. :raises NotFound: no such export."""
         ...
 
     def limits(self, agent: str | None, backend: str | None, tool: str | None) -> Sequence[shapes.LimitRow]:
@@ -293,6 +305,18 @@ class Governor(Protocol):
 
         The latter where the rules do not refuse what they must; then nothing has changed.
         """
+        ...
+
+    async def rotate_audit_key(self, *, by: str) -> shapes.KeyRotated:
+        """Lets a new key sign checkpoints. Raises `Unavailable`."""
+        ...
+
+    async def purge_audit(self, ask: shapes.PurgeRequest, *, by: str) -> shapes.Purge:
+        """Has old records purged, or says what that would be. Raises `Unavailable`, `Conflict`, `BadRequest`."""
+        ...
+
+    async def erase_audit(self, ask: shapes.EraseRequest, *, by: str) -> shapes.Erasure:
+        """Has arguments and results erased, or says what that would be. Raises as `purge_audit`, and `NotFound`."""
         ...
 
     async def flush_audit(self) -> int:
@@ -454,6 +478,17 @@ async def notify_test(
     return await governor.test_channels(ask.channel)
 
 
+async def exports(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.ExportRow]:
+    """Exports."""
+    return governor.exports()
+
+
+async def exports_test(governor: Governor, caller: Caller, ask: shapes.ExportTestRequest) -> shapes.ExportTest:
+    """A test event, which the receiver keeps: only a person sends one."""
+    _person(governor, caller, ask.key)
+    return await governor.test_export(ask.name)
+
+
 async def limits(governor: Governor, caller: Caller, ask: shapes.LimitsQuery) -> Sequence[shapes.LimitRow]:
     """Windows."""
     return governor.limits(ask.agent, ask.backend, ask.tool)
@@ -499,6 +534,24 @@ async def set_mode(governor: Governor, caller: Caller, ask: shapes.ModeRequest) 
     return await governor.set_mode(ask.mode, by=caller.name)
 
 
+async def rotate_audit_key(governor: Governor, caller: Caller, ask: shapes.RotateKeyRequest) -> shapes.KeyRotated:
+    """Lets a new key sign checkpoints."""
+    _person(governor, caller, ask.key)
+    return await governor.rotate_audit_key(by=caller.name)
+
+
+async def purge_audit(governor: Governor, caller: Caller, ask: shapes.PurgeRequest) -> shapes.Purge:
+    """Old records go."""
+    _person(governor, caller, ask.key)
+    return await governor.purge_audit(ask, by=caller.name)
+
+
+async def erase_audit(governor: Governor, caller: Caller, ask: shapes.EraseRequest) -> shapes.Erasure:
+    """Arguments and results go."""
+    _person(governor, caller, ask.key)
+    return await governor.erase_audit(ask, by=caller.name)
+
+
 async def flush_audit(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Flushed:
     """Everything into SQLite."""
     return shapes.Flushed(seq=await governor.flush_audit())
@@ -531,6 +584,8 @@ HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
     "trust": (shapes.TrustRequest, trust, Permit.WRITE),
     "notify_list": (shapes.Nothing, notify_list, Permit.READ),
     "notify_test": (shapes.NotifyTestRequest, notify_test, Permit.WRITE),
+    "exports": (shapes.Nothing, exports, Permit.READ),
+    "exports_test": (shapes.ExportTestRequest, exports_test, Permit.WRITE),
     "limits": (shapes.LimitsQuery, limits, Permit.READ),
     "budgets": (shapes.LimitsQuery, budgets, Permit.READ),
     "queue": (shapes.Nothing, queue, Permit.READ),
@@ -540,6 +595,9 @@ HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
     "mode": (shapes.Nothing, mode, Permit.READ),
     "set_mode": (shapes.ModeRequest, set_mode, Permit.WRITE),
     "flush_audit": (shapes.Nothing, flush_audit, Permit.WRITE),
+    "rotate_audit_key": (shapes.RotateKeyRequest, rotate_audit_key, Permit.WRITE),
+    "purge_audit": (shapes.PurgeRequest, purge_audit, Permit.WRITE),
+    "erase_audit": (shapes.EraseRequest, erase_audit, Permit.WRITE),
     "stop": (shapes.StopRequest, stop, Permit.WRITE),
 }
 

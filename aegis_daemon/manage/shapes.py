@@ -6,7 +6,7 @@ the name. Requests and rows refuse unknown fields, so a misspelt argument is an 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -121,6 +121,36 @@ class QuotaRequest(Request):
     key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
+class PurgeRequest(Request):
+    """Everything recorded before `before` (RFC 3339) is to go, up to the last checkpoint there.
+
+    `dry`: only say what that would be. `last` is what was said then; something else is not purged.
+    """
+
+    before: str = Field(min_length=1, max_length=64)
+    dry: bool = False
+    last: int | None = None
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class EraseRequest(Request):
+    """Arguments and results of these calls are to go: by id, or all that match (every field given; None is any).
+
+    `dry` only says what that would be. `bodies` is how many were said then; another number is not erased.
+    """
+
+    ids: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
+        default=(), max_length=1000, strict=False
+    )
+    agent: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    before: str | None = Field(default=None, min_length=1, max_length=64)
+    text: str | None = Field(default=None, min_length=1, max_length=4096)
+    note: str = Field(default="", max_length=NOTE_MAX)
+    dry: bool = False
+    bodies: int | None = None
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
 class ExplainRequest(Request):
     """Which refused call to explain: its id, or the beginning of it. `key` as in a decision."""
 
@@ -179,6 +209,13 @@ class NotifyTestRequest(Request):
     key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
+class ExportTestRequest(Request):
+    """Which export to test. `key` as in a decision."""
+
+    name: str = Field(min_length=1, max_length=NAME_MAX)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
 class Note(Request):
     """Why it was decided so, under either name."""
 
@@ -216,14 +253,50 @@ class Session(Shape):
     in_flight: int
 
 
+class Purge(Shape):
+    """Records `first` to `last` go (`last` 0: none do); `held` says what keeps more from going. `seq` is the order."""
+
+    first: int
+    last: int
+    records: int = 0
+    calls: int = 0
+    bodies: int = 0
+    held: str = ""
+    seq: int = 0
+
+
+class Erasure(Shape):
+    """Arguments and results that go. `running` calls are left out; `elsewhere` names what may still hold some.
+
+    `done`: they are in no file of the log any more; else that is under way.
+    """
+
+    calls: int
+    bodies: int
+    running: int = 0
+    seqs: tuple[int, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    done: bool = False
+
+
 class AuditState(Shape):
-    """How the audit log is doing: `seq` is the newest record, `ingested` the newest one in SQLite."""
+    """How the audit log is doing: `seq` is the newest record, `ingested` the newest one in SQLite.
+
+    Up to `verified` everything was as it was written when the daemon looked last (`verified_at`); `tampered` says what
+    was not. `signed` and `witnessed` are how many records the newest checkpoint covers, and how many of them somebody
+    else has seen.
+    """
 
     seq: int
     ingested: int
     backlog_bytes: int
     healthy: bool
     detail: str = ""
+    verified: int = 0
+    verified_at: str | None = None
+    tampered: str = ""
+    signed: int = 0
+    witnessed: int = 0
 
 
 class ProofState(Shape):
@@ -296,6 +369,7 @@ class Status(Shape):
     paused: tuple[Pause, ...] = ()
     audit: AuditState
     proof: ProofState = ProofState()
+    exports: tuple[ExportRow, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -436,6 +510,32 @@ class ChannelTest(Shape):
     detail: str = ""
 
 
+class ExportRow(Shape):
+    """One place to which the log is copied: it has everything up to record `seq`, and `lag` more are waiting.
+
+    Of a witness, `seq` is the size of the newest checkpoint that it has.
+    """
+
+    name: str
+    role: Literal["export", "witness"]
+    type: str
+    format: str
+    seq: int
+    lag: int
+    state: Literal["ok", "trouble", "unused"]
+    trouble: str = ""
+    since: str | None = None
+    """when the trouble began"""
+
+
+class ExportTest(Shape):
+    """What became of a test event."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
 class QueueRow(Shape):
     """One call in a lane; `held` waits for a person before it joins the order."""
 
@@ -529,6 +629,19 @@ class Reloaded(Shape):
     warnings: tuple[str, ...] = ()
 
 
+class RotateKeyRequest(Request):
+    """Lets a new key sign checkpoints."""
+
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class KeyRotated(Shape):
+    """The key that signs from now on (hex), and the note that both keys signed."""
+
+    public: str
+    note: str
+
+
 class Flushed(Shape):
     """The newest audit record that SQLite holds now."""
 
@@ -583,15 +696,20 @@ class CallEvent(Shape):
 
 
 class AuditQuery(Request):
-    """Which calls of the log to show; None is any. `tool` is a glob, times are RFC 3339, `before` pages back."""
+    """Which calls of the log to show; None is any. Names are globs, times are RFC 3339, `before` pages back."""
 
     agent: str | None = None
     backend: str | None = None
     tool: str | None = None
     status: str | None = None
+    """a verdict: success, error, denied, unknown, pending, allowed, asked or would"""
+    stage: str | None = None
+    policy: str | None = None
+    approver: str | None = None
     since: str | None = None
     until: str | None = None
     text: str | None = None
+    within: Literal["arguments", "results", "both"] = "arguments"
     before: int | None = None
     limit: int = Field(default=50, ge=1, le=200)
 
@@ -625,6 +743,58 @@ class AuditCall(Shape):
     created_at: str
 
 
+class AuditPage(Shape):
+    """Calls of the log, newest first. `looked_to`: calls behind this `seq` (of `looked_at`) were not looked at yet."""
+
+    rows: tuple[AuditCall, ...] = ()
+    looked_to: int | None = None
+    looked_at: str = ""
+
+
+class AuditGroup(Shape):
+    """Calls of one tool in numbers; times are of answered calls, waits of those that waited for a person."""
+
+    backend_id: str
+    tool_name: str
+    calls: int
+    success: int = 0
+    error: int = 0
+    denied: int = 0
+    unknown: int = 0
+    waiting: int = 0
+    p50_us: int | None = None
+    p95_us: int | None = None
+    p99_us: int | None = None
+
+
+class AuditDenial(Shape):
+    """What one rule, or stage, refused of one tool."""
+
+    stage: str
+    rule: str
+    backend_id: str
+    tool_name: str
+    calls: int
+
+
+class AuditStats(Shape):
+    """The last 24 hours of the log: by hour, oldest first, by tool, and what was refused most."""
+
+    hours: tuple[HourBar, ...] = ()
+    tools: tuple[AuditGroup, ...] = ()
+    denials: tuple[AuditDenial, ...] = ()
+
+
+class AuditStep(Shape):
+    """One record of a call in words; `after_us` is the time since the one before."""
+
+    seq: int
+    kind: str
+    created_at: str
+    after_us: int | None
+    text: str
+
+
 class AuditRecord(Shape):
     """One record of a call: `record` is its canonical JSON, `hash` its link in the chain."""
 
@@ -636,10 +806,13 @@ class AuditRecord(Shape):
 
 
 class AuditStory(Shape):
-    """One call with all its records, oldest first."""
+    """One call with all its records, oldest first, what they say, and other calls with the same ticket."""
 
     call: AuditCall
     records: tuple[AuditRecord, ...]
+    steps: tuple[AuditStep, ...] = ()
+    related: tuple[str, ...] = ()
+    approval_wait_us: int | None = None
 
 
 class HourBar(Shape):
@@ -747,6 +920,8 @@ class Health(Shape):
     status: Literal["ok", "degraded"]
     service: Literal["aegis"] = "aegis"
     backends: dict[str, str]
+    exports: dict[str, str] = {}
+    """`ok`, `unused` or `trouble`; the log waits for those in trouble, and calls do not"""
 
 
 class ConfigFault(Shape):

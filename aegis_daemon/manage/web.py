@@ -168,7 +168,8 @@ async def health(web: Web, ask: Ask) -> shapes.Health:
     status = web.governor.status()
     well = status.audit.healthy and status.proof.healthy
     good = well and not any(said.startswith("unhealthy") for said in backends.values())
-    return shapes.Health(status="ok" if good else "degraded", backends=dict(backends))
+    exports: dict[str, str] = {row.name: row.state for row in web.governor.exports()}
+    return shapes.Health(status="ok" if good else "degraded", backends=dict(backends), exports=exports)
 
 
 async def openapi_document(web: Web, ask: Ask) -> dict[str, Any]:

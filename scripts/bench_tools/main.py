@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import aegis, approvals, bars, machine, peers, policies, report, web
+from . import aegis, approvals, audit_search, bars, machine, peers, policies, report, web
 from .driver import Target
 from .machine import BenchError
 from .measure import SHAPES, Results, Session, Settings
@@ -29,6 +29,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--approvals", action="store_true", help="approvals alone: many tickets that wait at once")
     parser.add_argument("--policy", action="store_true", help="policies alone: what judging a call costs")
     parser.add_argument(
+        "--audit-search", action="store_true", help="searching a log of ten million calls, alone (12 GB of disk)"
+    )
+    parser.add_argument("--rows", metavar="N", type=int, default=10_000_000, help="calls in that log")
+    parser.add_argument("--at", metavar="DIR", type=Path, help="where that log is made; else where temporary files are")
+    parser.add_argument(
         "--peer-bin", metavar="NAME=PATH", action="append", default=[], help="use this peer, installed elsewhere"
     )
     parser.add_argument("--no-aegis", action="store_true", help="all but Aegis")
@@ -39,8 +44,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error(f"unknown bar `{unknown[0]}`; there are {', '.join(bars.NEEDS)}")
     if args.only and args.http:
         parser.error("--http and --only each choose what is measured; give one of them")
-    if args.approvals + args.policy + bool(args.only or args.http or args.peers) > 1:
-        parser.error("--approvals and --policy are each measured alone")
+    if args.approvals + args.policy + args.audit_search + bool(args.only or args.http or args.peers) > 1:
+        parser.error("--approvals, --policy and --audit-search are each measured alone")
     for given in args.peer_bin:
         if given.partition("=")[0] not in peers.PEERS or "=" not in given:
             parser.error(f"`{given}` is not NAME=PATH with one of the names {', '.join(peers.PEERS)}")
@@ -185,6 +190,12 @@ def main(argv: list[str]) -> int:
     if args.policy:
         return policies.main(args.markdown, args.json, quick=args.quick)
     console, notes = Console(), Console(stderr=True)
+    if args.audit_search:
+        try:
+            return audit_search.run(lambda text: notes.print(text, markup=False), args.at, args.json, args.rows)
+        except BenchError as why:
+            notes.print(f"broken: {why}", markup=False)
+            return 1
     if not console.is_terminal:
         console = Console(width=150)
     settings = Settings.quick() if args.quick else Settings.full()

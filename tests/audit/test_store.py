@@ -28,7 +28,7 @@ from logging_by_hand import (
     whole_call,
 )
 
-from aegis_daemon.audit import journal, store
+from aegis_daemon.audit import journal, store, verify
 from aegis_daemon.audit.chain import digest
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Admin, Approval
@@ -341,7 +341,7 @@ def rehash(db_path: Path, seq: int, old: str, new: str) -> None:
 
 
 def test_an_untouched_store_verifies_and_tells_its_progress(twenty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PROGRESS_EVERY", 10)
+    monkeypatch.setattr(verify, "PROGRESS_EVERY", 10)
     told: list[tuple[int, int]] = []
     with Reader(twenty) as reader:
         report = reader.verify(lambda done, total: told.append((done, total)), newest=40)
@@ -440,13 +440,12 @@ def test_a_cut_off_end_is_found_by_whoever_knows_the_newest_number(twenty: Path)
     assert kinds(twenty, newest=40) == [(39, "missing")]
 
 
-def test_an_erased_body_leaves_the_rest_verifiable(twenty: Path) -> None:
-    change(twenty, "UPDATE bodies SET body = NULL, salt = NULL WHERE seq <= 20")
+def test_a_body_that_no_record_orders_to_go_is_missed(twenty: Path) -> None:
+    change(twenty, "UPDATE bodies SET body = NULL, salt = NULL WHERE seq = 3")
     with Reader(twenty) as reader:
         report = reader.verify()
-    assert {fault.kind for fault in report.faults} == set()
-    assert report.erased_bodies > 0
-    assert report.erased_bodies + report.checked_bodies == 36
+    assert [(fault.seq, fault.kind) for fault in report.faults if fault.kind != "call_edited"] == [(3, "body_missing")]
+    assert (report.erased_bodies, report.checked_bodies) == (0, 35)
 
 
 def test_a_store_that_is_written_to_verifies_as_of_one_moment(tmp_path: Path) -> None:
@@ -465,7 +464,7 @@ def test_a_store_that_is_written_to_verifies_as_of_one_moment(tmp_path: Path) ->
                 seen.append(filled.all(log.last_seq))
 
             with Reader(db_path) as reader, pytest.MonkeyPatch.context() as patch:
-                patch.setattr(store, "PROGRESS_EVERY", 10)
+                patch.setattr(verify, "PROGRESS_EVERY", 10)
                 report = reader.verify(more)
             assert (report.records, report.faults) == (100, [])
             assert seen[-1] == 120

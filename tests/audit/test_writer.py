@@ -262,7 +262,7 @@ async def test_a_system_that_knows_no_idle_class_has_a_writer_all_the_same(tmp_p
         "def no(*_): raise OSError(38, 'no such call')\n"
         "os.sched_setscheduler = no\n"
         "from aegis_daemon.audit import ingest\n"
-        "ingest._yield_to_everybody()\n"
+        "ingest.yield_to_everybody()\n"
         "print(os.getpriority(os.PRIO_PROCESS, 0))"
     )
     done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True)

@@ -29,6 +29,8 @@ def test_aegis_home_puts_everything_under_one_directory() -> None:
         "state_db": "/srv/aegis/state.db",
         "links_key": "/srv/aegis/links.key",
         "journal": "/srv/aegis/journal",
+        "exports_db": "/srv/aegis/exports.db",
+        "audit_key": "/srv/aegis/audit.key",
     }
 
 

@@ -716,6 +716,7 @@ def test_a_governed_agents_shell_can_let_nothing_more_happen_by_any_command(home
                     ("revoke_grant", {"all": True}),
                     ("grant_quota", {"agent": "default", "backend": "work", "tool": "post"}),
                     ("explain_refusal", {"id": refused}),
+                    ("rotate_audit_key", {}),
                     ("ui_login", {}),
                     ("ui_login", {"end": True}),
                 )

@@ -117,7 +117,7 @@ def test_the_first_seeds_own_example_runs_as_it_is(tmp_path: Path) -> None:
         connection = HTTPConnection("127.0.0.1", 18070, timeout=BOUND_S)
         connection.request("GET", "/health")
         assert json.loads(connection.getresponse().read()) == {
-            "status": "ok", "service": "aegis", "backends": {"my-tools": "healthy"},
+            "status": "ok", "service": "aegis", "backends": {"my-tools": "healthy"}, "exports": {},
         }  # fmt: skip
         connection.request("GET", "/api/v1/audit/logs?limit=50&offset=0")
         rows = json.loads(connection.getresponse().read())

@@ -18,7 +18,7 @@ FLOORS = (
     {"core"},
     {"loop"},
     {"policy"},
-    {"stages", "audit", "approvals", "lanes", "limits", "registry", "transports", "backends", "relay"},
+    {"stages", "audit", "approvals", "lanes", "limits", "registry", "transports", "backends", "relay", "exports"},
     {"config"},
     {"manage"},
     {"daemon", "demo"},
@@ -30,11 +30,11 @@ HEIGHT = {package: height for height, floor in enumerate(FLOORS) for package in 
 FORBIDDEN = {
     **{
         ("config", sibling): "a configuration makes the rules and knows nobody who carries them out"
-        for sibling in ("audit", "approvals", "registry", "transports", "backends", "relay", "limits")
+        for sibling in ("audit", "approvals", "exports", "registry", "transports", "backends", "relay", "limits")
     },
     **{
         ("manage", sibling): "the management API speaks in its own shapes; `daemon.governor` translates"
-        for sibling in ("audit", "approvals", "lanes", "limits", "registry", "backends", "relay", "stages")
+        for sibling in ("audit", "approvals", "exports", "lanes", "limits", "registry", "backends", "relay", "stages")
     },
     **{
         ("cli", sibling): "a command asks the daemon, or reads what it wrote"
@@ -57,6 +57,7 @@ ALLOWED_IMPURITIES = {
 }
 ONLY_AT_THE_EDGES = {
     "cedarpy": {"policy"},
+    "cryptography": {"audit"},
     "jinja2": {"manage"},
     "pydantic": {"config", "manage"},
     "pydantic_core": {"config", "manage"},
@@ -161,7 +162,7 @@ def test_the_mint_of_permits_is_known_to_the_pipeline_alone() -> None:
 
 def test_the_standard_library_and_what_is_declared_are_all_there_is() -> None:
     declared = {
-        "aegis_daemon", "aegis_shim", "anyio", "idna", "jsonpath", "re2", "sqlglot", "cedarpy", "httptools", "jinja2", "limits", "markupsafe", "mcp", "msgspec", "pydantic", "pydantic_core",
+        "aegis_daemon", "aegis_shim", "anyio", "cryptography", "idna", "jsonpath", "re2", "sqlglot", "cedarpy", "httptools", "jinja2", "limits", "markupsafe", "mcp", "msgspec", "pydantic", "pydantic_core",
         "rich", "ruamel", "sqlite_utils", "starlette", "typer", "click", "uvicorn", "uvloop", "websockets",
     }  # fmt: skip
     used = {target.split(".")[0] for _, target in edges()}

@@ -217,6 +217,14 @@ class MemoryGovernor:
         self.asked.append((pid, key))
         return None if key == "the right key" else self.refusal
 
+    def exports(self) -> Sequence[shapes.ExportRow]:
+        return [shapes.ExportRow(name="siem", role="export", type="hec", format="ocsf", seq=7, lag=2, state="ok")]
+
+    async def test_export(self, name: str) -> shapes.ExportTest:
+        if name != "siem":
+            raise api.NotFound(f"no export `{name}` is configured", "see `aegis audit exports`")
+        return shapes.ExportTest(name=name, ok=True)
+
     def channels(self) -> Sequence[shapes.ChannelRow]:
         return self.channel_rows
 
@@ -250,6 +258,15 @@ class MemoryGovernor:
         if self.faults:
             raise ConfigFaults(self.faults)
         return shapes.Reloaded(message="config reloaded", changed=("agents",), restart_required=("audit.db_path",))
+
+    async def purge_audit(self, ask: shapes.PurgeRequest, *, by: str) -> shapes.Purge:
+        return shapes.Purge(first=1, last=8, records=8, seq=0 if ask.dry else 9)
+
+    async def erase_audit(self, ask: shapes.EraseRequest, *, by: str) -> shapes.Erasure:
+        return shapes.Erasure(calls=1, bodies=2, done=not ask.dry)
+
+    async def rotate_audit_key(self, *, by: str) -> shapes.KeyRotated:
+        return shapes.KeyRotated(public="ab", note="a note")
 
     async def flush_audit(self) -> int:
         await self.slow.wait()

@@ -145,7 +145,8 @@ async def test_every_verb_answers(governor: MemoryGovernor, path: str) -> None:
         "decide": {"id": "K7Q2", "approve": True}, "cancel_queued": {"call_id": "none"}, "stop": {"restart": True},
         "revoke_grant": {"all": True}, "grant_quota": {"backend": "github", "tool": "post"},
         "pin_diff": {"name": "none"}, "trust": {"name": "none", "expect": "ab"},
-        "explain_refusal": {"id": "none"}, "set_mode": {"mode": "observe"},
+        "explain_refusal": {"id": "none"}, "set_mode": {"mode": "observe"}, "exports_test": {"name": "none"},
+        "purge_audit": {"before": "2026-01-31"},
     }  # fmt: skip
     async with serving(governor, path):
         for verb in api.HANDLERS:

@@ -21,6 +21,7 @@ from aegis_daemon.audit import record
 from aegis_daemon.audit.record import Denied, Intent, Outcome
 from aegis_daemon.config.load import Secret
 from aegis_daemon.core.verdict import Ask, Hold
+from aegis_daemon.daemon.checking import Checking
 from aegis_daemon.daemon.feed import Feed
 from aegis_daemon.manage import api, shapes
 from aegis_daemon.manage.ui import charts, present, routes, sessions, stream
@@ -693,6 +694,50 @@ async def test_the_log_is_searched_and_paged(logged: House) -> None:
         assert (await ann.get(f"/ui/audit?{odd}")).status == 200
     assert (await ann.get(f"/ui/audit/{'0' * 31}f")).status in (200, 404)
     assert (await ann.get("/ui/audit/nothing")).status == 404
+
+
+async def test_the_log_is_narrowed_by_what_people_remember_and_says_how_far_it_is_sound(logged: House) -> None:
+    house, ann = logged, Browser(logged)
+    await ann.logs_in()
+    house.records(3)
+    house.journal.append(
+        Denied(call="d" * 32, agent="bob", backend="files", method="tools/call", name="drop", stage="acl",
+               policy="deny.tools", reason="no"), b'{"of":"lost keys"}',
+    )  # fmt: skip
+    text = (await ann.get("/ui/audit")).text
+    assert text.count("data-call=") == 4
+    assert "signed to" not in text  # nothing signs here
+    for query, count in (
+        ("policy=deny.*", 1), ("policy=hours", 0), ("stage=acl", 1), ("status=denied", 1), ("status=allowed", 3),
+        ("status=asked", 0), ("status=nonsense", 4), ("text=KEYS", 1), ("text=KEYS&within=results", 0),
+        ("text=keys&within=nowhere", 1), ("approver=ann", 0),
+    ):  # fmt: skip
+        assert (await ann.get(f"/ui/audit?{query}")).text.count("data-call=") == count, query
+    assert 'name="policy" value="deny.*"' in (await ann.get("/ui/audit?policy=deny.*")).text
+    story = (await ann.get(f"/ui/audit/{'d' * 32}")).text
+    assert "refused at acl by deny.tools: no" in story
+
+
+async def test_the_log_tells_its_figures_and_how_far_it_was_verified(
+    logged: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, ann = logged, Browser(logged)
+    await ann.logs_in()
+    house.records(3)
+    assert house.writer is not None
+    await house.writer.flush()
+    looks = Checking(house.at / "audit.db", lambda: house.journal.ingested_seq)
+    monkeypatch.setattr(house.governor, "_checking", looks)
+    await looks.look()
+    text = (await ann.get("/ui/audit")).text
+    assert f"verified to #{looks.verified}" in text
+    assert 'class="chart bars"' in text
+    assert "<script" not in text.partition("<main")[2]
+    looks.fault = "edited: record 3 is <not> what it was"
+    text = (await ann.get("/ui/audit")).text
+    assert "record 3 is &lt;not&gt; what it was" in text
+    assert any("aegis audit verify" in warning for warning in house.governor.status().warnings)
+    assert 'class="chart bars"' not in (await ann.get("/ui/audit?agent=bob")).text  # figures are of everything
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ async def test_health_has_seed_as_shape_and_needs_no_token(house: House) -> None
     answer = await get(house, "/health", token=None, peer="203.0.113.9")
     assert (answer.status, answer.json) == (
         200,
-        {"status": "ok", "service": "aegis", "backends": {"files": "healthy", "blog": "no_health_url"}},
+        {"status": "ok", "service": "aegis", "backends": {"files": "healthy", "blog": "no_health_url"}, "exports": {}},
     )
 
 

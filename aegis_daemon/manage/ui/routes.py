@@ -87,6 +87,11 @@ STATUSES: Final = (
     ("success", "ran"), ("error", "failed"), ("denied", "refused"), ("unknown", "outcome unknown"),
     ("pending", "under way"), ("would", "would have been refused"),
 )  # fmt: skip
+VERDICTS: Final = (
+    *STATUSES, ("allowed", "any that was allowed"), ("asked", "any that a person was asked"),
+    ("would", "would be refused"),
+)  # fmt: skip
+WITHIN: Final = (("arguments", "arguments"), ("results", "results"), ("both", "both"))
 _ENDED: Final = {**dict(STATUSES), "held": "waits", "running": "runs"}
 
 
@@ -303,7 +308,8 @@ async def ticket(ui: Ui, ask: Ask) -> Response:
 
 async def live(ui: Ui, ask: Ask) -> Response:
     """Calls as they happen."""
-    rows, why = await _rows(ui, shapes.AuditQuery(limit=FEED))
+    found, why = await _found(ui, shapes.AuditQuery(limit=FEED))
+    rows = list(found.rows)
     return await ui.page(ask.session, "live.html", "live", "Live", refresh=15, rows=rows, why=why)
 
 
@@ -360,15 +366,24 @@ async def audit(ui: Ui, ask: Ask) -> Response:
     """The log, searched."""
     given = {name: value.strip()[:200] for name, value in ask.query.items() if value.strip()}
     before = given.pop("before", "")
-    names: tuple[str, ...] = ("agent", "backend", "tool", "status", "since", "until", "text")
+    names: tuple[str, ...] = (
+        "agent", "backend", "tool", "status", "stage", "policy", "approver", "since", "until", "text", "within",
+    )  # fmt: skip
     wanted: dict[str, Any] = {name: given[name] for name in names if name in given}
+    for name, words in (("status", VERDICTS), ("within", WITHIN)):
+        if wanted.get(name) not in dict(words):
+            wanted.pop(name, None)
     behind = int(before) if before.isascii() and before.isdigit() and len(before) < 16 else None
     query = shapes.AuditQuery(**wanted, before=behind, limit=PAGE)
-    rows, why = await _rows(ui, query)
+    found, why = await _found(ui, query)
+    rows = found.rows
     agents = ui.governor.agents()
-    older = f"/ui/audit?{urlencode({**wanted, 'before': rows[-1].seq})}" if len(rows) == PAGE else ""
+    behind = found.looked_to if found.looked_to is not None else rows[-1].seq if len(rows) == PAGE else None
+    older = f"/ui/audit?{urlencode({**wanted, 'before': behind})}" if behind is not None else ""
+    stats = await _stats(ui) if not wanted and not before else None
     return await ui.page(
-        ask.session, "audit.html", "audit", "Audit", rows=rows, why=why, ask=query, statuses=STATUSES,
+        ask.session, "audit.html", "audit", "Audit", rows=rows, why=why, ask=query, statuses=VERDICTS,
+        within=WITHIN, looked_at=found.looked_at, stats=stats, **_numbers(stats),
         agents=_with(ask.query.get("agent"), [agent.id for agent in agents]),
         backends=_with(ask.query.get("backend"), sorted({name for agent in agents for name in agent.backends})),
         next=older, first=f"/ui/audit?{urlencode(wanted)}" if before else "",
@@ -383,7 +398,8 @@ async def story(ui: Ui, ask: Ask) -> Response:
     result = await asyncio.to_thread(present.lines, call.result) if call.result else ()
     return await ui.page(
         ask.session, "story.html", "audit", present.call_name(call) or "Call", call=call, card=card, result=result,
-        records=found.records, step=_step(call),
+        records=found.records, step=_step(call), steps={step.seq: step for step in found.steps},
+        related=found.related, waited=found.approval_wait_us,
     )  # fmt: skip
 
 
@@ -660,11 +676,28 @@ def _pictures(figures: shapes.Figures) -> dict[str, Any]:
     }
 
 
-async def _rows(ui: Ui, query: shapes.AuditQuery) -> tuple[list[shapes.AuditCall], str]:
+async def _stats(ui: Ui) -> shapes.AuditStats | None:
     try:
-        return list(await ui.governor.audit_search(query)), ""
+        async with asyncio.timeout(FIGURES_WAIT_S):
+            return await ui.governor.audit_stats()
+    except (TimeoutError, api.Refusal):
+        return None  # the calls are what the page is for
+
+
+def _numbers(stats: shapes.AuditStats | None) -> dict[str, Any]:
+    if stats is None or not stats.tools:
+        return {"chart_bars": "", "legend": ()}
+    counts = {name: sum(getattr(hour, name) for hour in stats.hours) for name, _ in charts.ENDINGS}
+    labels = [f"{datetime.fromisoformat(hour.at).astimezone():%H:%M}" for hour in stats.hours]
+    legend = [(name, label, counts[name]) for name, label in charts.ENDINGS if counts[name] or name == "success"]
+    return {"chart_bars": charts.bars(stats.hours, labels), "legend": legend}
+
+
+async def _found(ui: Ui, query: shapes.AuditQuery) -> tuple[shapes.AuditPage, str]:
+    try:
+        return await ui.governor.audit_search(query), ""
     except (api.Unavailable, api.BadRequest) as refusal:
-        return [], _sentence(f"{refusal.message}; {refusal.hint}" if refusal.hint else refusal.message)
+        return shapes.AuditPage(), _sentence(f"{refusal.message}; {refusal.hint}" if refusal.hint else refusal.message)
 
 
 def _step(call: shapes.AuditCall) -> tuple[str, str] | None:

@@ -1,0 +1,373 @@
+"""While exports are configured, so does their process (`exports/ship.py`) run: started, told, listened to, replaced.
+
+The daemon waits for it in one place alone, at its own end, and there for some seconds at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from aegis_daemon.audit.record import Admin
+from aegis_daemon.config.schema import Audit, Export, Witness, reveal
+from aegis_daemon.core.ports import AuditUnavailable
+from aegis_daemon.core.text import visible
+from aegis_daemon.loop.clock import wall
+
+_log = logging.getLogger("aegis.exports")
+RESTART_S: Final = (0.2, 1.0, 5.0, 30.0)
+CLOSE_S: Final = 6.0
+TEST_S: Final = 60.0
+LINE_MAX: Final = 1 << 16
+_OWN: Final = {
+    "jsonl": ("path", "rotate_mb"),
+    "hec": ("url", "token", "ack", "ack_timeout", "index", "source", "sourcetype", "host", "ca_file", "timeout"),
+    "syslog": ("address", "facility", "host", "max_bytes", "ca_file", "timeout"),
+}
+"""Of each type: the settings that its sink takes."""
+_WITNESS: Final = {"file": ("path",), "http": ("url", "token", "ca_file", "timeout")}
+"""The same of witnesses."""
+_SECRET: Final = frozenset({"token"})
+
+
+class Row(msgspec.Struct):
+    """How one export or witness is doing: the newest record (or checkpoint) that it has, how many more there are."""
+
+    name: str
+    role: Literal["export", "witness"]
+    type: str
+    format: str
+    seq: int = 0
+    lag: int = 0
+    trouble: str = ""
+    since: float | None = None
+    """when the trouble began (seconds since the epoch)"""
+
+
+def job(audit: Audit, store: Path, cursors: Path) -> dict[str, Any] | None:
+    """What the process is told first, secrets included; None where there is nothing for it to do."""
+    exports = [_target(name, export) for name, export in audit.exports.items()]
+    witnesses = [_witness(name, witness) for name, witness in audit.witnesses.items()]
+    if not exports and not witnesses:
+        return None
+    return {"store": str(store), "cursors": str(cursors), "exports": exports, "witnesses": witnesses}
+
+
+def _witness(name: str, witness: Witness) -> dict[str, Any]:
+    settings = {
+        key: reveal(value) if key in ("url", "token") else value
+        for key in _WITNESS[witness.type]
+        if (value := getattr(witness, key)) is not None
+    }
+    return {"name": name, "type": witness.type, "settings": settings}
+
+
+def _target(name: str, export: Export) -> dict[str, Any]:
+    format = export.format or ("cef" if export.type == "syslog" else "ocsf")
+    settings: dict[str, Any] = {}
+    for key in _OWN[export.type]:
+        value = getattr(export, key)
+        if value is not None:
+            settings[key] = reveal(value) if key in _SECRET or key == "url" else value
+    if export.type == "hec":
+        settings.setdefault("sourcetype", f"aegis:{format}")
+    return {
+        "name": name,
+        "type": export.type,
+        "settings": settings,
+        "format": format,
+        "begin": export.begin,
+        "bodies": export.bodies,
+        "keep": export.keep,
+    }
+
+
+class Shipping:
+    """The daemon's end of the process; belongs to the loop's thread.
+
+    :param record: appends to the audit log, or raises `AuditUnavailable`.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        cursors: Path,
+        loop: asyncio.AbstractEventLoop,
+        record: Callable[[Admin], object],
+    ) -> None:
+        self._store = store
+        self._cursors = cursors
+        self._loop = loop
+        self._record = record
+        self._job: dict[str, Any] | None = None
+        self._rows: dict[str, Row] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._out = -1
+        self._rest = b""
+        self._unwritten = b""
+        self._deaths = 0
+        self._restart: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._closing = False
+        self._replaced = False
+        self._seq = 0
+        self._rung = 0
+        self._tests: dict[str, asyncio.Future[str]] = {}
+        self._ids = itertools.count(1)
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    def use(self, audit: Audit) -> None:
+        """These settings are in force from now on."""
+        made = job(audit, self._store, self._cursors)
+        if made == self._job:
+            return
+        self._job = made
+        self._rows = {
+            target["name"]: Row(target["name"], "export", target["type"], target["format"])
+            for target in (made["exports"] if made is not None else ())
+        }
+        for target in made["witnesses"] if made is not None else ():
+            self._rows[f"witness {target['name']}"] = Row(target["name"], "witness", target["type"], "")
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        if self._process is not None:
+            self._replaced = True
+            _kill(self._process)  # the next one goes on at the cursors
+        else:
+            self._start()
+
+    def ring(self, seq: int) -> None:
+        """The log's file has this record; nothing happens where nobody wants to know."""
+        self._seq = seq
+        if seq == self._rung or self._process is None or self._unwritten:
+            return
+        self._rung = seq
+        self._write(b"news %d\n" % seq)
+
+    def rows(self) -> list[Row]:
+        """How each is doing, in the order of the configuration."""
+        return list(self._rows.values())
+
+    def warnings(self) -> list[str]:
+        """What a person should know of."""
+        return [
+            f"the {row.role} `{row.name}` is {row.lag} records behind: {row.trouble}"
+            if row.role == "export"
+            else f"the witness `{row.name}` has no checkpoint behind record {row.seq}: {row.trouble}"
+            for row in self._rows.values()
+            if row.trouble
+        ]
+
+    async def test(self, name: str) -> str:
+        """Sends a test event through one export; gives the trouble, "" for none. Raises `KeyError` for no export."""
+        row = self._rows[name]
+        if row.role != "export":
+            raise KeyError(name)
+        if self._process is None:
+            return "the export process does not run; see `aegis logs`"
+        id = str(next(self._ids))
+        done = self._tests[id] = self._loop.create_future()
+        self._write(f"test {name} {id}\n".encode())
+        try:
+            async with asyncio.timeout(TEST_S):
+                why: str = await done
+                return why
+        except TimeoutError:
+            return f"nothing came of it within {TEST_S:.0f} s"
+        finally:
+            self._tests.pop(id, None)
+
+    async def close(self) -> None:
+        """Lets it send what it has (some seconds), then ends it; idempotent. Its cursors say where to go on."""
+        self._closing = True
+        if self._restart is not None:
+            self._restart.cancel()
+        process = self._process
+        if process is None:
+            return
+        self._ended = self._loop.create_future()
+        assert process.stdin is not None
+        self._loop.remove_writer(process.stdin.fileno())
+        process.stdin.close()
+        await asyncio.wait([self._ended], timeout=CLOSE_S)
+        if not self._ended.done():
+            _kill(process)
+            await asyncio.wait([self._ended], timeout=2)
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._restart = None
+        if self._job is None:
+            return
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-m", "aegis_daemon.exports.ship"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                process_group=0,
+            )
+        except OSError as error:
+            self._unwell(f"its process does not start: {error}")
+            self._again()
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._out = process.stdout.fileno()
+        os.set_blocking(process.stdin.fileno(), False)
+        os.set_blocking(self._out, False)
+        self._rest = self._unwritten = b""
+        self._rung = self._seq
+        self._loop.add_reader(self._out, self._heard)
+        self._write(msgspec.json.encode(self._job) + b"\nnews %d\n" % self._seq)
+
+    def _again(self) -> None:
+        delay = RESTART_S[min(self._deaths, len(RESTART_S) - 1)]
+        self._deaths += 1
+        self._restart = self._loop.call_later(delay, self._start)
+
+    def _gone(self) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._loop.remove_reader(self._out)
+        if not process.stdin.closed:
+            self._loop.remove_writer(process.stdin.fileno())
+            process.stdin.close()
+        process.stdout.close()
+        _kill(process)  # its output is closed, so it is ending already, or of no use
+        code = process.wait()
+        self._process = None
+        for done in self._tests.values():
+            if not done.done():
+                done.set_result("the export process ended")
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        if self._closing or self._job is None:
+            return
+        if self._replaced:
+            self._replaced = False
+            self._start()
+            return
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+        self._unwell(f"its process ended with {how} and is started again")
+        self._again()
+
+    def _write(self, data: bytes) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        waiting = bool(self._unwritten)
+        self._unwritten += data
+        if not waiting:
+            self._flush()
+            if self._unwritten and self._process is not None:
+                self._loop.add_writer(process.stdin.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdin.closed:
+            return
+        try:
+            done = os.write(process.stdin.fileno(), self._unwritten)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unwritten = b""  # it is ending, and the next one is told when it starts
+            self._loop.remove_writer(process.stdin.fileno())
+            return
+        self._unwritten = self._unwritten[done:]
+        if not self._unwritten:
+            self._loop.remove_writer(process.stdin.fileno())
+
+    # --- what it says ------------------------------------------------------------------------------------------------
+
+    def _heard(self) -> None:
+        try:
+            data = os.read(self._out, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._gone()
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LINE_MAX:
+            self._rest = b""
+        for line in lines:
+            self._said(line.decode(errors="replace").split(" "))
+
+    def _said(self, words: list[str]) -> None:
+        """See `exports.ship`; a line that cannot be read is passed over."""
+        try:
+            if words[0] == "sink":
+                _, name, _, seq, _, lag, state, *text = words
+                self._at(name, int(seq), int(lag), " ".join(text) if state == "trouble" else "")
+            elif words[0] == "witness":
+                _, name, _, seq, state, *text = words
+                self._at(f"witness {name}", int(seq), 0, " ".join(text) if state == "trouble" else "")
+            elif words[0] == "gap":
+                _, name, first, last, *text = words
+                detail = f"the export `{name}` never gets records {first} to {last}: {' '.join(text)}"
+                _log.error("%s", detail)
+                self._record(Admin(action="export_gap", by="aegis", detail=detail[:500]))
+            elif words[0] == "tested":
+                _, id, state, *text = words
+                done = self._tests.get(id)
+                if done is not None and not done.done():
+                    done.set_result(" ".join(text) if state == "trouble" else "")
+        except ValueError:
+            _log.error("the export process said something unknown: %s", visible(" ".join(words)[:200]))
+        except AuditUnavailable as error:
+            _log.error("a gap in an export could not be recorded: %s", error)
+
+    def _at(self, name: str, seq: int, lag: int, trouble: str) -> None:
+        row = self._rows.get(name)
+        if row is None:
+            return
+        if trouble and not row.trouble:
+            row.since = wall()
+            _log.warning("the export `%s` is in trouble: %s", name, trouble)
+        elif row.trouble and not trouble:
+            row.since = None
+            _log.info("the export `%s` is well again", name)
+        if not trouble:
+            self._deaths = 0
+        row.seq, row.lag, row.trouble = max(seq, row.seq) if trouble else seq, lag, trouble
+
+    def _unwell(self, why: str) -> None:
+        _log.error("exports: %s", why)
+        for row in self._rows.values():
+            row.trouble = why
+            row.since = row.since or wall()
+
+
+def unwell(rows: Sequence[Row]) -> bool:
+    """Whether any of them is in trouble."""
+    return any(row.trouble for row in rows)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:
+        pass  # it has ended
