@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from aegis_daemon.audit.segment import HEADER_MAX, Header, decode_header, header_size
+from aegis_daemon.audit.segment import Header, decode_header, header_size
 
 SEGMENT = 8 << 20
 """Bytes of a fresh file."""
@@ -38,6 +38,29 @@ def write_all(fd: int, data: bytes, at: int) -> None:
         data, at = data[written:], at + written
 
 
+def write_again(path: Path, size: int) -> None:
+    """Writes a file's first `size` bytes once more, and syncs it. Raises `OSError`.
+
+    After a failed sync the kernel may show what the disk does not have, and the next sync finds nothing to do
+    (fsync(2) tells an error once). What is written again is really written, or really fails.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        write_all(fd, os.pread(fd, size, 0), 0)
+        sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on disk. Raises `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def write_private(path: Path, data: bytes) -> None:
     """Raises `OSError`."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -56,16 +79,6 @@ def read_header(path: Path) -> Header | None:
         if len(data) < size <= os.fstat(fd).st_size:
             data = os.pread(fd, size, 0)
         return decode_header(data)
-    finally:
-        os.close(fd)
-
-
-def erase_header(path: Path) -> None:
-    """Makes a file one that was never used. Raises `OSError`."""
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        write_all(fd, bytes(HEADER_MAX), 0)
-        sync_file(fd)
     finally:
         os.close(fd)
 
@@ -94,7 +107,7 @@ def make_file(slot: Path) -> Path:
     try:
         zeros = bytes(1 << 20)
         for at in range(0, SEGMENT, len(zeros)):
-            write_all(fd, zeros, at)
+            write_all(fd, zeros[: SEGMENT - at], at)
         os.fsync(fd)
         os.rename(made, slot)
     except OSError:
@@ -102,11 +115,7 @@ def make_file(slot: Path) -> Path:
         raise
     finally:
         os.close(fd)
-    parent = os.open(slot.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    sync_folder(slot.parent)
     return slot
 
 

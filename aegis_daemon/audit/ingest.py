@@ -7,8 +7,9 @@ writing, which it tries again every second; what the notary says (`notary.py`), 
 keeper (`retention.py`), which goes by POLICY (JSON). Ends at the end of its input, after one more look at the journal.
 
 SQLite's own newest record says where to go on, and a batch is one transaction: so nothing is ingested twice or left
-out. With `sync`, the journal is synced before what was read from it is committed, so that SQLite never knows more than
-the journal does after a power loss.
+out. With `sync`, the journal is synced before what was read from it is committed, so that SQLite does not know more
+than the journal does after a power loss; where it does all the same (after a sync that failed), the journal goes on
+behind it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ _INSERT_CALL = f"INSERT INTO calls VALUES ({','.join('?' * len(COLUMNS))})"  # n
 _UPDATE_CALL = f"UPDATE calls SET {','.join(f'{name} = ?' for name in CHANGING)} WHERE seq = ?"  # noqa: S608
 _AT = len(COLUMNS) - len(CHANGING)
 
+
+class _Held(sqlite3.OperationalError):
+    """Somebody who reads keeps the WAL from being copied."""
+
+
 Say = Callable[[str], None]
 Place = tuple[Header, Path]
 
@@ -67,6 +73,8 @@ class Ingester:
         self._orders: list[tuple[int, str, str, str, int]] = []
         # The file being read, and how far.
         self._fd = -1
+        self._failed = False
+        """whether what SQLite shows may not be on disk"""
         self._header = Header(0, 0, GENESIS, 0)
         self._at = 0
 
@@ -105,7 +113,8 @@ class Ingester:
             if target is not None and target <= self._seq:
                 return False
             return self._batch(target)
-        except BaseException:
+        except BaseException as error:
+            self._failed = self._failed or not isinstance(error, _Held)
             self.close()
             raise
 
@@ -128,11 +137,27 @@ class Ingester:
             self._make()
             db = self._db = store.connect(self._db_path)
         db.set_progress_handler(_breathe, BREATH)
+        self._settle(db)
         self._identity = self._found()
         row = db.execute("SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1").fetchone()
         self._seq, self._head = row if row is not None else (0, GENESIS)
         pending = "SELECT * FROM calls WHERE exec_status = 'pending' AND exec_status <> 'success'"
         self._open = {row.call_id: row for row in (Row(*found) for found in db.execute(pending))}
+
+    def _settle(self, db: sqlite3.Connection) -> None:
+        """Puts what the store shows on disk before it counts as ingested. Raises `sqlite3.Error`.
+
+        A writer that was killed, or whose sync failed, leaves transactions in the WAL that SQLite then takes for
+        committed, and that no disk need have. Copied into the file itself, they are written and synced anew.
+        """
+        busy, size, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if busy or copied < size:  # somebody reads an earlier state
+            if self._failed:
+                raise _Held("somebody reads it while it must be put on disk again")
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(f"PRAGMA user_version={store.SCHEMA}")
+            db.execute("COMMIT")  # syncs the WAL, which is enough where no sync has failed
+        self._failed = False
 
     def _make(self) -> None:
         """In a process of its own: what that imports would stay here for good."""
@@ -230,7 +255,12 @@ class Ingester:
 
     def _find(self, target: int | None) -> bool:
         """The line behind the newest record is not here: goes on where the next one is, if there is one."""
-        newer = next((place for place in self._places() if place[0].generation > self._header.generation), None)
+        later_on = [place for place in self._places() if place[0].generation > self._header.generation]
+        newer = next(iter(later_on), None)
+        for place in later_on:
+            if place[0].first_seq <= self._seq + 1:  # after a failed sync it need not be the next one
+                newer = place
+                break
         if newer is None or newer[0].first_seq > self._seq + 1:
             start = self._at
             data = self._rest()
@@ -243,7 +273,7 @@ class Ingester:
             if target is None:
                 return False
             raise OSError(f"the journal lacks record {self._seq + 1}")
-        if self._sync:
+        if self._sync or target is None:
             sync_file(self._fd)
         self._read(newer)
         return True
@@ -462,9 +492,14 @@ def _take_over(lock: int) -> None:
         time.sleep(0.01)
 
 
+_urgent = False
+"""Whether somebody waits: on a machine with many to let in, each breath is a round of theirs (1 000 records: 30 s)."""
+
+
 def _breathe() -> int:
     """A system call, at whose end a kernel that preempts lazily lets others in at once and not at its next tick."""
-    os.sched_yield()
+    if not _urgent:
+        os.sched_yield()
     return 0
 
 
@@ -472,7 +507,9 @@ def main(arguments: list[str]) -> None:
     """The process."""
     directory, db_path, sync = Path(arguments[0]), Path(arguments[1]), arguments[2] == "sync"
     os.umask(0o077)
-    if arguments[3] == "idle":
+    global _urgent
+    _urgent = arguments[3] != "idle"
+    if not _urgent:
         yield_to_everybody()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon says when it is over, by closing our input
     gc.disable()  # records make no cycles, and a collection walks every row of a batch

@@ -37,9 +37,10 @@ from aegis_daemon.audit.disk import (
     SEGMENT,
     Maker,
     Mender,
-    erase_header,
     read_header,
     sync_file,
+    sync_folder,
+    write_again,
     write_all,
     write_private,
 )
@@ -52,6 +53,7 @@ __all__ = ["AuditUnavailable", "Clock", "Done", "Journal", "Recovery", "boot_id"
 Clock = Callable[[], tuple[int, int]]
 """Gives (microseconds since the epoch, microseconds on the boot clock)."""
 Done = Callable[[AuditUnavailable | None], None]
+Listener = Callable[[Record, Intent | Hold | None], None]
 
 BACKLOG_CAP = 256 << 20
 SPARES = 3
@@ -107,13 +109,15 @@ def boot_id() -> str:
 class _File:
     """A journal file in use, or waiting to be ingested; `fd` is -1 once nothing writes to it."""
 
-    __slots__ = ("fd", "header", "last_seq", "path")
+    __slots__ = ("doubtful", "fd", "header", "last_seq", "path")
 
     def __init__(self, path: Path, header: Header, last_seq: int, fd: int = -1) -> None:
         self.path = path
         self.header = header
         self.last_seq = last_seq
         self.fd = fd
+        self.doubtful = False
+        """whether it is not used again: a sync of it failed, or records in it are in no chain"""
 
 
 class Journal:
@@ -134,8 +138,9 @@ class Journal:
         self.durability = durability
         self.bell: Callable[[], None] | None = None
         """Called at the first append after each `checkpoint`."""
-        self.listener: Callable[[Record, Intent | Hold | None], None] | None = None
-        """Called with each record, and with the intent or hold of the call that it ends; never raises."""
+        self.listener: Listener | None = None
+        """Called with each record, and with the intent or hold of the call that it ends; never raises. See `listen`."""
+        self._listeners: tuple[Listener, ...] = ()
         self._scrub: Callable[[bytes], bytes] | None = None
         self._known_names: set[str] = set()
         """names of tools and the like in which there is nothing to scrub"""
@@ -151,6 +156,7 @@ class Journal:
         self.boot = boot_id()
         """This boot of the machine: times on the boot clock compare only within it."""
         self._lock = -1
+        self._crashed = False
         self._closed = True
         # The chain.
         self._seq = 0
@@ -199,6 +205,23 @@ class Journal:
         self._scrub = scrub
         self._known_names.clear()
 
+    def listen(self, listener: Listener) -> None:
+        """From now on it hears of each record, behind those who do already."""
+        self._heard_by((*self._listeners, listener))
+
+    def unlisten(self, listener: Listener) -> None:
+        """It hears no more."""
+        self._heard_by(tuple(one for one in self._listeners if one != listener))
+
+    def _heard_by(self, listeners: tuple[Listener, ...]) -> None:
+        self._listeners = listeners
+
+        def all_of_them(record: Record, ended: Intent | Hold | None) -> None:
+            for one in listeners:
+                one(record, ended)
+
+        self.listener = all_of_them if len(listeners) > 1 else listeners[0] if listeners else None
+
     # --- opening -----------------------------------------------------------------------------------------------------
 
     def open(self) -> Recovery:
@@ -212,6 +235,7 @@ class Journal:
             if self._full:
                 assert self._live is not None
                 sync_file(self._fd)
+                sync_folder(self.directory)  # whoever made its files may have been killed before it did
                 self._durable = self._seq
                 self._sync = _Sync(self, self._loop)
             if not self._spares and self._maker is None:
@@ -245,8 +269,10 @@ class Journal:
             raise AuditUnavailable(
                 f"the audit journal `{self.directory}` is in use by process {holder}; stop that daemon first"
             ) from None
+        self._crashed = os.fstat(self._lock).st_size > 0  # nobody has closed it
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+        os.fsync(self._lock)
 
     def _recover(self) -> Recovery:
         found: list[tuple[Header, Path]] = []
@@ -254,7 +280,9 @@ class Journal:
             if match := _SLOTS.fullmatch(path.name):
                 self._slots = max(self._slots, int(match[1]))
                 header = read_header(path)
-                if header is None:
+                if header is None and self._crashed and not self._shed_path.exists():
+                    path.unlink()  # one that a crash kept from being begun may hold records whose numbers come again
+                elif header is None:
                     self._spares.append(path)
                 else:
                     found.append((header, path))
@@ -268,18 +296,22 @@ class Journal:
         data = found[-1][1].read_bytes()
         # After a power loss the newest file may be there while the end of the one before is not. What such a file
         # holds was never promised (nor ingested: only what is synced is), so the chain ends before it.
-        while len(found) > 1 and found[-2][0].generation == found[-1][0].generation - 1:
+        while len(found) > 1:
             before = found[-2][1].read_bytes()
-            end = _misses(before, found[-2][0], found[-1][0])
-            if end is None:
+            adjacent = found[-2][0].generation == found[-1][0].generation - 1
+            end = _misses(before, found[-2][0], found[-1][0]) if adjacent else None
+            if end is not None and self._is_stored(found[-1][0]):
+                break  # the file before was about to be used again
+            if end is not None:
+                notes.append(
+                    f"the journal's newest file did not follow record {end} and was left out; "
+                    "a power loss does that to records that were not promised yet"
+                )
+            elif (unfinished := _unfinished(before, found[-2][0], data, found[-1][0])) is None:
                 break
-            notes.append(
-                f"the journal's newest file did not follow record {end} and was left out; "
-                "a power loss does that to records that were not promised yet"
-            )
-            dropped = found.pop()[1]
-            erase_header(dropped)
-            self._spares.append(dropped)
+            elif unfinished:
+                notes.append(self._keep_aside(found[-1][0].generation, data, _end(before, found[-2][0])[0], unfinished))
+            found.pop()[1].unlink()  # not used again: its records' numbers will come again, and it might outlive them
             data = before
         header, path = found[-1]
         calls = {_decode(text).call: text for text in header.calls}
@@ -296,22 +328,39 @@ class Journal:
         self._generation = header.generation
         for index, (old, old_path) in enumerate(found[:-1]):
             last = found[index + 1][0].first_seq - 1
-            self._old.append(_File(old_path, old, last))
+            file = _File(old_path, old, last)
+            file.doubtful = True  # what is behind its last record may have numbers that come again
+            self._old.append(file)
             self._bytes += SEGMENT
             self._checkpoints.append((last, self._bytes))
         if lost:
-            aside = self.directory / f"damaged-{header.generation}.jnl"
-            write_private(aside, data)
-            notes.append(
-                f"the journal is damaged behind record {self._seq}: {len(lost)} later records, up to {lost[-1]}, "
-                f"could not be linked; they are kept in `{aside}`"
-            )
+            notes.append(self._keep_aside(header.generation, data, self._seq, lost))
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        if self._full and (self._crashed or lost):
+            # A sync may have failed before the crash; no more than the two newest files can lack anything.
+            for _, old_path in found[-2:-1]:
+                write_again(old_path, os.stat(old_path).st_size)
+            write_again(path, at)
         self._use(_File(path, header, 0, fd), at)
         self._bytes += at
-        if lost and self._follow_store(notes):
+        ahead = (bool(lost) or self._crashed) and self._follow_store(notes, self._head if not lost else "")
+        if ahead:
+            self._generation += 1  # the next file does not go on where this one ends
+        if lost or ahead:
+            # Not in this file: whoever reads on behind its newest record must not come upon those.
+            assert self._live is not None
+            self._live.doubtful = True
             self._rotate(0, wait=30.0)
         return self._recovered(notes)
+
+    def _keep_aside(self, generation: int, data: bytes, seq: int, lost: list[int]) -> str:
+        """A file that has intact records behind a damaged place; gives a sentence about it."""
+        aside = self.directory / f"damaged-{generation}.jnl"
+        write_private(aside, data)
+        return (
+            f"the journal is damaged behind record {seq}: {len(lost)} later records, up to {lost[-1]}, "
+            f"could not be linked; they are kept in `{aside}`"
+        )
 
     def _recovered(self, notes: list[str]) -> Recovery:
         calls = sorted(self._open.values(), key=lambda record: record.seq)
@@ -330,8 +379,8 @@ class Journal:
         self._durable = self._ingested = self._written = self._seq
         self._rotate(0, wait=30.0)
 
-    def _follow_store(self, notes: list[str]) -> bool:
-        """Where SQLite knows more of the chain than the journal, the chain goes on behind that."""
+    def _follow_store(self, notes: list[str], head: str = "") -> bool:
+        """Where SQLite knows more of the chain (whose newest record has the hash `head`), it goes on behind that."""
         if self._db_path is None or not self._db_path.exists():
             return False
         from aegis_daemon.audit import store  # not otherwise: the path of a call has no use for sqlite3
@@ -339,10 +388,20 @@ class Journal:
         known = store.chain_head(self._db_path)
         if known is None or known.seq <= self._seq:
             return False
+        if head and self._seq and store.hash_of(self._db_path, self._seq) != head:
+            return False  # another chain, which the writer moves away
         self._seq, self._head = known.seq, known.head
         self._open = {record.call: record for record in map(_decode, known.open_calls)}
         notes.append(f"the chain goes on behind record {known.seq}, the newest one in the store")
         return True
+
+    def _is_stored(self, header: Header) -> bool:
+        """Whether SQLite has what comes before a file."""
+        if self._db_path is None or not self._db_path.exists():
+            return False
+        from aegis_daemon.audit import store
+
+        return header.first_seq == 1 or store.hash_of(self._db_path, header.first_seq - 1) == header.prev
 
     def _slot(self) -> Path:
         """A name that no file has."""
@@ -628,11 +687,11 @@ class Journal:
 
     def _synced(self, seq: int) -> None:
         """A sync covered everything up to `seq`."""
-        if seq > self._durable:
-            self._durable = seq
         sync = self._sync
         if self._fault or sync is None:
             return
+        if seq > self._durable:
+            self._durable = seq
         unsynced = self._unsynced
         while unsynced and unsynced[0][0] <= seq:
             unsynced.popleft()
@@ -688,6 +747,7 @@ class Journal:
         assert sync is not None
         sync.forget()
         old.last_seq = mender.header.first_seq - 1
+        old.doubtful = True
         os.close(old.fd)
         old.fd = -1
         self._old.append(old)
@@ -741,9 +801,11 @@ class Journal:
 
     def _recycle(self) -> None:
         while self._old and self._old[0].last_seq <= self._ingested and self._old[0].fd < 0:
-            path = self._old.popleft().path
+            file = self._old.popleft()
+            path = file.path
+            again = not file.doubtful and len(self._spares) < SPARES
             try:
-                if self.shedding or (len(self._spares) < SPARES and os.stat(path).st_size == SEGMENT):
+                if self.shedding or (again and os.stat(path).st_size == SEGMENT):
                     self._spares.append(path)
                 else:
                     path.unlink()
@@ -831,9 +893,9 @@ class Journal:
         except AuditUnavailable:
             pass  # calls without their outcome: unknown at the next start
         sync, self._sync = self._sync, None
+        failure: AuditUnavailable | None = None
         if sync is not None:
             sync.stop()
-            failure: AuditUnavailable | None = None
             if self._fault:
                 failure = _unwritable(self.directory, self._fault)
             else:
@@ -856,6 +918,11 @@ class Journal:
                 os.close(self._mender.fd)
         if self._maker is not None:
             self._maker.wait()
+        if failure is None:
+            try:
+                os.ftruncate(self._lock, 0)  # so that the next start knows that this was no crash
+            except OSError:
+                pass  # it will look twice
         self._release()
 
     def _release(self) -> None:
@@ -882,6 +949,8 @@ class _Sync:
         self._kicks: SimpleQueue[bool] = SimpleQueue()
         self._idle = True
         self._retiring: deque[_File] = deque()
+        self.failed: OSError | None = None
+        """Why the last sync failed: until `forget`, none is tried, for the next one would succeed and prove nothing."""
         self._thread = threading.Thread(target=self._run, name="aegis-audit-sync", daemon=True)
         self._thread.start()
 
@@ -904,7 +973,7 @@ class _Sync:
             self._kicks.put(True)
             until = time.monotonic() + 1.0
             while self._retiring:
-                if time.monotonic() > until:
+                if self.failed is not None or time.monotonic() > until:
                     return False
                 time.sleep(0.001)
         return True
@@ -915,6 +984,8 @@ class _Sync:
             file = self._retiring.popleft()
             os.close(file.fd)
             file.fd = -1
+            file.doubtful = True
+        self.failed = None
 
     def stop(self) -> None:
         """Ends the thread."""
@@ -923,6 +994,8 @@ class _Sync:
 
     def finish(self) -> None:
         """What the thread left undone. Raises `OSError`."""
+        if self.failed is not None:
+            raise self.failed
         while self._retiring:
             self._last_sync(self._retiring[0])
 
@@ -940,11 +1013,14 @@ class _Sync:
             live = journal._live
             assert live is not None
             try:
+                if self.failed is not None:
+                    raise self.failed
                 while self._retiring:
                     self._last_sync(self._retiring[0])
                 if live.fd >= 0:
                     sync_file(live.fd)
             except OSError as error:
+                self.failed = error
                 self._tell(self._failed, error)
             else:
                 self._tell(self._done, seq)
@@ -988,3 +1064,26 @@ def _misses(data: bytes, header: Header, newer: Header) -> int | None:
         if seq == wanted:
             met = line.hash
     return None if seq >= wanted and met == newer.prev else seq
+
+
+def _end(data: bytes, header: Header) -> tuple[int, int]:
+    """The last record that a file has in its chain, and where the bytes behind it begin."""
+    seq, at = header.first_seq - 1, header.start
+    for line, end in follow(data, at, seq, header.prev):
+        seq, at = line.link.seq, end
+    return seq, at
+
+
+def _unfinished(data: bytes, header: Header, newer_data: bytes, newer: Header) -> list[int] | None:
+    """Whether the newer file was to repeat the end of this one, after a failed sync, and does not reach as far.
+
+    Then nothing in it was promised that this one does not have: records are promised when all of it is on disk. Gives
+    the numbers of intact records in it that this one does not have (a damaged place explains it, too); None where not.
+    """
+    seq, _ = _end(data, header)
+    if newer.first_seq > seq:
+        return None
+    reached, at = _end(newer_data, newer)
+    if reached >= seq:
+        return None
+    return [line.link.seq for line, _ in later(newer_data, at, seq)]

@@ -7,9 +7,10 @@ and, where a body is given, `body` and `length`; callers give the rest by keywor
 
 Shared fields: `boot` the machine's boot (UUID), `call` our id of the call (32 hex digits), `mono` microseconds on the
 boot clock, `prev` the hash of the record before (hex), `seq` from 1 without a gap, `ts` microseconds since the epoch,
-`v` the version of this format; `judged_us`, where policies look at arguments, how long judging the call took. `body` is
-the hex SHA-256 over salt and bytes of the arguments or the result, which are kept beside the record so that they can be
-erased without breaking the chain; `length` is the true length in bytes where less than the whole was kept.
+`v` the version of this format; `judged_us`, where policies look at arguments, how long judging the call took; `trace`,
+where calls are traced, the `traceparent` that the call came with. `body` is the hex SHA-256 over salt and bytes of the
+arguments or the result, which are kept beside the record so that they can be erased without breaking the chain;
+`length` is the true length in bytes where less than the whole was kept.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Hold(msgspec.Struct, kw_only=True, omit_defaults=True):
     session: str = ""
     tenant: str = ""
     ticket: str = ""
+    trace: str = ""
     ts: int = 0
     v: int = 0
 
@@ -111,6 +113,7 @@ class Intent(msgspec.Struct, kw_only=True, omit_defaults=True):
     session: str = ""
     tenant: str = ""
     ticket: str = ""
+    trace: str = ""
     ts: int = 0
     v: int = 0
 
@@ -176,6 +179,7 @@ class Denied(msgspec.Struct, kw_only=True, omit_defaults=True):
     stage: str
     tenant: str = ""
     ticket: str = ""
+    trace: str = ""
     ts: int = 0
     v: int = 0
     would: bool = False

@@ -23,6 +23,7 @@ import msgspec
 from aegis_daemon.audit import removals, rollup
 from aegis_daemon.audit.calls import read_record
 from aegis_daemon.audit.chain import UNREADABLE, Walk
+from aegis_daemon.audit.elapsed import Moment, boot_clock, old_enough
 from aegis_daemon.audit.erasure import Eraser, truncate
 from aegis_daemon.audit.merkle import HASH, Frontier
 from aegis_daemon.audit.record import GENESIS
@@ -34,6 +35,8 @@ ROWS: Final = 200
 ROWS_MAX: Final = 5_000
 PAGES: Final = 125
 """Free pages (of 4 KiB) that a step gives back to the disk."""
+WAL_PAGES: Final = 500
+"""Pages in SQLite's log after which it is copied, while a lot goes: no step then has to copy much."""
 DAY_S: Final = 86_400.0
 LOOK_S: Final = DAY_S
 """How often it is looked for what has grown too old."""
@@ -41,6 +44,10 @@ ASKED_S: Final = 600.0
 """How long the daemon has to write the record that was asked for, before it is asked again."""
 REFUSED_S: Final = 3_600.0
 DAY: Final = 86_400_000_000
+LEAPT: Final = (
+    "the clock went forward by more than the time that is known to have passed; "
+    "if its date is right, `aegis audit purge --before` takes them now"
+)
 _UNDONE: Final = "SELECT 1 FROM removals WHERE action = ? AND done = 0"
 
 Say = Callable[[str], None]
@@ -79,10 +86,14 @@ class Counts(msgspec.Struct, frozen=True):
 # --- what may go ------------------------------------------------------------------------------------------------------
 
 
-def plan(db: sqlite3.Connection, cutoff: int, policy: Policy, now: int, *, bodies: bool = False) -> Plan:
+def plan(
+    db: sqlite3.Connection, cutoff: int, policy: Policy, now: int, *, bodies: bool = False,
+    elapsed: tuple[str, int] | None = None,
+) -> Plan:  # fmt: skip
     """Which records (or bodies) from before `cutoff` may go; times are microseconds since the epoch.
 
-    Raises `sqlite3.Error`.
+    With `elapsed` (this boot, microseconds on its clock) only those whose age the boot clock bears out: nobody is
+    asked, and a calendar can be wrong. Raises `sqlite3.Error`.
     """
     gone = purged(db)
     held = ""
@@ -90,6 +101,10 @@ def plan(db: sqlite3.Connection, cutoff: int, policy: Policy, now: int, *, bodie
     if cutoff > floor and policy.window_s:
         cutoff, held = floor, "limits and budgets still count what is newer"
     last = _last_before(db, cutoff, gone)
+    if elapsed is not None and last > gone:
+        sure = old_enough(db, last, gone, now - cutoff, Moment(*elapsed, now))
+        if sure < last:
+            last, held = sure, LEAPT
     if bodies:
         orders = db.execute("SELECT seq, action, detail FROM removals WHERE action = ?", (PURGE_BODIES,))
         ordered = max((r.ranges[0][1] for r in (removals.read(*row) for row in orders) if r is not None), default=0)
@@ -190,7 +205,7 @@ class Tampered(Exception):
 class Keeper:
     """Carries out what the chain orders, and asks for what the policy wants. Says `remove ACTION DETAIL`, `kept TEXT`.
 
-    `wall` gives seconds since the epoch, `monotonic` seconds.
+    `wall` gives seconds since the epoch, `monotonic` seconds, `boot` this boot and the microseconds on its clock.
     """
 
     def __init__(
@@ -200,23 +215,28 @@ class Keeper:
         say: Say,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        boot: Callable[[], tuple[str, int]] = boot_clock,
     ) -> None:
         self._db_path = db_path
         self._policy = policy
         self._say = say
         self._wall = wall
         self._now = monotonic
+        self._boot = boot
         self._look_at: float | None = None
         self._again_at: float | None = None
         self._work: _Work | None = None
         self._seen = -1
         self._shrink = False
+        self._usual: int | None = None
+        """pages in SQLite's log otherwise, while it is kept small"""
         self._refused: dict[int, float] = {}
 
     def forget(self) -> None:
         """The store may be another one by now."""
         self._work = None
         self._seen = -1
+        self._usual = None
         self._look_at = self._again_at = None
 
     def due_in(self, seq: int) -> float:
@@ -237,6 +257,9 @@ class Keeper:
             if self._work is None and self._look_at is None:
                 self._look_at = self._now()
             return
+        if (self._work is not None or self._shrink) and self._usual is None:
+            self._usual = int(db.execute("PRAGMA wal_autocheckpoint").fetchone()[0])
+            db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
         if self._work is not None:
             self._go_on(db)
             return
@@ -244,6 +267,8 @@ class Keeper:
             self._shrink = _give_back(db)
             if not self._shrink:
                 truncate(db)
+                db.execute(f"PRAGMA wal_autocheckpoint={self._usual}")
+                self._usual = None
             return
         if self._look_at is not None and self._now() >= self._look_at:
             self._look(db)
@@ -290,7 +315,7 @@ class Keeper:
         for days, action in ((self._policy.days, PURGE), (self._policy.bodies_days, PURGE_BODIES)):
             if days is None or db.execute(_UNDONE, (action,)).fetchone() is not None:
                 continue
-            found = plan(db, now - days * DAY, self._policy, now, bodies=action == PURGE_BODIES)
+            found = plan(db, now - days * DAY, self._policy, now, bodies=action == PURGE_BODIES, elapsed=self._boot())
             if found.last:
                 key = "retention_days" if action == PURGE else "bodies_days"
                 write = removals.purge_detail if action == PURGE else removals.purge_bodies_detail
@@ -459,6 +484,7 @@ class _Purge:
         with _Whole(db):
             self._delete(db, 0, self._at)
         self._swept = True
+        self._pace.rows = min(self._pace.rows, ROWS)  # more than comparing costs what deletes
 
     def _take(self, db: sqlite3.Connection) -> None:
         low = self._at

@@ -172,7 +172,8 @@ def _second(db: sqlite3.Connection) -> None:
     db.isolation_level = None
     db.execute("BEGIN IMMEDIATE")
     if user_version(db) == 1:
-        db.execute("ALTER TABLE calls ADD COLUMN judged_us INTEGER NOT NULL DEFAULT 0")
+        if not db.execute("SELECT 1 FROM pragma_table_info('calls') WHERE name = 'judged_us'").fetchone():
+            db.execute("ALTER TABLE calls ADD COLUMN judged_us INTEGER NOT NULL DEFAULT 0")
         judged = "SELECT seq, record FROM records WHERE record LIKE '%\"judged_us\":%' ORDER BY seq"
         for seq, text in db.execute(judged):
             try:
@@ -203,6 +204,16 @@ def chain_head(db_path: Path) -> Known | None:
             pending = db.execute("SELECT seqs FROM calls WHERE exec_status = 'pending' AND exec_status <> 'success'")
             texts = [_deciding(db, row[0]) for row in pending.fetchall()]
             return Known(newest[0], newest[1], [text for text in texts if text is not None])
+    except sqlite3.Error as error:
+        raise OSError(f"the audit store `{db_path}` cannot be read: {error}") from error
+
+
+def hash_of(db_path: Path, seq: int) -> str:
+    """A record's hash (hex), empty where it is not there. Raises `OSError` where the store cannot be read."""
+    try:
+        with closing(_read_only(db_path)) as db:
+            row = db.execute("SELECT hash FROM records WHERE seq = ?", (seq,)).fetchone()
+            return str(row[0]) if row is not None else ""
     except sqlite3.Error as error:
         raise OSError(f"the audit store `{db_path}` cannot be read: {error}") from error
 

@@ -53,6 +53,7 @@ class Story(msgspec.Struct, eq=False):
             "principal": call.principal.name,
             "request": id_text(call.request_id).decode(),
             "session": call.session,
+            "trace": call.trace,
         }
 
     def held(self, ticket: str, rule: str) -> None:
@@ -91,6 +92,7 @@ class Story(msgspec.Struct, eq=False):
                 request=id_text(call.request_id).decode(),
                 session=call.session,
                 ticket=self.ticket,
+                trace=call.trace,
             ),
             call.content_text if self.kept is None else self.kept,
         )

@@ -11,15 +11,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
+from typing import cast
 
 import msgspec
 
 from aegis_daemon.audit import keys, removals
-from aegis_daemon.audit.calls import COLUMNS, Row, fold, read_record
+from aegis_daemon.audit.calls import COLUMNS, Row, Stored, fold, read_record
 from aegis_daemon.audit.chain import UNREADABLE, Fault, Walk, digest
 from aegis_daemon.audit.checkpoint import Checkpoint, NoteError, key_id, read_checkpoint, read_note
 from aegis_daemon.audit.merkle import Frontier
-from aegis_daemon.audit.record import GENESIS
+from aegis_daemon.audit.record import GENESIS, KINDS
 from aegis_daemon.audit.removals import Removals
 
 PROGRESS_EVERY = 10_000
@@ -230,10 +231,7 @@ class _Verification:
                 self._progress(count, total)
             text = text or b""
             stored = str(stored)
-            try:
-                record = read_record(text)
-            except UNREADABLE:
-                record = None
+            record, canonical = _read(text)
             expected = walk.seq + 1
             link = step(seq, text, stored, record)
             if grow is not None:
@@ -252,7 +250,7 @@ class _Verification:
             if record is None:
                 faults.append(Fault(seq, "unreadable", f"record {seq} has fields that no record has"))
                 continue
-            if not _is_canonical(text):
+            if not canonical:
                 faults.append(Fault(seq, "unreadable", f"record {seq} is not in its canonical form"))
             if record.body:
                 if salt is None and body is None:
@@ -512,6 +510,41 @@ def _removal(seq: int, text: bytes) -> removals.Removal | None:
     except UNREADABLE:
         return None
     return removals.read(seq, said.action, said.detail)
+
+
+def _whole() -> type[msgspec.Struct]:
+    """All that any record may hold, in the order of the names, so that it is written in canonical form again."""
+    kinds = {"int": int, "str": str, "bool": bool}
+    known = {field.name: field for field in msgspec.structs.fields(Stored)}
+    more = {field.name: field for kind in KINDS.values() for field in msgspec.structs.fields(kind)}
+    found: list[tuple[str, type] | tuple[str, type, object]] = []
+    for name in sorted({**more, **known}):
+        field = known.get(name) or more[name]
+        type_ = kinds.get(str(field.type), field.type)
+        if name in known and field.required:
+            found.append((name, type_))
+        else:
+            found.append((name, type_, type_() if field.required else field.default))
+    return msgspec.defstruct("_Whole", found, kw_only=True, omit_defaults=True)
+
+
+_decode_whole = msgspec.json.Decoder(_whole()).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _read(text: bytes) -> tuple[Stored | None, bool]:
+    """What a record says, None where unreadable, and whether it says so in its canonical form."""
+    try:
+        whole = _decode_whole(text)
+        if _encode(whole) == text:
+            return cast(Stored, whole), True
+        return cast(Stored, whole), _is_canonical(text)  # it is not, or a later version wrote it
+    except UNREADABLE:
+        pass
+    try:
+        return read_record(text), _is_canonical(text)
+    except UNREADABLE:
+        return None, False
 
 
 def _is_canonical(text: bytes) -> bool:

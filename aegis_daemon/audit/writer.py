@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +34,10 @@ FLUSH_S = 30.0
 CLOSE_S = 10.0
 URGENT = 64 << 20
 """Bytes of backlog from which it does not yield any more: a busy machine would starve it until calls are refused."""
+HASTE_S = 0.05
 HURRY_S = 0.5
-"""How long whoever waits for the store leaves a writer that yields to everybody else."""
+"""How long whoever waits for the store leaves a writer that yields to everybody else, where its priority can be raised
+(root's daemon), and where another one has to take over."""
 
 
 class WriterHandle:
@@ -53,6 +57,8 @@ class WriterHandle:
         self._policy = policy
         self.signed = 0
         """How many records the newest checkpoint covers."""
+        self.signed_at = 0.0
+        """When it was signed, in seconds since the epoch; 0 for not since this daemon began."""
         self.unsigned = ""
         """What keeps records from being signed."""
         self._duties = duties
@@ -69,7 +75,8 @@ class WriterHandle:
         self._waiting: list[tuple[int, asyncio.Future[None], float]] = []
         self._ended: asyncio.Future[None] | None = None
         self._closing = False
-        self._urgent = False
+        self._urgent = True
+        self._spoke = False
         self._replaced = False
         journal.bell = self._rung
         self._start()
@@ -90,7 +97,7 @@ class WriterHandle:
             entry = (target, done, self._loop.time())
             self._waiting.append(entry)
             self._journal.when_durable(target, lambda _: self._ring())
-            hurry = self._loop.call_later(HURRY_S + 0.01, self._ring)
+            hurries = [self._loop.call_later(wait + 0.01, self._ring) for wait in (HASTE_S, HURRY_S)]
             try:
                 async with asyncio.timeout(within):
                     await done
@@ -100,7 +107,8 @@ class WriterHandle:
                     f"the audit store `{self._db_path}` did not catch up with the journal: {why}; try again"
                 ) from None
             finally:
-                hurry.cancel()
+                for hurry in hurries:
+                    hurry.cancel()
                 if entry in self._waiting:
                     self._waiting.remove(entry)
         return self._journal.ingested_seq
@@ -128,6 +136,8 @@ class WriterHandle:
 
     def _start(self) -> None:
         self._restart = None
+        # Whoever starts it waits for it; from its first word on only who else does counts.
+        self._urgent, self._spoke = True, False
         sync = "nosync" if self._journal.durability == "full" else "sync"
         arguments = [sys.executable, "-I", "-m", "aegis_daemon.audit.ingest"]
         try:
@@ -137,7 +147,7 @@ class WriterHandle:
                     str(self._journal.directory),
                     str(self._db_path),
                     sync,
-                    "urgent" if self._urgent else "idle",
+                    "urgent",
                     msgspec.json.encode(self._duties).decode(),
                     msgspec.json.encode(self._policy if self._policy is not None else {}).decode(),
                 ],
@@ -204,13 +214,7 @@ class WriterHandle:
         process = self._process
         if process is None:
             return
-        backlog = self._journal.backlog_bytes
-        late = self._loop.time() - HURRY_S
-        waited_for = any(since <= late for _, _, since in self._waiting)
-        done = backlog < URGENT >> 6 and not self._waiting
-        if not self._closing and not self._replaced and (done if self._urgent else backlog > URGENT or waited_for):
-            # Nobody but root may become less nice, so another one takes over; being killed is nothing to it.
-            self._urgent = not self._urgent
+        if not self._paced(process.pid):
             self._replaced = True
             _kill(process)
             return
@@ -221,6 +225,27 @@ class WriterHandle:
             self._rung()
         except OSError:
             pass  # it is ending, and the next one is rung when it starts
+
+    def _paced(self, pid: int) -> bool:
+        """Lets the writer yield to everybody, or not, as is due; False where another one has to take over for that."""
+        if self._replaced:
+            return True
+        if self._closing:
+            _may_hurry(pid)
+            return True
+        backlog = self._journal.backlog_bytes
+        if self._urgent:
+            if self._spoke and not self._waiting and backlog < URGENT >> 6:
+                self._urgent = False
+                _yields(pid)
+            return True
+        waited = self._loop.time() - min((since for _, _, since in self._waiting), default=math.inf)
+        if backlog > URGENT or waited >= HASTE_S:
+            self._urgent = _may_hurry(pid)
+            if not self._urgent and (backlog > URGENT or waited >= HURRY_S):
+                # Nobody but root may make it less nice, so another one takes over; being killed is nothing to it.
+                return False
+        return True
 
     def _heard(self) -> None:
         try:
@@ -240,7 +265,7 @@ class WriterHandle:
             elif word == "trouble":
                 self._journal.trouble = f"the audit store `{self._db_path}` cannot be written: {rest}"
             elif word == "checkpoint":
-                self.signed, self.unsigned = int(rest), ""
+                self.signed, self.unsigned, self.signed_at = int(rest), "", time.time()
             elif word == "unsigned":
                 if rest != self.unsigned:
                     self.unsigned = rest
@@ -271,12 +296,36 @@ class WriterHandle:
             self._waiting.remove(entry)
             if not entry[1].done():
                 entry[1].set_result(None)
+        self._spoke = True
+        if self._urgent and self._process is not None:
+            self._paced(self._process.pid)
 
     def _note(self, action: str, detail: str, by: str = "") -> None:
         try:
             self._journal.append(Admin(action=action, by=by, detail=detail))
         except AuditUnavailable:
             self._journal.trouble = detail
+
+
+def _yields(pid: int) -> None:
+    """As `ingest.yield_to_everybody`, for another process of ours."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+        if sys.platform == "linux":
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        pass  # sandboxes and some C libraries have no such thing; being nice must do there
+
+
+def _may_hurry(pid: int) -> bool:
+    """Undoes that as far as the system lets us; whether it is undone."""
+    try:
+        if sys.platform == "linux":
+            os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

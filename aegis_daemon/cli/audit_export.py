@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -22,9 +23,12 @@ from aegis_daemon.cli.options import Agent, Backend, Json, Since, Tool, new_app
 if TYPE_CHECKING:
     from aegis_daemon.exports.event import Encode, Event
 
-FORMATS: Final = ("ocsf", "cef", "aegis", "csv")
+FORMATS: Final = ("ocsf", "cef", "aegis", "csv", "parquet")
 PAGE: Final = 1000
 PAGE_BYTES: Final = 4 << 20
+FILE: Final = 20_000
+FILE_BYTES: Final = 32 << 20
+"""About how many events, and bytes of them, become the files of a lake at once."""
 COLUMNS: Final = {
     "name": "export",
     "type": "type",
@@ -36,6 +40,7 @@ COLUMNS: Final = {
     "trouble": "trouble",
 }
 NONE: Final = "no export is configured; add one under `audit.exports` (README, Settings)"
+_ELSEWHERE: Final = "name another place with `--out`, or write to the terminal without it"
 
 exports = new_app(bare=True)
 
@@ -51,7 +56,10 @@ def export(
         str, typer.Option("--format", metavar="FORMAT", callback=_known, help=f"One of {', '.join(FORMATS)}.")
     ] = "ocsf",
     out: Annotated[
-        str, typer.Option("--out", "-o", metavar="FILE", help="A new file, or `-` for standard output.")
+        str,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="A new file (of `parquet`: directory), or `-` for standard output."
+        ),
     ] = "-",
     agent: Agent = None,
     backend: Backend = None,
@@ -75,8 +83,13 @@ def export(
     path = db if db is not None else usual()[0]
     with reading(path):
         pass  # says it as everywhere else where there is no such log, or none that this version reads
+    if format == "parquet":
+        with _progress(out) as progress:
+            count, files = _lake(Path(path), out, wanted, bodies, progress)
+        say(f"{count} events are in {files} files under `{visible(out)}`")
+        return
     count = 0
-    with _opened(out) as write, _progress() as progress:
+    with _opened(out) as write, _progress(out) as progress:
         encode, head = _encoder(format)
         if head is not None:
             write(head + b"\n")
@@ -149,6 +162,47 @@ def _pages(path: Path, bodies: bool) -> Iterator[tuple[list[Event], int, int]]:
         done = page.seq
 
 
+def _lake(
+    path: Path, out: str, wanted: Callable[[Event], bool], bodies: bool, progress: Callable[[int, int], None]
+) -> tuple[int, int]:
+    """Parquet files as a lake has them, under a new directory that has its name once all are there."""
+    from aegis_daemon.exports import security_lake
+    from aegis_daemon.exports.sink import Trouble
+
+    if out == "-":
+        raise Problem("Parquet is files in a directory", "name a new one with `--out`", USAGE)
+    aim = Path(out)
+    if aim.exists():
+        raise Problem(f"`{visible(out)}` is there already", "name another directory, or remove it", USAGE)
+    part = aim.with_name(f".{aim.name}.part-{os.getpid()}")
+    count = files = size = 0
+    batch: list[Event] = []
+    try:
+        lake = security_lake.make(security_lake.Settings(path=str(part)))
+        part.mkdir(mode=0o700)
+        for events, done, newest in _pages(path, bodies):
+            batch += (taken := [event for event in events if wanted(event)])
+            count += len(taken)
+            size += sum(event.size for event in taken)
+            if len(batch) >= FILE or size >= FILE_BYTES:
+                files += lake.write(batch)
+                batch, size = [], 0
+            progress(done, newest)
+        files += lake.write(batch)
+        os.rename(part, aim)
+    except Trouble as error:
+        raise Problem(str(error), "then try again") from None
+    except sqlite3.Error as error:
+        raise Problem(f"the audit store `{path}` cannot be read: {error}", "read a copy of it that is whole") from None
+    except OSError as error:
+        raise Problem(
+            f"`{visible(out)}` cannot be written: {(error.strerror or str(error)).lower()}", _ELSEWHERE
+        ) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return count, files
+
+
 def _concerns(event: Event, wants: list[tuple[str, str]]) -> bool:
     call, record = event.call, event.record
     named = (
@@ -175,7 +229,9 @@ def _opened(out: str) -> Iterator[Callable[[bytes], Any]]:
     try:
         file = os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb")
     except OSError as error:
-        raise Problem(f"`{visible(out)}` cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise Problem(
+            f"`{visible(out)}` cannot be written: {(error.strerror or str(error)).lower()}", _ELSEWHERE
+        ) from None
     try:
         with file:
             yield file.write
@@ -183,15 +239,17 @@ def _opened(out: str) -> Iterator[Callable[[bytes], Any]]:
             os.fsync(file.fileno())
         os.rename(part, path)
     except OSError as error:
-        raise Problem(f"`{visible(out)}` cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise Problem(
+            f"`{visible(out)}` cannot be written: {(error.strerror or str(error)).lower()}", _ELSEWHERE
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(out: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal; nothing where lines go to one, or nobody looks."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():
+    if not sys.stderr.isatty() or (out == "-" and sys.stdout.isatty()):
         yield lambda done, total: None
         return
     from rich.progress import Progress

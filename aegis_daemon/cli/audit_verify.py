@@ -82,9 +82,10 @@ def verify(
 
 def _tell(report: Report, since: int) -> None:
     erased = f", {report.erased_bodies} erased" if report.erased_bodies else ""
+    what = "1 record" if report.records == 1 else f"{report.records} records"
     print(
-        f"{report.records} records ({max(report.first_seq, since)} to {report.last_seq}), {report.checked_bodies} "
-        f"bodies{erased} and {report.checked_calls} calls are as they were written"
+        f"{what} ({max(report.first_seq, since)} to {report.last_seq}), {report.checked_bodies} bodies{erased} and "
+        f"{report.checked_calls} calls are as they were written"
     )
     if report.purged:
         print(f"records 1 to {report.purged} were purged; their hashes are those that were signed")
@@ -97,7 +98,8 @@ def _tell(report: Report, since: int) -> None:
     if report.witnessed:
         print(f"witnessed to {report.witnessed} ({visible(report.witness)}); {report.unwitnessed} not yet witnessed")
     else:
-        print(f"{report.unwitnessed} records not yet witnessed: nobody but this machine can say that they are all")
+        what = "1 record is" if report.unwitnessed == 1 else f"{report.unwitnessed} records are"
+        print(f"{what} not witnessed yet: nobody but this machine can say that nothing is missing at the end")
 
 
 def checkpoint(
@@ -172,14 +174,28 @@ def signing() -> tuple[Path, dict[str, str], Path]:
 def _notes(path: str, *, missing_ok: bool = False) -> list[str]:
     from aegis_daemon.audit.checkpoint import split_notes
 
+    hint = "name a file that `aegis audit checkpoint` wrote"
     try:
         with open(path, encoding="utf-8") as file:
-            return split_notes(file.read(NOTES_MAX))
+            notes = split_notes(file.read(NOTES_MAX))
     except (OSError, UnicodeDecodeError) as error:
         if missing_ok:
             return []
-        hint = "name a file that `aegis audit checkpoint` wrote"
-        raise Problem(f"`{path}` is not used: {error}", hint, USAGE) from None
+        why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "it is no text"
+        raise Problem(f"`{visible(path)}` cannot be read: {why}", hint, USAGE) from None
+    if not missing_ok and not any(map(_is_note, notes)):
+        raise Problem(f"`{visible(path)}` holds no checkpoint", hint, USAGE)  # that says nothing of the log
+    return notes
+
+
+def _is_note(text: str) -> bool:
+    from aegis_daemon.audit.checkpoint import NoteError, read_note
+
+    try:
+        read_note(text)
+    except NoteError:
+        return False
+    return True
 
 
 def _witnessed(path: str, cursors: Path) -> list[tuple[str, str]]:

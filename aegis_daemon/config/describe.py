@@ -27,6 +27,7 @@ _PLACEHOLDER: Final = {
     "budgets": "<argument>",
     "proof": "<n>",
     "exports": "<export>",
+    "resource": "<attribute>",
     "witnesses": "<witness>",
 }
 

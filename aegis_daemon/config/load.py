@@ -685,6 +685,10 @@ class Reading:
             }
         if audit:
             changed["audit"] = config.audit.model_copy(update=audit)
+        otlp = config.telemetry.otlp
+        if otlp is not None and otlp.ca_file is not None:
+            trusting = otlp.model_copy(update={"ca_file": self._path(otlp.ca_file)})
+            changed["telemetry"] = config.telemetry.model_copy(update={"otlp": trusting})
         return config.model_copy(update=changed) if changed else config
 
 

@@ -205,6 +205,13 @@ def _hide_named(values: object) -> object:
     }
 
 
+def _hide_all(values: object) -> object:
+    """What all of them are for is to show that we may."""
+    if not isinstance(values, dict):
+        return values
+    return {name: Secret(text) if isinstance(text, str) else text for name, text in values.items()}
+
+
 def _as_token(value: object) -> Secret:
     secret = _as_secret(value)
     if len(secret.reveal()) < 16:
@@ -600,7 +607,10 @@ SecretKind = Annotated[str, BeforeValidator(_as_secret_kind), Kind("kind")]
 class Section(BaseModel):
     """A mapping of the file: unknown keys are faults, and nothing changes once it is loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+    # Only the whole is read, so only for that a validator is made: a tenth of a daemon's start.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True, defer_build=True
+    )
 
 
 class RateLimit(Section):
@@ -876,15 +886,29 @@ class Approval(Section):
     get_decides: Flag = Field(default=False, description="Lets opening a link decide; link previews then decide too.")
 
 
+_BUCKET_KEYS: Final = (
+    "region", "endpoint", "access_key_id", "secret_access_key", "session_token", "ca_file", "timeout",
+)  # fmt: skip
+"""How a bucket is reached."""
+
+
+def _check_key_pair(section: Export | Witness) -> None:
+    if (section.access_key_id is None) != (section.secret_access_key is None):
+        raise fault(
+            "`access_key_id` and `secret_access_key` belong together", "set both, or none to use the machine's role"
+        )
+
+
 class Export(Section):
     """One place to which the log is copied as it grows: in order, at least once, without ever holding up a call."""
 
-    type: Literal["jsonl", "hec", "syslog"] = Field(
-        description="What it is: a file of JSON lines, Splunk's HTTP event collector, or a syslog receiver."
+    type: Literal["jsonl", "hec", "syslog", "security_lake"] = Field(
+        description="What it is: a file of JSON lines, Splunk's HTTP event collector, a syslog receiver, or a lake "
+        "of Parquet files as Amazon Security Lake lays it out."
     )
     format: Literal["ocsf", "aegis", "cef"] | None = Field(
         default=None,
-        description="How events are written; `ocsf` (1.8.0) by default, and `cef` over syslog.",
+        description="How events are written; `ocsf` (1.8.0; 1.1.0 in a lake) by default, and `cef` over syslog.",
     )
     begin: Literal["start", "now"] = Field(
         default="start", description="Where a new export begins: with the first record there is, or with the next one."
@@ -896,7 +920,9 @@ class Export(Section):
         default=False, description="Keeps what this export has not had yet, even beyond `audit.retention_days`."
     )
     path: PathText | None = Field(
-        default=None, description="Of `jsonl`: the file, counting from the config file; it gets only new lines."
+        default=None,
+        description="Of `jsonl`: the file, which gets only new lines; of `security_lake`: a directory instead of a "
+        "bucket. It counts from the config file.",
     )
     rotate_mb: Count = Field(
         default=100,
@@ -930,8 +956,41 @@ class Export(Section):
         default=None,
         description="Of `hec` and `syslog`: the name under which this machine appears; its own by default.",
     )
+    bucket: Name | None = Field(default=None, description="Of `security_lake`: the bucket of S3 it writes to.")
+    lake_source: Name = Field(
+        default="aegis",
+        description="Of `security_lake`: what its sources begin with; they are `aegis-api` and so on, one a class.",
+    )
+    classes: tuple[Literal["api", "finding", "entity", "lifecycle"], ...] = Field(
+        default=("api", "finding", "entity", "lifecycle"),
+        min_length=1,
+        description="Of `security_lake`: what it gets of calls and approvals (`api`, OCSF class 6003), changed "
+        "definitions (`finding`, 2004), changes of Aegis (`entity`, 3004), and starts and stops (`lifecycle`, 6002).",
+    )
+    region: Name = Field(default="us-east-1", description="Of `security_lake`: the region, of the bucket as in paths.")
+    account: Name = Field(
+        default="external", description="Of `security_lake`: the account's number in paths, where there is one."
+    )
+    every: Timeout = Field(
+        default=300.0, description="Of `security_lake`: how long events gather before they are written to a file."
+    )
+    endpoint: WebUrl | None = Field(
+        default=None, description="Of `security_lake`: address of a store that is not AWS's and speaks S3."
+    )
+    access_key_id: SigningSecret | None = Field(
+        default=None,
+        description="Of `security_lake`: its access key; else that of the environment, or of the machine's role.",
+    )
+    secret_access_key: SigningSecret | None = Field(
+        default=None, description="Of `security_lake`: the access key's secret."
+    )
+    session_token: SigningSecret | None = Field(
+        default=None, description="Of `security_lake`: the session token that goes with a temporary key."
+    )
     ca_file: PathText | None = Field(
-        default=None, description="Certificates to trust instead of the system's; counts from the config file."
+        default=None,
+        description="Certificates to trust instead of the system's (`security_lake`: beside them); counts from the "
+        "config file.",
     )
     timeout: Timeout = Field(default=30.0, description="Longest wait for the receiver.")
 
@@ -945,6 +1004,12 @@ class Export(Section):
             raise fault(f"`{key}` does nothing for an export of type `{self.type}`", f"remove `{key}`")
         if self.format == "cef" and self.type != "syslog":
             raise fault(f"`cef` is not written by an export of type `{self.type}`", "write `ocsf` or `aegis`")
+        if self.type == "security_lake":
+            if self.format not in (None, "ocsf"):
+                raise fault("a lake holds OCSF alone", "remove `format`")
+            if (self.path is None) == (self.bucket is None):
+                raise fault("an export of type `security_lake` needs `path` or `bucket`", "set one of them")
+        _check_key_pair(self)
         return self
 
 
@@ -955,6 +1020,10 @@ _EXPORT_KEYS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("ack", "ack_timeout", "index", "source", "sourcetype", "host", "ca_file", "timeout"),
     ),
     "syslog": (("address",), ("facility", "host", "max_bytes", "ca_file", "timeout")),
+    "security_lake": (
+        (),
+        ("path", "lake_source", "classes", "account", "every", "bucket", *_BUCKET_KEYS),
+    ),
 }
 """Of each type of export: the keys it needs, and those it may have beside the ones that all have."""
 
@@ -969,8 +1038,9 @@ class Checkpoints(Section):
 class Witness(Section):
     """One place that gets each signed checkpoint, to keep it where the daemon cannot change it."""
 
-    type: Literal["file", "http"] = Field(
-        description="What it is: a file to which checkpoints are appended, or a URL to which they are posted."
+    type: Literal["file", "http", "s3"] = Field(
+        description="What it is: a file to which checkpoints are appended, a URL to which they are posted, or a bucket "
+        "of S3 in which each is an object that is never overwritten."
     )
     path: PathText | None = Field(
         default=None,
@@ -978,11 +1048,24 @@ class Witness(Section):
     )
     url: WebUrl | None = Field(default=None, description="Of `http`: where checkpoints are posted.")
     token: Token | None = Field(default=None, description="Of `http`: sent as a bearer token.")
+    bucket: Name | None = Field(default=None, description="Of `s3`: the bucket; it should have Object Lock.")
+    region: Name = Field(default="us-east-1", description="Of `s3`: the bucket's region.")
+    endpoint: WebUrl | None = Field(
+        default=None, description="Of `s3`: address of a store that is not AWS's and speaks S3."
+    )
+    access_key_id: SigningSecret | None = Field(
+        default=None, description="Of `s3`: the access key; else that of the environment, or of the machine's role."
+    )
+    secret_access_key: SigningSecret | None = Field(default=None, description="Of `s3`: the access key's secret.")
+    session_token: SigningSecret | None = Field(
+        default=None, description="Of `s3`: the session token that goes with a temporary key."
+    )
     ca_file: PathText | None = Field(
         default=None,
-        description="Of `http`: certificates to trust instead of the system's; counts from the config file.",
+        description="Of `http` and `s3`: certificates to trust beside the system's, or instead of them (`http`); "
+        "counts from the config file.",
     )
-    timeout: Timeout = Field(default=30.0, description="Of `http`: longest wait for the answer.")
+    timeout: Timeout = Field(default=30.0, description="Of `http` and `s3`: longest wait for the answer.")
 
     @model_validator(mode="after")
     def _is_whole(self) -> Witness:
@@ -991,12 +1074,14 @@ class Witness(Section):
             raise fault(f"a witness of type `{self.type}` needs `{needs}`", f"add `{needs}`")
         for key in sorted(self.model_fields_set - {"type", needs, *may}):
             raise fault(f"`{key}` does nothing for a witness of type `{self.type}`", f"remove `{key}`")
+        _check_key_pair(self)
         return self
 
 
 _WITNESS_KEYS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "file": ("path", ()),
     "http": ("url", ("token", "ca_file", "timeout")),
+    "s3": ("bucket", _BUCKET_KEYS),
 }
 """Of each type of witness: the key it needs, and those it may have."""
 
@@ -1030,6 +1115,56 @@ class Audit(Section):
     checkpoints: Checkpoints = Field(default=Checkpoints(), description="How soon the log is signed.")
     witnesses: dict[Name, Witness] = Field(
         default={}, description="Who gets each signed checkpoint, by name, to keep it for `aegis audit verify`."
+    )
+
+
+class Otlp(Section):
+    """The collector that gets traces and numbers, by OTLP over HTTP."""
+
+    endpoint: WebUrl = Field(description="Its address before `/v1/traces`, like `http://localhost:4318`.")
+    protocol: Literal["http/protobuf"] = Field(default="http/protobuf", description="How it is spoken to.")
+    headers: Annotated[dict[Header, HeaderText], BeforeValidator(_hide_all)] = Field(
+        default={}, description="Headers that it wants, such as a key; `${env:NAME}` and `${file:PATH}` work."
+    )
+    traces: Flag = Field(default=True, description="Sends the spans of every call that is sampled.")
+    sample: Annotated[float, Field(ge=0, le=1), Kind("number")] = Field(
+        default=1.0,
+        description="Share of calls that are sampled where the client's trace does not say so itself.",
+    )
+    metrics: Seconds = Field(default=60.0, description="How often the numbers of `/metrics` are sent; `0` for never.")
+    service: Name = Field(default="aegis", description="The name of this daemon in traces (`service.name`).")
+    resource: dict[Name, Text] = Field(default={}, description="More that is true of all that is sent, by attribute.")
+    ca_file: PathText | None = Field(
+        default=None, description="Certificates to trust instead of the system's; counts from the config file."
+    )
+    timeout: Timeout = Field(default=10.0, description="Longest wait for its answer.")
+
+
+class Telemetry(Section):
+    """What operators see of the daemon in numbers and traces; never arguments or results."""
+
+    metrics: Flag = Field(default=True, description="Counts calls for `/metrics`.")
+    tools: Annotated[int, Field(strict=True, ge=0, le=10_000), Kind("number")] = Field(
+        default=0, description="How many tools get numbers of their own; the others are counted together."
+    )
+    otlp: Otlp | None = Field(default=None, description="An OpenTelemetry collector.")
+    from_environment: Flag = Field(
+        default=False,
+        description="Takes what `otlp` leaves out from `OTEL_EXPORTER_OTLP_*`, `OTEL_SERVICE_NAME` and the like.",
+    )
+
+
+class Logging(Section):
+    """The daemon's own log, `aegis logs`; what agents did is in the audit log."""
+
+    format: Literal["text", "json"] = Field(default="text", description="Lines for people, or a JSON object each.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least that is written."
+    )
+    calls: Flag = Field(default=False, description="Writes a line for every call that ended, without its arguments.")
+    rotate_mb: Count = Field(default=20, description="Size in MiB at which the log's file is begun anew.")
+    files: Annotated[int, Field(strict=True, ge=0, le=100), Kind("number")] = Field(
+        default=3, description="How many earlier files are kept, as `daemon.log.1` and so on."
     )
 
 
@@ -1273,6 +1408,8 @@ class Config(Section):
     approval: Approval = Field(default=Approval(), description="How a person is asked.")
     pins: Pins = Field(default=Pins(), description="What servers say of themselves, and what follows when it changes.")
     audit: Audit = Field(default=Audit(), description="The log.")
+    telemetry: Telemetry = Field(default=Telemetry(), description="Numbers and traces.")
+    logging: Logging = Field(default=Logging(), description="The daemon's own log.")
 
     _looked_up: frozenset[tuple[str, Secret]] = PrivateAttr(default=frozenset())
 

@@ -25,6 +25,8 @@ class Call(msgspec.Struct, frozen=True):
     backend: str
     era: Era
     frame: Frame
+    trace: str = ""
+    """the `traceparent` that it came with, where calls are traced"""
 
     @property
     def method(self) -> str:

@@ -48,8 +48,9 @@ class Feed:
     async def watch(self) -> AsyncIterator[shapes.CallEvent]:
         """What happens to calls from now on, until it is closed with `aclose`."""
         watcher = _Watcher()
+        if not self._watchers:
+            self._journal.listen(self._heard)
         self._watchers.add(watcher)
-        self._journal.listener = self._heard
         try:
             while True:
                 if watcher.lost:
@@ -64,7 +65,7 @@ class Feed:
         finally:
             self._watchers.discard(watcher)
             if not self._watchers:
-                self._journal.listener = None
+                self._journal.unlisten(self._heard)
 
     def _heard(self, record: Record, opened: Intent | Hold | None) -> None:
         """`opened` is the intent or hold of the call that a record ends."""

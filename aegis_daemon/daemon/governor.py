@@ -39,6 +39,7 @@ from aegis_daemon.daemon.checking import Checking
 from aegis_daemon.daemon.feed import Feed
 from aegis_daemon.daemon.forgetting import Forgetting
 from aegis_daemon.daemon.keykeeper import KeyKeeper
+from aegis_daemon.daemon.metering import Metering
 from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.proof import Proof, Prover, Unproven
 from aegis_daemon.daemon.reading import Reading
@@ -203,11 +204,13 @@ class Governor:
         signing: KeyKeeper | None = None,
         forgetting: Forgetting | None = None,
         shipping: Shipping | None = None,
+        metering: Metering | None = None,
         prover: Prover | None = None,
         modes: Modes | None = None,
         arm: Callable[[str], Awaitable[Proof]] | None = None,
     ) -> None:
         self._shipping = shipping
+        self._metering = metering
         self._checking = checking
         self._signing = signing
         self._forgetting = forgetting
@@ -322,6 +325,10 @@ class Governor:
             )
             for row in (self._shipping.rows() if self._shipping is not None else ())
         ]
+
+    def metrics(self, *, openmetrics: bool) -> str:
+        """Numbers for Prometheus."""
+        return self._metering.text(openmetrics=openmetrics) if self._metering is not None else ""
 
     async def test_export(self, name: str) -> shapes.ExportTest:
         """A test event."""

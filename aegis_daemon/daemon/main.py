@@ -35,6 +35,7 @@ from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.config.paths import PathError, Paths
 from aegis_daemon.core.ports import AuditUnavailable, Brake
 from aegis_daemon.core.verdict import Claim, Deny
+from aegis_daemon.daemon import log
 from aegis_daemon.daemon import reload as reloading
 from aegis_daemon.daemon.channels import Channels, answer
 from aegis_daemon.daemon.checking import Checking
@@ -43,6 +44,7 @@ from aegis_daemon.daemon.forgetting import Forgetting, retention
 from aegis_daemon.daemon.governor import Governor
 from aegis_daemon.daemon.keykeeper import KeyKeeper
 from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, secret_key, socket_mode
+from aegis_daemon.daemon.metering import Metering, Parts
 from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.network import Network
 from aegis_daemon.daemon.orders import Orders
@@ -165,6 +167,18 @@ class Daemon:
             mode=socket_mode(force.runtime.agents.values(), os.geteuid()),
         )
         self._writer: WriterHandle | None = None
+        parts = Parts(
+            journal=self._journal,
+            sessions=self._sessions,
+            lanes=self._lanes,
+            nursery=self._nursery,
+            shipping=self._shipping,
+            writer=lambda: self._writer,
+            pending=lambda: len(self._desk.pending()),
+            unproven=lambda: self._unproven is not None,
+        )
+        self._metering = Metering(parts, config.telemetry)
+        self._rotation = log.Rotation(Path(paths.log))
         self._forgetting: Forgetting | None = None
         self._manage: ManageServer | None = None
         self._ticker: asyncio.TimerHandle | None = None
@@ -241,10 +255,11 @@ class Daemon:
             signing=KeyKeeper(Path(duties.key_file), self._journal),
             forgetting=self._forgetting,
             shipping=self._shipping,
+            metering=self._metering,
         )
         self._mode_taken()
         await self._prover.prove(first=True)
-        self._shipping.use(self._force.config.audit)
+        self._export()
         self._checking.start()
         self._forgetting.start()
         await self._network.open(self._governor)
@@ -264,6 +279,12 @@ class Daemon:
         await self._manage.start()
         self._relay.open()
         self._tick()
+
+    def _export(self) -> None:
+        """What leaves the machine by itself goes where this configuration says."""
+        collector = self._metering.use(self._force.config, os.environ)
+        self._shell.tracing = self._metering.tracing()
+        self._shipping.use(self._force.config.audit, collector)
 
     def _policy(self) -> Policy:
         """What of the log is not kept."""
@@ -297,6 +318,10 @@ class Daemon:
         self._scribe.redact = transforms.logged if transforms is not None else None
         guard = force.runtime.secrets
         self._journal.scrub = guard.written if guard.log is not None else None
+        log.use(force.config.logging)
+        self._journal.unlisten(log.call_ended)
+        if force.config.logging.calls:
+            self._journal.listen(log.call_ended)
         for handler in logging.getLogger().handlers:
             if isinstance(handler.formatter, Plain):
                 handler.formatter.scrub = guard.said if guard.log is not None else None
@@ -464,6 +489,7 @@ class Daemon:
             await self._writer.close()
         self._shipping.ring(self._journal.ingested_seq)
         await self._shipping.close()
+        await self._rotation.close()
         self._journal.close()
         self._tickets.close()
 
@@ -477,13 +503,17 @@ class Daemon:
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(1.0, self._tick)
         ring = partial(self._shipping.ring, self._journal.ingested_seq)
-        for sweep in (self._network.sweep, self._sessions.sweep, partial(self._limits.sweep, monotonic()), ring):
+        meter = partial(self._metering.tick, monotonic())
+        rotate = partial(self._rotation.tick, self._force.config.logging)
+        limits = partial(self._limits.sweep, monotonic())
+        for sweep in (self._network.sweep, self._sessions.sweep, limits, ring, meter, rotate):
             try:
                 sweep()
             except Exception:  # what one cannot end must not keep the others from ending theirs
                 _log.exception("a sweep failed")
 
     def _ticket_event(self, event: str, ticket: Ticket) -> None:
+        self._metering.decided(event, wall() - ticket.created)
         if event in ("voted", "approved", "rejected", "expired", "consumed", "attached"):
             by, note, via = ticket.by, ticket.note, ticket.via
             if ticket.votes and event in ("voted", "approved"):  # the word that was given now
@@ -544,7 +574,7 @@ class Daemon:
             self._notifier.use(self._telling())
         if self._news is not None:
             self._news.kick()  # there may be a channel now
-        self._shipping.use(self._force.config.audit)
+        self._export()
         _log.info("configuration reloaded: %s", ", ".join(changed) or "nothing changed")
         return shapes.Reloaded(
             message="config reloaded",
@@ -625,9 +655,7 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
 
     Gives the exit code: 0 done, 1 the configuration has faults or the daemon cannot start or another one runs.
     """
-    to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
+    logging.basicConfig(level=logging.INFO, handlers=[log.to_stderr()])
     try:
         paths.prepare()
         lock = Lock(Path(paths.lock))

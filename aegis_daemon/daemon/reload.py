@@ -36,6 +36,8 @@ RESTART_KEYS = (
     ("audit", "bodies_days"),
     ("audit", "key_file"),
     ("audit", "checkpoints"),
+    ("telemetry", "metrics"),
+    ("telemetry", "tools"),
 )
 """Settings that a running daemon cannot change."""
 

@@ -29,15 +29,35 @@ RESTART_S: Final = (0.2, 1.0, 5.0, 30.0)
 CLOSE_S: Final = 6.0
 TEST_S: Final = 60.0
 LINE_MAX: Final = 1 << 16
+_BUCKET: Final = (
+    "region", "endpoint", "access_key_id", "secret_access_key", "session_token", "ca_file", "timeout",
+)  # fmt: skip
 _OWN: Final = {
     "jsonl": ("path", "rotate_mb"),
     "hec": ("url", "token", "ack", "ack_timeout", "index", "source", "sourcetype", "host", "ca_file", "timeout"),
     "syslog": ("address", "facility", "host", "max_bytes", "ca_file", "timeout"),
+    "security_lake": ("path", "lake_source", "classes", "account", "every", "bucket", *_BUCKET),
 }
 """Of each type: the settings that its sink takes."""
-_WITNESS: Final = {"file": ("path",), "http": ("url", "token", "ca_file", "timeout")}
+_WITNESS: Final = {
+    "file": ("path",),
+    "http": ("url", "token", "ca_file", "timeout"),
+    "s3": ("bucket", *_BUCKET),
+}
 """The same of witnesses."""
-_SECRET: Final = frozenset({"token"})
+_SECRET: Final = frozenset({"access_key_id", "endpoint", "secret_access_key", "session_token", "token", "url"})
+
+
+TRACES: Final = "otlp/traces"
+
+
+class Collector(msgspec.Struct, frozen=True):
+    """What goes to an OpenTelemetry collector; `settings` are those of `exports.otlp`, secrets included."""
+
+    settings: dict[str, Any]
+    traces: bool
+    metrics_s: float
+    """how often numbers are sent; 0 for never"""
 
 
 class Row(msgspec.Struct):
@@ -54,18 +74,32 @@ class Row(msgspec.Struct):
     """when the trouble began (seconds since the epoch)"""
 
 
-def job(audit: Audit, store: Path, cursors: Path) -> dict[str, Any] | None:
+def job(audit: Audit, store: Path, cursors: Path, collector: Collector | None = None) -> dict[str, Any] | None:
     """What the process is told first, secrets included; None where there is nothing for it to do."""
     exports = [_target(name, export) for name, export in audit.exports.items()]
     witnesses = [_witness(name, witness) for name, witness in audit.witnesses.items()]
-    if not exports and not witnesses:
+    numbers: dict[str, Any] | None = None
+    if collector is not None:
+        if collector.traces:
+            exports.append(_spans(collector.settings))
+        numbers = collector.settings if collector.metrics_s else None
+    if not exports and not witnesses and numbers is None:
         return None
-    return {"store": str(store), "cursors": str(cursors), "exports": exports, "witnesses": witnesses}
+    made = {"store": str(store), "cursors": str(cursors), "exports": exports, "witnesses": witnesses}
+    return made if numbers is None else {**made, "metrics": numbers}
+
+
+def _spans(settings: dict[str, Any]) -> dict[str, Any]:
+    """Traces go the way of exports, under a name that none of them can have."""
+    return {
+        "name": TRACES, "type": "otlp", "settings": settings, "format": "aegis", "begin": "now", "bodies": False,
+        "keep": False,
+    }  # fmt: skip
 
 
 def _witness(name: str, witness: Witness) -> dict[str, Any]:
     settings = {
-        key: reveal(value) if key in ("url", "token") else value
+        key: reveal(value) if key in _SECRET else value
         for key in _WITNESS[witness.type]
         if (value := getattr(witness, key)) is not None
     }
@@ -78,7 +112,7 @@ def _target(name: str, export: Export) -> dict[str, Any]:
     for key in _OWN[export.type]:
         value = getattr(export, key)
         if value is not None:
-            settings[key] = reveal(value) if key in _SECRET or key == "url" else value
+            settings[key] = reveal(value) if key in _SECRET else value
     if export.type == "hec":
         settings.setdefault("sourcetype", f"aegis:{format}")
     return {
@@ -122,6 +156,7 @@ class Shipping:
         self._replaced = False
         self._seq = 0
         self._rung = 0
+        self._numbers_trouble = ""
         self._tests: dict[str, asyncio.Future[str]] = {}
         self._ids = itertools.count(1)
 
@@ -130,12 +165,13 @@ class Shipping:
         """The process, while there is one."""
         return self._process.pid if self._process is not None else None
 
-    def use(self, audit: Audit) -> None:
+    def use(self, audit: Audit, collector: Collector | None = None) -> None:
         """These settings are in force from now on."""
-        made = job(audit, self._store, self._cursors)
+        made = job(audit, self._store, self._cursors, collector)
         if made == self._job:
             return
         self._job = made
+        self._numbers_trouble = ""
         self._rows = {
             target["name"]: Row(target["name"], "export", target["type"], target["format"])
             for target in (made["exports"] if made is not None else ())
@@ -159,13 +195,19 @@ class Shipping:
         self._rung = seq
         self._write(b"news %d\n" % seq)
 
+    def numbers(self, line: bytes) -> None:
+        """The daemon's numbers (`exports.otlp.Numbers`, JSON) for the collector; a busy process goes without."""
+        if self._process is not None and not self._unwritten:
+            self._write(b"metrics %b\n" % line)
+
     def rows(self) -> list[Row]:
         """How each is doing, in the order of the configuration."""
         return list(self._rows.values())
 
     def warnings(self) -> list[str]:
         """What a person should know of."""
-        return [
+        said = [f"the collector does not get metrics: {self._numbers_trouble}"] if self._numbers_trouble else []
+        return said + [
             f"the {row.role} `{row.name}` is {row.lag} records behind: {row.trouble}"
             if row.role == "export"
             else f"the witness `{row.name}` has no checkpoint behind record {row.seq}: {row.trouble}"
@@ -330,6 +372,12 @@ class Shipping:
                 detail = f"the export `{name}` never gets records {first} to {last}: {' '.join(text)}"
                 _log.error("%s", detail)
                 self._record(Admin(action="export_gap", by="aegis", detail=detail[:500]))
+            elif words[0] == "metrics":
+                _, state, *text = words
+                trouble = " ".join(text) if state == "trouble" else ""
+                if trouble and not self._numbers_trouble:
+                    _log.warning("the collector does not get metrics: %s", trouble)
+                self._numbers_trouble = trouble
             elif words[0] == "tested":
                 _, id, state, *text = words
                 done = self._tests.get(id)

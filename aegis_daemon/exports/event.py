@@ -42,6 +42,7 @@ class Record(msgspec.Struct, frozen=True):
     era: str = ""
     error_code: int = 0
     error_message: str = ""
+    judged_us: int = 0
     kind: str = ""
     limit: str = ""
     method: str = ""
@@ -61,6 +62,7 @@ class Record(msgspec.Struct, frozen=True):
     status: str = ""
     tenant: str = ""
     ticket: str = ""
+    trace: str = ""
     ts: int = 0
     version: str = ""
     via: str = ""
@@ -123,6 +125,8 @@ class Event(msgspec.Struct, frozen=True):
     record: Record
     call: Call | None = None
     cut: bool = False
+    steps: tuple[Record, ...] = ()
+    """all records of the call, where they were asked for"""
 
     @property
     def size(self) -> int:
@@ -156,7 +160,7 @@ def test(chain: str, ts: int) -> Event:
 # --- the `aegis` format ----------------------------------------------------------------------------------------------
 
 _NAMES: Final = {"agent": "agent_id", "backend": "backend_id", "call": "call_id", "name": "tool_name"}
-_APART: Final = frozenset({"kind", "tenant", "ts", "seq", "boot"})
+_APART: Final = frozenset({"kind", "tenant", "ts", "seq", "boot", "trace", "judged_us"})
 _encode = msgspec.json.Encoder().encode
 
 

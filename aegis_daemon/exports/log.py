@@ -33,6 +33,8 @@ _CALL = (
     f"SELECT {', '.join(f'c.{name}' for name in _COLUMNS)}, c.seqs, c.seq, c.result_seq FROM calls c "  # noqa: S608
     "WHERE c.call_id = ? AND c.seq <= ? ORDER BY c.seq DESC LIMIT 1"
 )
+_SEQS = "SELECT seqs FROM calls WHERE call_id = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
+_RECORD = "SELECT CAST(record AS BLOB) FROM records WHERE seq = ?"
 _BODY = "SELECT body, length FROM bodies WHERE seq = ?"
 
 
@@ -51,9 +53,10 @@ class Page(msgspec.Struct, frozen=True):
 class Log:
     """One log's file. Every method raises `sqlite3.Error`, or `OSError` where there is none."""
 
-    def __init__(self, path: Path, *, bodies: bool = True) -> None:
+    def __init__(self, path: Path, *, bodies: bool = True, steps: bool = False) -> None:
         self._path = path
         self._bodies = bodies
+        self._steps = steps
 
     @contextmanager
     def opened(self) -> Iterator[sqlite3.Connection]:
@@ -73,7 +76,7 @@ class Log:
             (newest,) = db.execute("SELECT ifnull(max(seq), 0) FROM records").fetchone()
             rows = db.execute(
                 "SELECT seq, hash, CAST(record AS BLOB) FROM records WHERE seq > ? ORDER BY seq LIMIT ?",
-                (after, SCANNED),
+                (after, max(SCANNED, 2 * most)),
             )
             events: list[Event] = []
             size, seq, digest, full = 0, after, "", False
@@ -114,7 +117,9 @@ class Log:
             return None  # its call is an event once it ends
         if kind not in ("outcome", "denied"):
             return Event(uid, chain, place, kind, record.ts, stored, record)
-        return Event(uid, chain, place, "call", record.ts, stored, record, self._call(db, place, record))
+        call = self._call(db, place, record)
+        steps = _steps(db, call.call_id, place) if self._steps else ()
+        return Event(uid, chain, place, "call", record.ts, stored, record, call, steps=steps)
 
     def _call(self, db: sqlite3.Connection, place: int, record: Record) -> Call:
         row = db.execute(_CALL, (record.call, place)).fetchone()
@@ -145,6 +150,15 @@ def _read(place: int, text: bytes | None) -> Record:
         return _decode(text or b"")
     except _UNREADABLE:
         return Record(kind="unreadable", detail=f"record {place} cannot be read; see `aegis audit verify`", seq=place)
+
+
+def _steps(db: sqlite3.Connection, call: str, place: int) -> tuple[Record, ...]:
+    """The call's records up to `place`, as far as they are there."""
+    row = db.execute(_SEQS, (call, place)).fetchone()
+    if row is None:
+        return ()
+    seqs = [int(seq) for seq in str(row[0]).split(",") if seq.isdigit() and int(seq) <= place]
+    return tuple(_read(seq, text) for seq in seqs for (text,) in db.execute(_RECORD, (seq,)))
 
 
 def _body(db: sqlite3.Connection, seq: int) -> tuple[str | None, int]:

@@ -3,7 +3,8 @@
 Run as `python -I -m aegis_daemon.exports.ship`. First line in: a `Job` as JSON, with the secrets, which so stand
 neither among the arguments nor in the environment. Lines after that: `news N` (the log has record N), `test NAME
 ID`. Lines out: `sink NAME at SEQ lag N ok`, `sink NAME at SEQ lag N trouble TEXT`, `gap NAME FIRST LAST TEXT` where
-records are gone that an export has not had, `witness NAME at SIZE ok|trouble TEXT`, `tested ID ok|trouble TEXT`. Ends
+records are gone that an export has not had, `witness NAME at SIZE ok|trouble TEXT`, `tested ID ok|trouble TEXT`. With
+`metrics JSON` come the daemon's numbers for a collector, and `metrics ok|trouble TEXT` says what became of them. Ends
 at the end of its input, once everything is sent or `CLOSE_S` later.
 
 The log itself is the spool, so memory holds one batch for each export; a cursor moves when the receiver has the batch.
@@ -34,12 +35,15 @@ from aegis_daemon.exports.sink import Sink, Trouble, Witness
 SINKS: Final = {
     "hec": "aegis_daemon.exports.hec",
     "jsonl": "aegis_daemon.exports.jsonl",
+    "otlp": "aegis_daemon.exports.otlp",
+    "security_lake": "aegis_daemon.exports.security_lake",
     "syslog": "aegis_daemon.exports.syslog",
 }
 """type → module with `Settings` and `make(settings, encode)`; imported only where it is configured"""
 WITNESSES: Final[dict[str, str]] = {
     "file": "aegis_daemon.exports.witness_file",
     "http": "aegis_daemon.exports.witness_http",
+    "s3": "aegis_daemon.exports.witness_object",
 }
 """type → module with `Settings` and `make(settings)`"""
 FORMATS: Final = {
@@ -74,6 +78,8 @@ class Job(msgspec.Struct, frozen=True):
     cursors: str
     exports: list[Target]
     witnesses: list[Target] = []
+    metrics: dict[str, Any] | None = None
+    """where the daemon's numbers go (`otlp.Settings`)"""
 
 
 Say = Callable[[str], None]
@@ -221,8 +227,8 @@ class Shipper:
             return False
         if page.chain != place.chain:
             return True  # the log was replaced meanwhile; look again
-        if self.sink.linger_s and not page.full and not self._news.over:
-            page = await self._gathered(place, page)
+        if self.sink.linger_s and not page.full and page.seq == page.newest and not self._news.over:
+            page = await self._gathered(place)
         for event in page.events:
             if event.kind == "gap":
                 first, last = event.uid.rsplit("-", 2)[1:]
@@ -267,18 +273,17 @@ class Shipper:
         self._place = place
         return place
 
-    async def _gathered(self, place: Place, page: Page) -> Page:
-        """More to send at once, where the sink likes that."""
+    async def _gathered(self, place: Place) -> Page:
+        """More to send at once, where the sink likes that; the log is not read meanwhile."""
         ends = self._clock() + self.sink.linger_s
-        while not page.full and not self._news.over and (left := ends - self._clock()) > 0:
+        enough = place.seq + 2 * self.sink.most  # a call has two records or more
+        while not self._news.over and (left := ends - self._clock()) > 0 and self._news.seq < enough:
             self._tell()
-            await self._news.wait(page.newest, left)
-            page = self._log.page(place.seq, self.sink.most, self.sink.most_bytes)
-            self._newest = page.newest
-            if page.chain != place.chain:
-                raise OSError("the log was replaced")
-            if page.seq < page.newest and not page.full:
-                break  # more than one look takes in
+            await self._news.wait(max(self._newest, self._news.seq), left)
+        page = self._log.page(place.seq, self.sink.most, self.sink.most_bytes)
+        self._newest = page.newest
+        if page.chain != place.chain:
+            raise OSError("the log was replaced")
         return page
 
     def _move(self, place: Place) -> None:
@@ -399,7 +404,7 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
         except Exception as error:
             say(f"sink {target.name} at 0 lag 0 trouble {_text(error)}")
             continue
-        shipper = Shipper(target, Log(store, bodies=target.bodies), cursors, news, say, sink=sink)
+        shipper = Shipper(target, Log(store, bodies=target.bodies, steps=sink.steps), cursors, news, say, sink=sink)
         shippers[target.name] = shipper
         tasks.add(asyncio.create_task(shipper.run()))
     for target in job.witnesses:
@@ -415,8 +420,12 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
         why = await shipper.test() if shipper is not None else "there is no such export"
         say(f"tested {id} " + (f"trouble {why}" if why else "ok"))
 
+    numbers = _Numbers(job.metrics, say)
     tests: set[asyncio.Task[None]] = set()
     while line := await reader.readline():
+        if line.startswith(b"metrics "):
+            numbers.heard(line[8:])
+            continue
         word, *rest = line.decode("utf-8", "replace").split()
         if word == "news" and len(rest) == 1 and rest[0].isdigit():
             news.heard(int(rest[0]))
@@ -431,8 +440,49 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
             task.cancel()
         for name in shippers:
             await shippers[name].sink.close()
+    await numbers.close()
     cursors.close()
     os.close(lock)
+
+
+class _Numbers:
+    """The daemon's numbers, which are not worth repeating: of those that come while some are sent, the last count."""
+
+    def __init__(self, settings: dict[str, Any] | None, say: Say) -> None:
+        self._gauge: Any = None
+        self._say = say
+        self._next = b""
+        self._task: asyncio.Task[None] | None = None
+        if settings is not None:
+            try:
+                self._gauge = importlib.import_module(SINKS["otlp"]).sent(settings)
+            except Exception as error:
+                say(f"metrics trouble {_text(error)}")
+
+    def heard(self, line: bytes) -> None:
+        """They are these now."""
+        self._next = line
+        if self._gauge is not None and self._task is None:
+            self._task = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        while line := self._next:
+            self._next = b""
+            try:
+                await self._gauge.send(line)
+            except Exception as error:
+                self._say(f"metrics trouble {_text(error)}")
+            else:
+                self._say("metrics ok")
+        self._task = None
+
+    async def close(self) -> None:
+        """Ends what is on its way."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=1.0)
+            self._task.cancel()
+        if self._gauge is not None:
+            await self._gauge.close()
 
 
 async def _alone(path: Path) -> int:

@@ -29,6 +29,8 @@ class Sink:
     most: ClassVar[int] = 500
     most_bytes: ClassVar[int] = 1 << 20
     linger_s: float = 0.0
+    steps: ClassVar[bool] = False
+    """whether it wants all records of a call (`Event.steps`)"""
 
     async def send(self, batch: list[Event]) -> None:
         """Returns once the receiver has all of it for good. Raises `Trouble` or `OSError`; it then comes again."""

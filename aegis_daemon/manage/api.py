@@ -227,6 +227,10 @@ class Governor(Protocol):
         """Where the log is copied to, and how far that is."""
         ...
 
+    def metrics(self, *, openmetrics: bool) -> str:
+        """All numbers, in Prometheus' text format or in OpenMetrics'."""
+        ...
+
     async def test_export(self, name: str) -> shapes.ExportTest:
         """Sends a test event. :raises NotFound: no such export."""
         ...

@@ -26,7 +26,7 @@ OFFSET_MAX = 100_000
 class Shape(BaseModel):
     """The base of every request and row."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # most are used by few daemons
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

@@ -260,6 +260,9 @@ ROUTES: Final = (
 CALLBACK: Final = "/callback/approval"
 POSTED: Final = "/callback/slack"
 """Where Slack posts clicks, signed, if it is told to; described by Slack and not by the API's document."""
+METRICS: Final = "/metrics"
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 POSTED_MAX: Final = 256 * 1024
 """Bytes of a click: the whole message comes back with it, encoded twice."""
 _PAGE: Final = (400, 403, 404, 410, 500, 503)
@@ -328,7 +331,8 @@ class Web:
         inbox = [Route(path, self._inbox, methods=["GET", "POST"]) for path in ("/ui", "/ui/{rest:path}")]
         rows = [Route(row.path, self._endpoint(row), methods=[row.method]) for row in ROUTES]
         clicks = Route(POSTED, self._posted, methods=["POST"])
-        self.app = _app([*rows, page, clicks, *inbox])
+        numbers = Route(METRICS, self._metrics, methods=["GET"])
+        self.app = _app([*rows, numbers, page, clicks, *inbox])
         self.page_app = _app([page, clicks])
 
     async def health(self) -> Mapping[str, str]:
@@ -409,6 +413,20 @@ class Web:
         if self._wrong_logins.blocked_s(peer):
             _log.warning("too many wrong credentials from %s; none is looked at for a while", peer)
         raise Unauthorized("the credential is not valid here", hint, wrong=True)
+
+    async def _metrics(self, request: Request) -> Response:
+        """Numbers, for whoever may read; the form is the one that is asked for first."""
+        try:
+            self._check_site(request)
+            visitor = self._visitor(request)
+            if Permit.READ not in visitor.permits:
+                raise _lacking(visitor)
+            wanted = request.headers.get("accept", "")
+            openmetrics = "application/openmetrics-text" in wanted
+            text = self.governor.metrics(openmetrics=openmetrics)
+        except Exception as error:
+            return _problem(_refusal(error))
+        return Response(text, 200, {**_PLAIN, "content-type": OPENMETRICS if openmetrics else PROMETHEUS})
 
     # --- the inbox ------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Shell(msgspec.Struct):
     """What every call needs of the daemon. `runtime` is today's configuration, `now` gives monotonic seconds.
 
     `after` does something once what the event under way caused has left, and before the next event. `brake` is None
-    while nobody has stopped anything.
+    while nobody has stopped anything, `tracing` where no calls are traced.
     """
 
     runtime: Runtime
@@ -84,6 +84,7 @@ class Shell(msgspec.Struct):
     patience: Patience | None = None
     pins: Pins | None = None
     tasks: OwnTasks | None = None
+    tracing: Callable[[Call], Call] | None = None
     redacting: Redacting = msgspec.field(default_factory=Redacting)
 
 
@@ -305,12 +306,21 @@ class Flight(msgspec.Struct, eq=False):
         try:
             self._ended_by(error)
         except Exception:  # the session's other frames are none of this call's business
-            _log.exception("call %s could not be refused as it should", self.call.id)
+            _log.exception("call %s could not be refused as it should", self.call.id, extra=self._about)
             text = "a fault in Aegis; nothing was executed; see `aegis logs`"
             self._give_up(Reason("internal", text, code="fault"))
             if self.opened.state is not State.DONE:
                 frame = error_frame(id_text(self.opened.request_id), INTERNAL_ERROR, text, {"by": "aegis"})
                 self.origin.answer(self.opened, frame)
+
+    @property
+    def _about(self) -> dict[str, str]:
+        """What a log line says of the call, for those who read it by machine."""
+        call = self.call
+        return {
+            "call_id": call.id, "agent": call.principal.agent, "backend": call.backend, "method": call.method,
+            "tool": call.name or "",
+        }  # fmt: skip
 
     def _ended_by(self, error: Exception) -> None:
         if type(error) is Withdrawn:
@@ -328,7 +338,7 @@ class Flight(msgspec.Struct, eq=False):
             )
             self._refuse(reason)
         else:
-            _log.error("call %s was refused because of a fault", self.call.id, exc_info=error)
+            _log.error("call %s was refused because of a fault", self.call.id, exc_info=error, extra=self._about)
             self._refuse(Reason("internal", "a fault in Aegis; nothing was executed; see `aegis logs`", code="fault"))
 
     def _take_up(self, kept: Kept | None) -> None:
@@ -720,7 +730,7 @@ class Flight(msgspec.Struct, eq=False):
         except Fault as fault:
             self.fail(fault)
         except Exception as error:
-            _log.exception("call %s ended in a fault", self.call.id)
+            _log.exception("call %s ended in a fault", self.call.id, extra=self._about)
             self.fail(Fault("fault", f"a fault in Aegis after the call was forwarded ({type(error).__name__})"))
 
     def set(self, answer: Answer) -> None:
@@ -741,11 +751,11 @@ class Flight(msgspec.Struct, eq=False):
         try:
             settle(what, now)
         except Exception:
-            _log.exception("call %s ended in a fault after it had been forwarded", self.call.id)
+            _log.exception("call %s ended in a fault after it had been forwarded", self.call.id, extra=self._about)
             try:
                 self._salvage(now)
             except Exception:  # other frames of the session are none of this call's business
-                _log.exception("call %s could not be ended as it should", self.call.id)
+                _log.exception("call %s could not be ended as it should", self.call.id, extra=self._about)
 
     def _salvage(self, now: float) -> None:
         """A fault of ours kept the call from its proper end: whoever waits hears of it, and nothing is left behind."""

@@ -441,6 +441,8 @@ class Conversation:
                 call = roots.answered(call, runtime.pipeline)
             except BadParams as error:
                 fault = Reason("params", str(error), code="bad_params")
+        if self.shell.tracing is not None and name is not None and fault is None:
+            call = self.shell.tracing(call)
         opened.call = call
         if fault is not None:
             self._refuse_early(opened, call, fault)

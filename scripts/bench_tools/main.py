@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import aegis, approvals, audit_search, bars, machine, peers, policies, report, web
+from . import aegis, approvals, audit_log, audit_search, bars, machine, peers, policies, report, telemetry, web
 from .driver import Target
 from .machine import BenchError
 from .measure import SHAPES, Results, Session, Settings
@@ -29,6 +29,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--approvals", action="store_true", help="approvals alone: many tickets that wait at once")
     parser.add_argument("--policy", action="store_true", help="policies alone: what judging a call costs")
     parser.add_argument(
+        "--audit", action="store_true", help="writing a log of a million records, alone (4 GB of disk, four minutes)"
+    )
+    parser.add_argument(
         "--audit-search", action="store_true", help="searching a log of ten million calls, alone (12 GB of disk)"
     )
     parser.add_argument("--rows", metavar="N", type=int, default=10_000_000, help="calls in that log")
@@ -37,6 +40,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--peer-bin", metavar="NAME=PATH", action="append", default=[], help="use this peer, installed elsewhere"
     )
     parser.add_argument("--no-aegis", action="store_true", help="all but Aegis")
+    parser.add_argument("--telemetry", action="store_true", help="what numbers and traces cost a call")
     parser.add_argument("--keep", action="store_true", help="keep the directory of the run (homes, logs)")
     args = parser.parse_args(argv)
     args.only = [bar.strip().upper() for bar in args.only.split(",") if bar.strip()]
@@ -44,8 +48,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error(f"unknown bar `{unknown[0]}`; there are {', '.join(bars.NEEDS)}")
     if args.only and args.http:
         parser.error("--http and --only each choose what is measured; give one of them")
-    if args.approvals + args.policy + args.audit_search + bool(args.only or args.http or args.peers) > 1:
-        parser.error("--approvals, --policy and --audit-search are each measured alone")
+    if args.approvals + args.policy + args.audit + args.audit_search + bool(args.only or args.http or args.peers) > 1:
+        parser.error("--approvals, --policy, --audit and --audit-search are each measured alone")
     for given in args.peer_bin:
         if given.partition("=")[0] not in peers.PEERS or "=" not in given:
             parser.error(f"`{given}` is not NAME=PATH with one of the names {', '.join(peers.PEERS)}")
@@ -190,6 +194,14 @@ def main(argv: list[str]) -> int:
     if args.policy:
         return policies.main(args.markdown, args.json, quick=args.quick)
     console, notes = Console(), Console(stderr=True)
+    if args.telemetry:
+        return telemetry.run(lambda text: console.print(text, markup=False), args.json)
+    if args.audit:
+        try:
+            return audit_log.run(lambda text: notes.print(text, markup=False), args.at, args.json)
+        except BenchError as why:
+            notes.print(f"broken: {why}", markup=False)
+            return 1
     if args.audit_search:
         try:
             return audit_search.run(lambda text: notes.print(text, markup=False), args.at, args.json, args.rows)

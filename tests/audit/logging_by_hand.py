@@ -103,8 +103,12 @@ def abandon(log: Journal) -> None:
     """What a kill leaves: nothing is synced, told or written any more; only the lock and the descriptors go."""
     if log._sync is not None:
         log._sync.stop()
-    if log._maker is not None:
-        log._maker.wait()
+    for work in (log._maker, log._mender):
+        if work is not None:
+            work.wait()
+    for timer in (log._retry, log._watch, log._held_timer):
+        if timer is not None:
+            timer.cancel()
     log._release()
 
 

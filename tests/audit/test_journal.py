@@ -310,6 +310,8 @@ async def test_what_the_last_good_sync_did_not_cover_is_what_goes_into_the_fresh
 ) -> None:
     sync = _Disk(monkeypatch)
     with opened(tmp_path, "full") as log:
+        if log._maker is not None:
+            await asyncio.to_thread(log._maker.wait)  # it syncs, too
         sync.gate.clear()
         sync.entered.clear()
         first = asyncio.create_task(durable(log, log.append(intent(1), ARGUMENTS)))

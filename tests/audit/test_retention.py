@@ -9,7 +9,7 @@ import pytest
 from logging_by_hand import ARGUMENTS, RESULT, Ingested, change, denied, fill, hold, intent, opened, outcome, whole_call
 
 from aegis_daemon.audit import removals, store
-from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.journal import Journal, boot_id
 from aegis_daemon.audit.notary import Duties, Notary
 from aegis_daemon.audit.record import Admin
 from aegis_daemon.audit.removals import Removals, merged
@@ -32,10 +32,15 @@ class Clock:
     def __init__(self, each: int = HOUR) -> None:
         self.now = START
         self.each = each
+        self.leapt = 0
+        """what the calendar was set forward"""
 
     def __call__(self) -> tuple[int, int]:
         self.now += self.each
-        return self.now, self.now - START
+        return self.wall(), self.now - START
+
+    def wall(self) -> int:
+        return self.now + self.leapt
 
 
 class Home:
@@ -50,6 +55,7 @@ class Home:
         self.key = at / "audit.key"
         self.steps = 0
         self.monotonic = 0.0
+        self.boot = boot_id()
         self.between: Callable[[], None] = lambda: None
         self.begin(Policy())
 
@@ -58,8 +64,9 @@ class Home:
         self.filled.ingester.close()
         self.notary = Notary(Duties(str(self.key), every=1), self.said.append)
         self.keeper = Keeper(
-            self.db_path, policy, self.said.append, lambda: self.clock.now / 1e6, lambda: self.monotonic
-        )
+            self.db_path, policy, self.said.append, lambda: self.clock.wall() / 1e6, lambda: self.monotonic,
+            lambda: (self.boot, self.clock.now - START),
+        )  # fmt: skip
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -361,6 +368,67 @@ async def test_windows_exports_and_witnesses_hold_a_purge(home: Home, tmp_path: 
     assert last(Policy(exports=str(exports), witnessed=True)) == (20, "no witness has seen the rest yet")
     change(home.db_path, "DELETE FROM checkpoints")
     assert last(Policy()) == (0, "no checkpoint that covers them was signed")
+
+
+def signed(home: Home, log: Journal, numbers: range) -> None:
+    """Calls with a checkpoint behind each of them."""
+    for number in numbers:
+        whole_call(log, number)
+        home.sign()
+
+
+def looked(home: Home, days: int) -> list[str]:
+    """What a keeper says that looks for what is older, now."""
+    home.filled.all()
+    home.begin(Policy(days=days))
+    home.said.clear()
+    home.sign()
+    home.work()
+    return home.said[:]
+
+
+@pytest.mark.parametrize("leap_days", [3, 100, 20_000])
+async def test_a_calendar_that_leaps_forward_makes_nothing_old(home: Home, leap_days: int) -> None:
+    with opened(home.directory, clock=home.clock) as log:
+        signed(home, log, range(24))  # two days
+        assert looked(home, 3)[-1] == "kept "
+        home.clock.leapt = leap_days * DAY
+        assert "the clock went forward" in looked(home, 3)[-1]
+        signed(home, log, range(24, 30))  # half a day in that time
+        assert "the clock went forward" in looked(home, 3)[-1]
+        by_hand = plan(home.db, home.clock.wall() - 3 * DAY, Policy(), home.clock.wall())
+        assert by_hand.last >= 47  # whoever is asked knows what day it is
+        signed(home, log, range(30, 48))  # by now three days have passed since the first ones, and all know it
+        (leapt,) = [line for line in looked(home, 3) if line.startswith("remove")]
+        home.clock.leapt = 0  # and it is put right again
+        (right,) = [line for line in looked(home, 3) if line.startswith("remove")]
+        assert leapt == right
+        assert right.startswith("remove purge records 1 to 2")
+
+
+async def test_the_time_between_two_boots_counts_for_half_the_age_at_most(home: Home) -> None:
+    with opened(home.directory, clock=home.clock) as log:
+        signed(home, log, range(24))  # two days
+        home.boot = log.boot = "another"
+        home.clock.leapt = 1000 * DAY  # it was off for years, or it comes up with a wrong date
+        signed(home, log, range(24, 30))
+        assert "the clock went forward" in looked(home, 5)[-1]  # two, half of five and a half
+        signed(home, log, range(30, 40))
+        assert [line for line in looked(home, 5) if line.startswith("remove purge records 1 to ")]
+        assert "the clock went forward" in looked(home, 9)[-1]
+
+
+async def test_a_short_time_between_two_boots_counts_as_it_is(home: Home) -> None:
+    with opened(home.directory, clock=home.clock) as log:
+        signed(home, log, range(6))
+        found = []
+        for boot in (log.boot, "another"):
+            home.boot = log.boot = boot
+            home.clock.now += 12 * HOUR
+            signed(home, log, range(6, 12) if boot == "another" else range(12, 18))
+            home.clock.now += 12 * HOUR
+            found.append([line for line in looked(home, 1) if line.startswith("remove")])
+        assert all(found)
 
 
 async def test_a_purged_store_gives_its_pages_back(home: Home) -> None:

@@ -265,7 +265,7 @@ def test_a_store_of_the_first_version_is_told_how_long_its_calls_were_judged(tmp
         "CREATE VIEW log AS SELECT call_id FROM calls",
         "PRAGMA user_version=1",
     )
-    with pytest.raises(OSError, match="has version 1, this Aegis reads 2; start its own daemon once"):
+    with pytest.raises(OSError, match="has version 1, this Aegis reads 3; start its own daemon once"):
         Reader(db_path)
     assert fill_store(tmp_path / "journal", db_path) == []
     with Reader(db_path) as reader:

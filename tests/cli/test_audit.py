@@ -232,3 +232,13 @@ def test_a_log_damaged_in_its_middle_is_told_without_a_traceback(aegis: Aegis, l
         file.write(b"\xff" * (os.path.getsize(log) - 4096))
     assert aegis("audit", "verify").exit_code == 1
     assert aegis("audit", "search").exit_code == 1
+
+
+@pytest.mark.usefixtures("log")
+def test_a_file_without_a_checkpoint_says_nothing_against_the_log(aegis: Aegis, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("root:x:0:0\n")
+    for name, what in (("other", "holds no checkpoint"), ("none", "cannot be read: no such file")):
+        done = aegis("audit", "verify", "--trusted", str(tmp_path / name))
+        assert done.exit_code == 2
+        assert what in done.stderr
+        assert "aegis audit checkpoint" in done.stderr

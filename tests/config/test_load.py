@@ -422,7 +422,7 @@ def test_sections_whose_lines_are_all_commented_out_are_empty() -> None:
     )
 
 
-SAY_NOTHING = ("constraints.", "transforms.", "audit.exports.", "audit.witnesses.")
+SAY_NOTHING = ("constraints.", "transforms.", "audit.exports.", "audit.witnesses.", "telemetry.otlp.")
 """Sections that are faults with one key alone."""
 
 

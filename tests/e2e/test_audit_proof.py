@@ -27,6 +27,7 @@ def test_a_log_is_signed_witnessed_and_verified_by_two(homes: Callable[..., Home
     for number in range(6):
         agent.says(call(number, "work", key=f"k{number}"))
         agent.answer(number)
+    until(lambda: home.ask("status")["audit"]["signed"], "a signature, and so a key")
     first = home.json("audit", "key")["keys"][0]
     rotated = home.json("audit", "key", "rotate", "--yes", env=home.approver())
     agent.says(call(6, "work", key="k6"))

@@ -22,7 +22,9 @@ MANY = 100
 """For each way, so twice as many in all. A killed daemon counts for both ways at once; 30, 20 and 40 more die below."""
 
 
-@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(FEW, marks=pytest.mark.few), pytest.param(MANY, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("victim", ["shim", "server"])
 def test_a_killed_end_leaves_no_orphan_and_no_hung_client(homes: Callable[..., Home], victim: str, count: int) -> None:
     matrix = Matrix(homes(CONFIG % "full"))
@@ -41,7 +43,7 @@ def test_sessions_go_on_over_killed_daemons(homes: Callable[..., Home], count: i
     print(matrix.check())
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(30, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [pytest.param(3, marks=pytest.mark.few), pytest.param(30, marks=pytest.mark.full)])
 def test_shims_and_daemons_killed_at_once(homes: Callable[..., Home], count: int) -> None:
     matrix = Matrix(homes(CONFIG % "full"))
     matrix.kill_all(count)
@@ -99,7 +101,7 @@ queue: {work: {enabled: false, global_rate_limits: {%s}}}
 """
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("rounds", [pytest.param(2, marks=pytest.mark.few), pytest.param(20, marks=pytest.mark.full)])
 def test_a_limit_holds_over_a_daemon_that_is_killed_at_any_moment(homes: Callable[..., Home], rounds: int) -> None:
     home = homes(LIMITED % ", ".join(f"t{at}: 10/day" for at in range(rounds)))
     home.torn = True
@@ -134,7 +136,7 @@ agents: {default: {backends: {work: {allowed: true, approval_required: [post]}}}
 """
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.few), pytest.param(40, marks=pytest.mark.full)])
 def test_an_approval_is_used_once_however_often_the_daemon_is_killed(homes: Callable[..., Home], kills: int) -> None:
     home = homes(ASKING)
     home.torn = True
