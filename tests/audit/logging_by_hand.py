@@ -123,13 +123,18 @@ def fill(log: Journal, numbers: Iterable[int]) -> None:
         whole_call(log, number)
 
 
-def lines_of(directory: Path) -> list[Line[Link]]:
-    """The whole chain as far as the files hold it, each record once; asserts that every link holds."""
+def lines_of(directory: Path, *, tail: bool = False) -> list[Line[Link]]:
+    """The whole chain as far as the files hold it, each record once; asserts that every link holds.
+
+    `tail`: only what follows the newest gap, which files that were used again leave.
+    """
     found: dict[int, Line[Link]] = {}
     for header, path in files_of(directory):
         for line, _ in follow(path.read_bytes(), header.start, header.first_seq - 1, header.prev):
             found[line.link.seq] = line
     lines = [found[seq] for seq in sorted(found)]
+    if tail:
+        lines = lines[max((at for at, line in enumerate(lines) if line.link.seq - 1 not in found), default=0) :]
     if lines:
         first = lines[0].link
         rows = [(line.link.seq, line.text, line.hash) for line in lines]
