@@ -31,6 +31,10 @@ FaultKind = Literal[
     "checkpoint_edited",
     "other_log",
     "unknown_key",
+    "removal_unsigned",
+    "schema_edited",
+    "index_edited",
+    "tallies_edited",
 ]
 
 

@@ -1,8 +1,9 @@
 """How old a record is, as far as the log itself can tell: no leap of the calendar makes a record older.
 
 Every record holds both the calendar's time and that of the boot clock, which nobody sets. Within one boot, the boot
-clock says how much time went by. Between two boots only the calendar knows, so a gap counts for no more than a part of
-the age that is asked for: a machine that comes up with a wrong date does not make the whole log old.
+clock says how much time went by. Between two boots only the calendar knows, so all gaps together count for no more than
+a part of the age that is asked for: a machine that comes up with a wrong date, however often, does not make the whole
+log old.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from aegis_daemon.audit.calls import read_record
 from aegis_daemon.audit.chain import UNREADABLE
 
 PART: Final = 2
-"""A gap between two boots counts for the age divided by this, at most."""
+"""The gaps between boots count for the age divided by this together, at most."""
 _BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -46,12 +47,18 @@ def old_enough(db: sqlite3.Connection, last: int, low: int, age: int, now: Momen
     """
     newest = int(db.execute("SELECT ifnull(max(seq), 0) FROM records").fetchone()[0])
     later, passed = now, 0  # a moment, and the time that has gone by since then
+    gaps = age // PART  # what may still be believed of them
     while newest > low:
         end = _moment(db, newest)
         if end is None:
             newest -= 1  # `verify` says what it is
             continue
-        passed += max(0, min(later.ts - end.ts, age // PART) if end.boot != later.boot else later.mono - end.mono)
+        if end.boot == later.boot:
+            passed += max(0, later.mono - end.mono)
+        else:
+            gap = max(0, min(later.ts - end.ts, gaps))
+            gaps -= gap
+            passed += gap
         first = _first(db, low, newest, end.boot)
         begun = _moment(db, first) or end
         if passed + max(0, end.mono - begun.mono) > age:

@@ -523,7 +523,7 @@ def main(arguments: list[str]) -> None:
     duties = msgspec.json.decode(arguments[4], type=Duties | None) if len(arguments) > 4 else None
     signing = _Signing(ingester, duties, say)
     policy = msgspec.json.decode(arguments[5], type=Policy) if len(arguments) > 5 else Policy()
-    keeping = _Keeping(ingester, Keeper(db_path, policy, say))
+    keeping = _Keeping(ingester, Keeper(db_path, policy, say, duties=duties))
     told = -1
     pause: float | None = 0.0
     while not bell.gone:

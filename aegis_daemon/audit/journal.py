@@ -132,8 +132,12 @@ class Journal:
         clock: Clock = system_clock,
         db_path: Path | None = None,
         tenant: str = "default",
+        key_file: Path | None = None,
     ) -> None:
-        """`db_path` is asked for the chain's head when the directory is empty (somebody deleted it)."""
+        """`db_path` is asked for the chain's head when the directory is empty (somebody deleted it).
+
+        `key_file` is the key beside which it stands how much of the log was signed.
+        """
         self.directory = directory
         self.durability = durability
         self.bell: Callable[[], None] | None = None
@@ -149,6 +153,7 @@ class Journal:
         self.shedding = False
         """Whether files that SQLite has all of must be overwritten before they are used again (or deleted)."""
         self._db_path = db_path
+        self._key_file = key_file
         self._full = durability == "full"
         self._loop = loop
         self._clock = clock
@@ -194,6 +199,11 @@ class Journal:
         self._sync: _Sync | None = None
         self._mender: Mender | None = None
         self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def tenant(self) -> str:
+        """The name that each record has."""
+        return self._tenant
 
     @property
     def scrub(self) -> Callable[[bytes], bytes] | None:
@@ -390,9 +400,18 @@ class Journal:
             return False
         if head and self._seq and store.hash_of(self._db_path, self._seq) != head:
             return False  # another chain, which the writer moves away
+        alone = self._seq + 1
+        if self._key_file is not None and known.chain:
+            from aegis_daemon.audit import checkpoint, keys
+
+            alone = max(alone, keys.signed_size(self._key_file, checkpoint.origin(self._tenant, known.chain)) + 1)
         self._seq, self._head = known.seq, known.head
         self._open = {record.call: record for record in map(_decode, known.open_calls)}
-        notes.append(f"the chain goes on behind record {known.seq}, the newest one in the store")
+        note = f"the chain goes on behind record {known.seq}, the newest one in the store"
+        if alone <= known.seq:  # of what was signed, whoever signs on sees whether it is still that
+            which = f"record {alone}" if alone == known.seq else f"records {alone} to {known.seq}"
+            note += f"; only the store had {which}, which nothing else bears out: no checkpoint, and not the journal"
+        notes.append(note)
         return True
 
     def _is_stored(self, header: Header) -> bool:

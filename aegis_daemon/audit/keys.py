@@ -6,7 +6,8 @@
     audit.key.next   a key that is not in use yet
 
 `cryptography` is imported where something is signed or checked, not before. Run as a module, `next KEY` makes a key and
-prints the note about it, `use KEY` puts it in the place of the old one.
+prints the note about it, `use KEY` puts it in the place of the old one, `sign KEY` signs texts (JSON: pairs of name and
+text) and prints base64 of key id and signature of each.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from aegis_daemon.audit.checkpoint import (
     NoteError,
     Signature,
     key_id,
+    read_checkpoint,
     read_note,
     read_verifier_key,
     write_note,
@@ -43,6 +45,8 @@ _SPKI = bytes.fromhex("302a300506032b6570032100")
 """The same of a public one."""
 _VERIFIER = re.compile(r"[^+\s]+\+[0-9a-f]{8}\+\S+")
 _PRIVATE, _PUBLIC = "PRIVATE KEY", "PUBLIC KEY"
+WITHIN_S: Final = 5.0
+"""How long an order to remove waits for the first key of a log."""
 
 
 class KeyFault(Exception):
@@ -73,6 +77,11 @@ class Signer:
         """The signature line of a note, under a name."""
         return Signature(name, key_id(name, self.public), self._key.sign(text.encode()))
 
+    def word(self, name: str, text: str) -> str:
+        """The same as one word: base64 of the key's id and the signature."""
+        made = self.sign(name, text)
+        return _b64(made.key_id + made.signature)
+
 
 def signed_by(note: Note, name: str, publics: Iterable[bytes]) -> int | None:
     """Which of the keys signed a note under that name, the last one where several did; None for none.
@@ -94,6 +103,24 @@ def signed_by(note: Note, name: str, publics: Iterable[bytes]) -> int | None:
                 return None
             found = index
     return found
+
+
+def doubt(path: Path, log: str, size: int, note: str) -> str:
+    """Why a note is no checkpoint of that size and log with a signature of a key of `path`'s ring; "" where it is one.
+
+    Raises `OSError`.
+    """
+    try:
+        read = read_note(note)
+        point = read_checkpoint(read.text)
+    except NoteError as error:
+        return f"the store's newest checkpoint cannot be read ({error}) and is not passed on; see `aegis audit verify`"
+    if (point.origin, point.size) == (log, size) and signed_by(read, log, follow(read_ring(path))) is not None:
+        return ""
+    return (
+        f"the store's newest checkpoint ({size}) was not signed with the log's key and is not passed on; see "
+        "`aegis audit verify`"
+    )
 
 
 # --- keys that follow each other --------------------------------------------------------------------------------------
@@ -170,6 +197,7 @@ def load(path: Path) -> bytes:
 
 def load_or_make(path: Path) -> bytes:
     """The same; makes the key where there is none and there never was one. Raises `OSError`, `KeyFault`."""
+    _finish_use(path)
     try:
         return load(path)
     except FileNotFoundError:
@@ -199,7 +227,39 @@ def use(path: Path, note: str) -> None:
     if said is None or said != (Signer(load(path)).public, Signer(seed).public):
         raise KeyFault(f"`{_next_path(path)}` is not the key that was meant; rotate again")
     _remember(path, Ring(said[1].hex(), now(), note))
-    os.replace(_next_path(path), path)
+    try:
+        os.replace(_next_path(path), path)
+    except FileNotFoundError:
+        if Signer(load(path)).public != said[1]:  # else whoever signs has done it meanwhile
+            raise
+
+
+def _finish_use(path: Path) -> None:
+    """Of a `use` that was killed between its two steps, the second one: the ring says that the next key is in use."""
+    coming = _next_path(path)
+    if not coming.exists():
+        return
+    ring = read_ring(path)
+    said = read_rotation(ring[-1].rotation) if ring and ring[-1].rotation else None
+    try:
+        pair = (Signer(load(path)).public, Signer(load(coming)).public)
+        if said == pair and ring[-1].public == pair[1].hex():
+            os.replace(coming, path)
+    except (FileNotFoundError, KeyFault):
+        pass  # it was done meanwhile, or the next key is none
+
+
+def load_for_orders(path: Path, within: float = WITHIN_S) -> bytes:
+    """The same as `load`; a log that has just begun has its key some seconds later. Raises `OSError`, `KeyFault`."""
+    until = time.monotonic() + within
+    while True:
+        try:
+            _finish_use(path)
+            return load(path)
+        except FileNotFoundError:
+            if read_ring(path) or time.monotonic() > until:
+                raise KeyFault(f"there is no key `{path}`; put it back, or see `aegis status`") from None
+        time.sleep(0.05)
 
 
 def public_path(path: Path) -> Path:
@@ -210,6 +270,15 @@ def public_path(path: Path) -> Path:
 def memory_path(path: Path) -> Path:
     """Where the newest checkpoint of each log is remembered."""
     return path.with_name(f"{path.name}.signed")
+
+
+def signed_size(path: Path, log: str) -> int:
+    """How many records of the log of that name (`checkpoint.origin`) the key beside it has signed; 0 for none known."""
+    try:
+        known = msgspec.json.decode(memory_path(path).read_bytes(), type=dict[str, str])
+        return read_checkpoint(read_note(known[log]).text).size
+    except (OSError, KeyError, NoteError, msgspec.MsgspecError, UnicodeDecodeError):
+        return 0
 
 
 def read_ring(path: Path) -> list[Ring]:
@@ -312,6 +381,10 @@ def main(arguments: list[str]) -> None:
     try:
         if word == "next":
             sys.stdout.write(prepare(path))
+        elif word == "sign":
+            texts = msgspec.json.decode(sys.stdin.buffer.read(), type=list[tuple[str, str]])
+            signer = Signer(load_for_orders(path))
+            sys.stdout.write("".join(f"{signer.word(name, text)}\n" for name, text in texts))
         else:
             use(path, sys.stdin.read())
     except (OSError, KeyFault) as error:

@@ -181,18 +181,22 @@ class Notary:
             stamp: tuple[int, ...] = (info.st_dev, info.st_ino, info.st_mtime_ns)
         except FileNotFoundError:
             stamp = ()
-        if self._signer is None or stamp != self._stamp or not stamp:
-            self._signer = keys.Signer(keys.load_or_make(self._key_path))
-            info = os.stat(self._key_path)
-            self._stamp = (info.st_dev, info.st_ino, info.st_mtime_ns)
-        ring = keys.read_ring(self._key_path)
-        publics = keys.follow(ring)
-        if not publics or publics[-1] != self._signer.public:
-            raise keys.KeyFault(
-                f"`{keys.public_path(self._key_path)}` does not say how the key in use followed the ones before; put "
-                "the file that belongs to it back, or move both away to begin with a new key"
-            )
-        return ring
+        if stamp != self._stamp or not stamp:
+            self._signer = None
+        for _ in range(2):  # where a rotation was broken off, loading the key anew finishes it
+            if self._signer is None:
+                self._signer = keys.Signer(keys.load_or_make(self._key_path))
+                info = os.stat(self._key_path)
+                self._stamp = (info.st_dev, info.st_ino, info.st_mtime_ns)
+            ring = keys.read_ring(self._key_path)
+            publics = keys.follow(ring)
+            if publics and publics[-1] == self._signer.public:
+                return ring
+            self._signer = None
+        raise keys.KeyFault(
+            f"`{keys.public_path(self._key_path)}` does not say how the key in use followed the ones before; put "
+            "the file that belongs to it back, or move both away to begin with a new key"
+        )
 
     # --- what was signed before --------------------------------------------------------------------------------------
 

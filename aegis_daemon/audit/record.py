@@ -24,6 +24,9 @@ GENESIS = "0" * 64
 """`prev` of the first record."""
 RESULT_CAP = 16 << 10
 MESSAGE_CAP = 500
+REQUEST_CAP = 128
+REASON_CAP = 1000
+"""Characters of a request's id, and of the reason for a refusal (`core.text.shortened`)."""
 
 
 class Start(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -231,7 +234,10 @@ class Approval(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Admin(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Something was done to Aegis itself: `action` is a stable word, `detail` for people."""
+    """Something was done to Aegis itself: `action` is a stable word, `detail` for people.
+
+    `signature` is the log's key's word for an order to remove (`warrants.py`), which counts for nothing without it.
+    """
 
     KIND: ClassVar = "admin"
 
@@ -243,6 +249,7 @@ class Admin(msgspec.Struct, kw_only=True, omit_defaults=True):
     mono: int = 0
     prev: str = ""
     seq: int = 0
+    signature: str = ""
     tenant: str = ""
     ts: int = 0
     v: int = 0

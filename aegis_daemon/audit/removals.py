@@ -6,7 +6,8 @@ Three actions of `admin` records order it; their `detail` begins with what goes,
     purge_bodies  bodies of records 1 to 20000: …   arguments and results alone
     erase         bodies of records 12, 15-17: …    the same, of some records
 
-Pure. `scripts/verify_audit` reads the same words and shares no line with this.
+An order counts only with a signature (`warrants.py`). Pure. `scripts/verify_audit` reads the same words and shares no
+line with this.
 """
 
 from __future__ import annotations
@@ -46,14 +47,18 @@ class Removal(msgspec.Struct, frozen=True):
     ranges: Ranges = ()
 
 
-class _Said(msgspec.Struct):
+class Said(msgspec.Struct, frozen=True):
+    """The words of an `admin` record that matter here."""
+
     action: str = ""
     by: str = ""
     detail: str = ""
+    signature: str = ""
+    tenant: str = ""
     ts: int = 0
 
 
-read_said = msgspec.json.Decoder(_Said).decode
+read_said = msgspec.json.Decoder(Said).decode
 """The words of an `admin` record. Raises `msgspec.MsgspecError`."""
 
 

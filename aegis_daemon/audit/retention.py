@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -20,12 +20,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from aegis_daemon.audit import removals, rollup
-from aegis_daemon.audit.calls import read_record
+from aegis_daemon.audit import keys, removals, rollup, warrants
+from aegis_daemon.audit.calls import COLUMNS, Row, read_record
 from aegis_daemon.audit.chain import UNREADABLE, Walk
+from aegis_daemon.audit.checkpoint import NoteError, origin, read_checkpoint, read_note
 from aegis_daemon.audit.elapsed import Moment, boot_clock, old_enough
 from aegis_daemon.audit.erasure import Eraser, truncate
 from aegis_daemon.audit.merkle import HASH, Frontier
+from aegis_daemon.audit.notary import Duties
 from aegis_daemon.audit.record import GENESIS
 from aegis_daemon.audit.removals import PURGE, PURGE_BODIES, Removal, Removals
 
@@ -44,8 +46,10 @@ ASKED_S: Final = 600.0
 """How long the daemon has to write the record that was asked for, before it is asked again."""
 REFUSED_S: Final = 3_600.0
 DAY: Final = 86_400_000_000
+BY: Final = "retention"
+"""Who an order of the policy is by."""
 LEAPT: Final = (
-    "the clock went forward by more than the time that is known to have passed; "
+    "the clock went forward by more than the time that is known to have passed, or the machine was off for long; "
     "if its date is right, `aegis audit purge --before` takes them now"
 )
 _UNDONE: Final = "SELECT 1 FROM removals WHERE action = ? AND done = 0"
@@ -56,15 +60,18 @@ Say = Callable[[str], None]
 class Policy(msgspec.Struct, frozen=True):
     """What is kept. `days` and `bodies_days`: None for ever. `window_s`: limits look back so far, so that stays.
 
-    `exports` is the file that says how far each export and each witness has come; empty: there are none.
+    `exports` is the file that says how far each export and each witness has come; what it does not say has not come to
+    anything.
     """
 
     days: int | None = None
     bodies_days: int | None = None
     window_s: float = 0.0
     exports: str = ""
-    witnessed: bool = False
-    """Only what a witness has seen goes."""
+    keep: tuple[str, ...] = ()
+    """Exports that must have had what goes."""
+    witnesses: tuple[str, ...] = ()
+    """Where there are any, only what one of them has seen goes."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -108,13 +115,13 @@ def plan(
     if bodies:
         orders = db.execute("SELECT seq, action, detail FROM removals WHERE action = ?", (PURGE_BODIES,))
         ordered = max((r.ranges[0][1] for r in (removals.read(*row) for row in orders) if r is not None), default=0)
-        limit = _kept(policy.exports)
+        limit = _kept(db, policy)
         if limit is not None and limit < last:
             last, held = limit, "an export has not had the rest yet"
         return Plan(last if last > max(gone, ordered) else 0, gone + 1, held)
     for limit, why in (
-        (_kept(policy.exports), "an export has not had the rest yet"),
-        (_witnessed(policy.exports) if policy.witnessed else None, "no witness has seen the rest yet"),
+        (_kept(db, policy), "an export has not had the rest yet"),
+        (_witnessed(db, policy), "no witness has seen the rest yet"),
     ):
         if limit is not None and limit < last:
             last, held = limit, why
@@ -172,26 +179,36 @@ def has(db: sqlite3.Connection, table: str) -> bool:
     return db.execute(question, (table,)).fetchone() is not None
 
 
-def _kept(exports: str) -> int | None:
-    """The newest record that every export has had which wants all of them."""
-    row = _exported(exports, "SELECT min(seq) FROM cursors WHERE keep = 1")
-    return None if row is None else int(row)
-
-
-def _witnessed(exports: str) -> int:
-    row = _exported(exports, "SELECT max(size) FROM witnessed")
-    return 0 if row is None else int(row)
-
-
-def _exported(exports: str, question: str) -> Any:
-    if not exports or not Path(exports).exists():
+def _kept(db: sqlite3.Connection, policy: Policy) -> int | None:
+    """The newest record of this log that every export has had which wants all of them; None where none does."""
+    if not policy.keep:
         return None
+    had: dict[str, int] = {}
+    for name, log, seq in _exported(policy.exports, "SELECT sink, chain, seq FROM cursors"):
+        if log == warrants.chain_of(db):
+            had[name] = int(seq)
+    return min(had.get(name, 0) for name in policy.keep)
+
+
+def _witnessed(db: sqlite3.Connection, policy: Policy) -> int | None:
+    """How many records of this log one of the witnesses has seen; None where there are none."""
+    if not policy.witnesses:
+        return None
+    chain = warrants.chain_of(db)
+    rows = _exported(policy.exports, "SELECT witness, chain, max(size) FROM witnessed GROUP BY witness, chain")
+    seen = [int(size) for name, log, size in rows if name in policy.witnesses and log.rpartition("/")[2] == chain]
+    return max(seen, default=0)
+
+
+def _exported(exports: str, question: str) -> list[Any]:
+    if not exports or not Path(exports).exists():
+        return []
     with closing(sqlite3.connect(f"{Path(exports).absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
         try:
-            return db.execute(question).fetchone()[0]
+            return db.execute(question).fetchall()
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):
-                return None
+                return []
             raise
 
 
@@ -203,9 +220,11 @@ class Tampered(Exception):
 
 
 class Keeper:
-    """Carries out what the chain orders, and asks for what the policy wants. Says `remove ACTION DETAIL`, `kept TEXT`.
+    """Carries out what the chain orders, and asks for what the policy wants.
 
-    `wall` gives seconds since the epoch, `monotonic` seconds, `boot` this boot and the microseconds on its clock.
+    Says `remove ACTION SIGNATURE DETAIL`, `kept TEXT`. `duties` name the key that signs an order (`warrants.py`); an
+    order counts with a signature of a key of its ring. `wall` gives seconds since the epoch, `monotonic` seconds,
+    `boot` this boot and the microseconds on its clock.
     """
 
     def __init__(
@@ -216,7 +235,9 @@ class Keeper:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         boot: Callable[[], tuple[str, int]] = boot_clock,
+        duties: Duties | None = None,
     ) -> None:
+        self._duties = duties
         self._db_path = db_path
         self._policy = policy
         self._say = say
@@ -231,6 +252,8 @@ class Keeper:
         self._usual: int | None = None
         """pages in SQLite's log otherwise, while it is kept small"""
         self._refused: dict[int, float] = {}
+        self._feigned = ""
+        """an order that counts for nothing"""
 
     def forget(self) -> None:
         """The store may be another one by now."""
@@ -293,20 +316,47 @@ class Keeper:
             self._again_at = self._now() + wait
 
     def _next(self, db: sqlite3.Connection) -> _Work | None:
-        rows = db.execute("SELECT seq, action, detail FROM removals WHERE done = 0 ORDER BY seq").fetchall()
-        for seq, action, detail in rows:
+        rows = db.execute(
+            "SELECT o.seq, CAST(r.record AS BLOB) FROM removals o LEFT JOIN records r ON r.seq = o.seq "
+            "WHERE o.done = 0 ORDER BY o.seq"
+        ).fetchall()
+        for seq, record in rows:
             if self._refused.get(seq, 0.0) > self._now():
                 continue
-            removal = removals.read(seq, action, detail)
-            if removal is None:
+            found = warrants.read(seq, record or b"")
+            if found is None:
                 db.execute("UPDATE removals SET done = 1 WHERE seq = ?", (seq,))
-            elif action == PURGE:
-                return _Purge(db, removal)
-            elif action == PURGE_BODIES:
+                continue
+            removal, said = found
+            publics = self._publics(db)
+            if not warrants.holds(said, warrants.chain_of(db), publics):
+                self._feigned = f"record {seq} orders a removal that the log's key did not sign; it is not carried out"
+                self._say(f"kept {self._feigned}")
+                if publics:
+                    db.execute("UPDATE removals SET done = 1 WHERE seq = ?", (seq,))
+                else:  # they cannot be read now
+                    self._refused[seq] = self._now() + REFUSED_S
+            elif removal.action == PURGE:
+                return _Purge(db, removal, publics)
+            elif removal.action == PURGE_BODIES:
                 return _Bodies(removal)
             else:
                 return Eraser(self._db_path, removal)
         return None
+
+    def _publics(self, db: sqlite3.Connection) -> list[bytes]:
+        """The keys that may sign; none while their file cannot be read."""
+        try:
+            return warrants.publics_of(db, Path(self._duties.key_file) if self._duties is not None else None)
+        except OSError:
+            return []
+
+    def _signed(self, db: sqlite3.Connection, action: str, detail: str) -> str:
+        """The key's word for an order of ours. Raises `KeyFault`, `OSError`."""
+        if self._duties is None:
+            raise keys.KeyFault("nothing is signed")
+        log = origin(self._duties.tenant, warrants.chain_of(db))
+        return keys.Signer(keys.load(Path(self._duties.key_file))).word(log, warrants.text(log, action, detail, BY))
 
     def _look(self, db: sqlite3.Connection) -> None:
         self._look_at = self._now() + LOOK_S
@@ -319,13 +369,18 @@ class Keeper:
             if found.last:
                 key = "retention_days" if action == PURGE else "bodies_days"
                 write = removals.purge_detail if action == PURGE else removals.purge_bodies_detail
-                self._say(f"remove {action} {write(found.last, f'`audit.{key}` is {days}')}")
+                detail = write(found.last, f"`audit.{key}` is {days}")
+                try:
+                    self._say(f"remove {action} {self._signed(db, action, detail)} {detail}")
+                except (keys.KeyFault, OSError) as error:
+                    held = f"the order cannot be signed: {error}"
+                    continue
                 self._look_at = self._now() + ASKED_S  # by then it is carried out, or it was never written
             elif found.held:
                 held = found.held
         if any(until > self._now() for until in self._refused.values()):
             return  # that is worse, and was said
-        self._say(f"kept {held and f'records are kept beyond their time: {held}'}")
+        self._say(f"kept {self._feigned or (held and f'records are kept beyond their time: {held}')}")
 
 
 class _Work(Protocol):
@@ -385,8 +440,9 @@ class _Bodies:
 class _Purge:
     """Whole records up to one that a checkpoint was signed at."""
 
-    def __init__(self, db: sqlite3.Connection, removal: Removal) -> None:
+    def __init__(self, db: sqlite3.Connection, removal: Removal, publics: Sequence[bytes]) -> None:
         self._removal = removal
+        self._publics = publics
         self.order = removal.seq
         self._pace = _Pace()
         self._checked = False
@@ -394,8 +450,8 @@ class _Purge:
         self._tree = Frontier()
         self._walk = Walk()
         self._begun = False
-        self._over: list[tuple[int, list[int], bool]] = []
-        self._ordered = _ordered(db)
+        self._over: list[tuple[Row, list[int]]] = []
+        self._ordered = _ordered(db, publics)
         self._swept = False
 
     def step(self, db: sqlite3.Connection) -> float | None:
@@ -455,11 +511,23 @@ class _Purge:
         if unordered:
             raise Tampered(f"the body of record {unordered[0]} is missing; nothing is purged: see `aegis audit verify`")
         if not rows or tree.size == last:
-            root = db.execute("SELECT root FROM checkpoints WHERE size = ?", (last,)).fetchone()
-            if root is None or tree.size != last or tree.root() != root[0]:
-                why = "were not signed" if root is None else "are not those that were signed"
+            row = db.execute("SELECT root, note FROM checkpoints WHERE size = ?", (last,)).fetchone()
+            if row is None or tree.size != last or not self._is_signed(db, tree.root(), *row):
+                why = "were not signed" if row is None else "are not those that were signed"
                 raise Tampered(f"records 1 to {last} {why}; nothing is purged: see `aegis audit verify`")
             self._checked = True
+
+    def _is_signed(self, db: sqlite3.Connection, root: bytes, kept: object, note: object) -> bool:
+        """Whether the log's key signed that these records have that root."""
+        try:
+            read = read_note(str(note))
+            point = read_checkpoint(read.text)
+        except NoteError:
+            return False
+        if root != kept or (point.size, point.root) != (self._removal.last, root):
+            return False
+        chain = point.origin.rpartition("/")[2]
+        return chain == warrants.chain_of(db) and keys.signed_by(read, point.origin, self._publics) is not None
 
     def _begin(self, db: sqlite3.Connection) -> None:
         """What was purged before was compared then; its tree was kept."""
@@ -501,22 +569,22 @@ class _Purge:
     def _delete(self, db: sqlite3.Connection, low: int, high: int) -> None:
         """From now on the log begins behind `high`, but for calls that go on there: whole at every moment."""
         between = (low, high)
-        found = db.execute("SELECT seq, seqs, exec_status FROM calls WHERE seq > ? AND seq <= ? ORDER BY seq", between)
-        over: list[tuple[int, list[int], bool]] = []
-        free: list[tuple[int]] = []
+        question = f"SELECT {', '.join(COLUMNS)} FROM calls WHERE seq > ? AND seq <= ? ORDER BY seq"  # noqa: S608
+        over: list[tuple[Row, list[int]]] = []
+        free: list[Row] = []
         later: list[tuple[int]] = []
-        for seq, seqs, pending in [
-            *self._over, *((row[0], [int(each) for each in row[1].split(",")], row[2] == "pending") for row in found)
-        ]:  # fmt: skip
-            if pending or seqs[-1] > high:
-                over.append((seq, seqs, pending))
+        rows = [Row(*found) for found in db.execute(question, between)]
+        for row, seqs in [*self._over, *((row, [int(each) for each in row.seqs.split(",")]) for row in rows)]:
+            if row.exec_status == "pending" or seqs[-1] > high:
+                over.append((row, seqs))
             else:
-                free.append((seq,))
+                free.append(row)
                 later += [(each,) for each in seqs if each <= low]
         self._over = over
-        kept = {each for _, seqs, _ in over for each in seqs}
+        kept = {each for _, seqs in over for each in seqs}
         stays = {seq for seq in kept if low < seq <= high} | self._orders(db, low, high, kept)
-        db.executemany("DELETE FROM calls WHERE seq = ?", free)
+        rollup.take_out(db, free)
+        db.executemany("DELETE FROM calls WHERE seq = ?", [(row.seq,) for row in free])
         for table in ("bodies", "records"):
             db.executemany(f"DELETE FROM {table} WHERE seq = ?", later)  # noqa: S608
             if not stays:
@@ -543,10 +611,7 @@ class _Purge:
     def _finish(self, db: sqlite3.Connection) -> None:
         tree = self._tree if self._tree.size == self._removal.last else None
         with _Whole(db):
-            oldest = db.execute("SELECT min(seq) FROM records WHERE seq > ?", (self._removal.last,)).fetchone()[0]
-            ts = _ts(db, oldest) if oldest is not None else None
-            if ts is not None:
-                rollup.forget(db, ts, self._removal.last)
+            rollup.forget(db, self._removal.last)
             finished(db, self._removal.seq, tree.packed() if tree is not None else None)
 
 
@@ -555,10 +620,10 @@ def finished(db: sqlite3.Connection, seq: int, tree: bytes | None = None) -> Non
     db.execute("UPDATE removals SET done = 1, tree = ? WHERE seq = ?", (tree, seq))
 
 
-def _ordered(db: sqlite3.Connection) -> Removals:
+def _ordered(db: sqlite3.Connection, publics: Sequence[bytes]) -> Removals:
     found = Removals()
-    for row in db.execute("SELECT seq, action, detail FROM removals ORDER BY seq"):
-        found.add(removals.read(*row))
+    for removal, _ in warrants.standing(db, publics):
+        found.add(removal)
     return found
 
 

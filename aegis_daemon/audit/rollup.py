@@ -3,14 +3,16 @@
     tallies  how calls that ended in a while (`span` seconds from `start`) went, by agent, backend, tool and verdict
     asks     which records speak of a ticket, so that the story of a call has what came after its end
 
-Both are made of the records and can be made again (`rebuild`); `verify` does not look at them. Times of calls are kept
-as histograms whose steps are a sixteenth of an octave: what is read out of one is off by 3.2 % at most.
+Both are made of the records and can be made again (`rebuild`); what is purged is taken out of them, so they always
+count the calls that are there, and `verify` compares them (`differing`). Times of calls are kept as histograms whose
+steps are a sixteenth of an octave: what is read out of one is off by 3.2 % at most.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, cast
 
 import msgspec
@@ -45,6 +47,7 @@ _UPSERT = (
     f"INSERT INTO tallies VALUES ({','.join('?' * (len(KEYS) + 1 + len(TIMES)))}) "  # noqa: S608
     f"ON CONFLICT DO UPDATE SET calls = calls + excluded.calls, {', '.join(f'{n} = excluded.{n}' for n in TIMES)}"
 )
+_EMPTY = f"DELETE FROM tallies WHERE {' AND '.join(f'{name} = ?' for name in KEYS)} AND calls <= 0"  # noqa: S608
 CELLS: Final = 50_000
 """Rows of hours that a count of everything holds at once."""
 _FINE: Final = 16
@@ -84,13 +87,13 @@ def read(text: str) -> Histogram:
 
 def write(histogram: Histogram) -> str:
     """The text that `read` reads."""
-    return " ".join(f"{step} {count}" for step, count in sorted(histogram.items()))
+    return " ".join(f"{step} {count}" for step, count in sorted(histogram.items()) if count > 0)
 
 
-def add(histogram: Histogram, more: Histogram) -> None:
-    """Counts `more` in."""
+def add(histogram: Histogram, more: Histogram, times: int = 1) -> None:
+    """Counts `more` in; out with `times` -1."""
     for at, count in more.items():
-        histogram[at] = histogram.get(at, 0) + count
+        histogram[at] = histogram.get(at, 0) + count * times
 
 
 def percentile(histogram: Histogram, percent: float) -> int | None:
@@ -166,8 +169,17 @@ def _count(cells: dict[Key, _Cell], row: Row, wait: int | None) -> None:
         asked[at] = asked.get(at, 0) + 1
 
 
-def put(db: sqlite3.Connection, cells: Iterable[tuple[Key, _Cell]]) -> None:
-    """Adds to the rows of the hours and the days. Raises `sqlite3.Error`."""
+def take_out(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    """Counts calls no more that are about to go, while their records are there still. Raises `sqlite3.Error`."""
+    cells: dict[Key, _Cell] = {}
+    for row in rows:
+        if row.finished_ts > 0:
+            _count(cells, row, waited(db, row) if row.ticket else None)
+    put(db, cells.items(), -1)
+
+
+def _wholes(cells: Iterable[tuple[Key, _Cell]]) -> dict[tuple[int | str, ...], _Cell]:
+    """Hours, and days, of cells by the hour."""
     wholes: dict[tuple[int | str, ...], _Cell] = {}
     for (start, *rest), cell in cells:
         for span in SPANS:
@@ -178,13 +190,27 @@ def put(db: sqlite3.Connection, cells: Iterable[tuple[Key, _Cell]]) -> None:
             whole.calls += cell.calls
             for mine, more in zip(whole.times, cell.times, strict=True):
                 add(mine, more)
+    return wholes
+
+
+def put(db: sqlite3.Connection, cells: Iterable[tuple[Key, _Cell]], times: int = 1) -> None:
+    """Adds to the rows of the hours and the days; takes away with `times` -1. Raises `sqlite3.Error`."""
+    wholes = _wholes(cells)
     if not wholes:
         return
     keys = list(wholes)
+    if times < 0:
+        for cell in wholes.values():
+            cell.calls, gone = -cell.calls, cell.times
+            cell.times = ({}, {}, {})
+            for mine, less in zip(cell.times, gone, strict=True):
+                add(mine, less, -1)
     for at, *texts in db.execute(_SELECT, (msgspec.json.encode(keys).decode(),)).fetchall():
         for mine, text in zip(wholes[keys[at]].times, texts, strict=True):
             add(mine, read(text))
     db.executemany(_UPSERT, [(*key, cell.calls, *map(write, cell.times)) for key, cell in wholes.items()])
+    if times < 0:
+        db.executemany(_EMPTY, keys)
 
 
 def waited(db: sqlite3.Connection, row: Row) -> int | None:
@@ -238,11 +264,47 @@ def rebuild(db: sqlite3.Connection) -> None:
     )
 
 
-def forget(db: sqlite3.Connection, ts: int, seq: int) -> None:
-    """Drops counts of hours and days that ended before `ts` (microseconds), and what records up to `seq` said.
-
-    For whoever purges the calls before `ts`. Raises `sqlite3.Error`.
-    """
-    db.execute("DELETE FROM tallies WHERE span = ? AND start <= ?", (HOUR, ts - HOUR))
-    db.execute("DELETE FROM tallies WHERE span = ? AND start <= ?", (DAY, ts - DAY))
+def forget(db: sqlite3.Connection, seq: int) -> None:
+    """Drops what records up to `seq` said, for whoever purges them. Raises `sqlite3.Error`."""
     db.execute("DELETE FROM asks WHERE seq <= ?", (seq,))
+
+
+def differing(db: sqlite3.Connection, counted: Callable[[], None]) -> Iterator[str]:
+    """Counts every call again, a day at a time; tells, for people, where what is kept differs.
+
+    `counted` is called for every call. Raises `sqlite3.Error`.
+    """
+    met = 0
+    day: int | None = None
+    cells: dict[Key, _Cell] = {}
+    wrong: list[str] = []
+
+    def settle() -> int:
+        told = [(*key, cell.calls, *map(write, cell.times)) for key, cell in _wholes(cells.items()).items()]
+        kept: set[tuple[object, ...]] = set()
+        for span in SPANS:
+            rows = "SELECT * FROM tallies WHERE span = ? AND start >= ? AND start < ?"
+            kept.update(db.execute(rows, (span, day, day + DAY)))  # type: ignore[operator]
+        lost = sum(row not in kept for row in told)
+        if lost or len(told) != len(kept):
+            when = time.strftime("%Y-%m-%d", time.gmtime(day / 1e6)) if day and 0 < day < 1 << 57 else "a day"
+            wrong.append(f"the counts of {when} are not those of its calls ({max(lost, len(kept) - len(told))} rows)")
+        cells.clear()
+        return len(kept)
+
+    for found in db.execute(f"SELECT {', '.join(COLUMNS)} FROM calls WHERE finished_ts > 0 ORDER BY ts"):  # noqa: S608
+        counted()
+        row = Row(*found)
+        if row.ts // DAY * DAY != day:
+            if day is not None:
+                met += settle()
+            yield from wrong
+            wrong.clear()
+            day = row.ts // DAY * DAY
+        _count(cells, row, waited(db, row) if row.ticket else None)
+    if day is not None:
+        met += settle()
+    yield from wrong
+    there = int(db.execute("SELECT count(*) FROM tallies").fetchone()[0])
+    if there > met:
+        yield f"{there - met} counts are of days without a call"

@@ -25,8 +25,11 @@ import msgspec
 from aegis_daemon.audit import removals, rollup
 from aegis_daemon.audit.calls import COLUMNS, Row, read_record
 from aegis_daemon.audit.chain import UNREADABLE
+from aegis_daemon.audit.shape import INDEXES as INDEXES
+from aegis_daemon.audit.shape import VIEW
 from aegis_daemon.audit.verify import Report, Trust, verify
 from aegis_daemon.core.past import Past
+from aegis_daemon.loop.reading import Unreplayed, read_only
 
 if TYPE_CHECKING:
     from aegis_daemon.audit.retention import Counts, Plan, Policy
@@ -35,32 +38,6 @@ SCHEMA = 3
 """`PRAGMA user_version` of a file this version reads and writes."""
 SMALL = 256 << 20
 """Bytes of a file of an earlier version that is made anew, so that it can shrink: some seconds."""
-INDEXES: tuple[tuple[str, str], ...] = (
-    ("call", "(call_id)"),
-    # What is asked for along with a name is beside it, so that no row is fetched only to be passed over.
-    ("agent", "(agent_id, ts, seq, tool_name, exec_status)"),
-    ("backend", "(backend_id, ts, seq, exec_status)"),
-    ("tool", "(tool_name, ts, seq, agent_id, exec_status)"),
-    ("time", "(ts)"),
-    # Most calls succeed, so nobody looks for those by their status, and they cost nothing here.
-    ("status", "(exec_status, ts, seq, agent_id, backend_id, tool_name) WHERE exec_status <> 'success'"),
-    ("ticket", "(ticket) WHERE ticket <> ''"),
-    # Few calls have any of these.
-    ("stage", "(stage, ts, seq, agent_id, backend_id, tool_name) WHERE stage <> ''"),
-    ("policy", "(policy_id, ts, seq, agent_id, backend_id, tool_name) WHERE policy_id <> ''"),
-    ("approver", "(approver, ts, seq, agent_id, backend_id, tool_name) WHERE approver <> ''"),
-    ("asked", "(ts) WHERE ticket <> ''"),
-    ("would", "(ts) WHERE would = 1"),
-)
-_VIEW = """
-CREATE VIEW log AS SELECT
-  request_id, tenant_id, agent_id, principal, backend_id, session, era, method, tool_name, arguments_hash,
-  acl_result, rate_limit_result, approval_result, approver, queue_position, queue_wait_us / 1000 AS queue_wait_ms,
-  exec_status, exec_duration_us / 1000 AS exec_duration_ms, error_code, error_message, stage, policy_id,
-  judged_us, call_id, seq,
-  strftime('%Y-%m-%dT%H:%M:%S', ts / 1000000, 'unixepoch') || printf('.%06dZ', ts % 1000000) AS created_at
-FROM calls
-"""
 
 
 class NotFound(Exception):
@@ -76,11 +53,12 @@ class Ambiguous(Exception):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """The newest record of a store, its hash (hex), and the first records of calls without an end."""
+    """The newest record of a store, its hash (hex), the first records of calls without an end, the log's chain id."""
 
     seq: int
     head: str
     open_calls: list[bytes]
+    chain: str = ""
 
 
 # --- the schema ------------------------------------------------------------------------------------------------------
@@ -154,7 +132,7 @@ def ensure_schema(db_path: Path) -> None:
             for statement in removals.SCRIPT.split(";"):
                 database.execute(statement)
             database.execute("DROP VIEW IF EXISTS log")
-            database.execute(_VIEW)
+            database.execute(VIEW)
             database.execute(f"PRAGMA user_version={SCHEMA}")
     finally:
         database.close()
@@ -187,7 +165,7 @@ def _second(db: sqlite3.Connection) -> None:
                     (record.judged_us, record.call, seq),
                 )
         db.execute("DROP VIEW IF EXISTS log")
-        db.execute(_VIEW)
+        db.execute(VIEW)
         db.execute("PRAGMA user_version = 2")
     db.execute("COMMIT")
 
@@ -195,7 +173,7 @@ def _second(db: sqlite3.Connection) -> None:
 def chain_head(db_path: Path) -> Known | None:
     """What a store knows of the chain; None where it holds no record. Raises `OSError` where it cannot be read."""
     try:
-        with closing(_read_only(db_path)) as db:
+        with closing(read_only(db_path)) as db:
             if user_version(db) == 0:
                 return None
             newest = db.execute("SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1").fetchone()
@@ -203,7 +181,10 @@ def chain_head(db_path: Path) -> Known | None:
                 return None
             pending = db.execute("SELECT seqs FROM calls WHERE exec_status = 'pending' AND exec_status <> 'success'")
             texts = [_deciding(db, row[0]) for row in pending.fetchall()]
-            return Known(newest[0], newest[1], [text for text in texts if text is not None])
+            from aegis_daemon.audit import warrants
+
+            chain = warrants.chain_of(db)
+            return Known(newest[0], newest[1], [text for text in texts if text is not None], chain)
     except sqlite3.Error as error:
         raise OSError(f"the audit store `{db_path}` cannot be read: {error}") from error
 
@@ -211,7 +192,7 @@ def chain_head(db_path: Path) -> Known | None:
 def hash_of(db_path: Path, seq: int) -> str:
     """A record's hash (hex), empty where it is not there. Raises `OSError` where the store cannot be read."""
     try:
-        with closing(_read_only(db_path)) as db:
+        with closing(read_only(db_path)) as db:
             row = db.execute("SELECT hash FROM records WHERE seq = ?", (seq,)).fetchone()
             return str(row[0]) if row is not None else ""
     except sqlite3.Error as error:
@@ -311,8 +292,10 @@ class Reader:
 
     def __init__(self, db_path: Path) -> None:
         try:
-            self._db = _read_only(db_path)
+            self._db = read_only(db_path)
             found = user_version(self._db)
+        except Unreplayed as error:
+            raise OSError(str(error)) from error
         except sqlite3.Error as error:
             if not db_path.exists():
                 raise OSError(
@@ -517,15 +500,23 @@ class Reader:
         found = self._db.execute("SELECT count(*) FROM removals WHERE action = ? AND done = 0", (action,)).fetchone()
         return int(found[0])
 
-    def removed(self, seq: int) -> Gone | None:
-        """Who ordered the body of this record to go; None where nobody did."""
-        from aegis_daemon.audit import removals
+    def removed(self, seq: int, key_file: Path | None = None) -> Gone | None:
+        """Who ordered the body of this record to go; None where nobody did, by the keys beside `key_file`.
 
-        for row in self._db.execute("SELECT seq, action, detail, by, ts FROM removals ORDER BY seq"):
-            removal = removals.read(*row[:3])
-            if removal is not None and any(low <= seq <= high for low, high in removal.ranges):
-                return Gone(row[0], row[3], _instant(row[4]), row[2].partition(": ")[2])
+        Without that, by the keys that the store itself has. Raises `OSError` where they cannot be read.
+        """
+        from aegis_daemon.audit import warrants
+
+        for removal, said in warrants.standing(self._db, warrants.publics_of(self._db, key_file)):
+            if any(low <= seq <= high for low, high in removal.ranges):
+                return Gone(removal.seq, said.by, _instant(said.ts), said.detail.partition(": ")[2])
         return None
+
+    def chain(self) -> str:
+        """The log's chain id (16 hex digits), "" while it has no record."""
+        from aegis_daemon.audit import warrants
+
+        return warrants.chain_of(self._db)
 
     # --- verifying ---------------------------------------------------------------------------------------------------
 
@@ -563,19 +554,6 @@ def _within(
             text += f" AND c.ts {sign} ?"
             given.append(at)
     return text, tuple(given)
-
-
-def _read_only(db_path: Path) -> sqlite3.Connection:
-    """Raises `sqlite3.Error`."""
-    uri = db_path.absolute().as_uri()
-    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA query_only=1")
-        db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _instant(ts: int) -> str:

@@ -11,8 +11,19 @@ from typing import Any
 import msgspec
 
 from aegis_daemon.audit.journal import Journal
-from aegis_daemon.audit.record import RESULT_CAP, Denied, Dropped, Hold, Intent, Outcome, clip
+from aegis_daemon.audit.record import (
+    REASON_CAP,
+    REQUEST_CAP,
+    RESULT_CAP,
+    Denied,
+    Dropped,
+    Hold,
+    Intent,
+    Outcome,
+    clip,
+)
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.past import NAME_CAP, shortened
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.wire.errors import REFUSALS
@@ -40,6 +51,9 @@ class Story(msgspec.Struct, eq=False):
     wait_us: int = 0
     judged_us: int = 0
 
+    def _short(self, text: str, most: int) -> str:
+        return text if len(text) <= most else shortened(text, most, self.journal.scrub)
+
     def _facts(self) -> dict[str, Any]:
         call = self.call
         return {
@@ -49,9 +63,9 @@ class Story(msgspec.Struct, eq=False):
             "era": _ERAS[call.era],
             "judged_us": self.judged_us,
             "method": call.row.name,
-            "name": call.name or "",
+            "name": self._short(call.name or "", NAME_CAP),
             "principal": call.principal.name,
-            "request": id_text(call.request_id).decode(),
+            "request": self._short(id_text(call.request_id).decode(), REQUEST_CAP),
             "session": call.session,
             "trace": call.trace,
         }
@@ -72,6 +86,9 @@ class Story(msgspec.Struct, eq=False):
         """
         call = self.call
         journal = self.journal
+        name, request = call.name or "", id_text(call.request_id).decode()
+        if len(name) > NAME_CAP or len(request) > REQUEST_CAP:
+            name, request = self._short(name, NAME_CAP), self._short(request, REQUEST_CAP)
         seq = journal.append(
             Intent(
                 acl=self.acl,
@@ -84,12 +101,12 @@ class Story(msgspec.Struct, eq=False):
                 judged_us=self.judged_us,
                 limit=self.limit,
                 method=call.row.name,
-                name=call.name or "",
+                name=name,
                 note=self.note,
                 principal=call.principal.name,
                 queue_position=self.position,
                 queue_wait_us=self.wait_us,
-                request=id_text(call.request_id).decode(),
+                request=request,
                 session=call.session,
                 ticket=self.ticket,
                 trace=call.trace,
@@ -148,7 +165,7 @@ class Story(msgspec.Struct, eq=False):
                     policy=reason.detail,
                     queue_position=self.position,
                     queue_wait_us=self.wait_us,
-                    reason=reason.text,
+                    reason=self._short(reason.text, REASON_CAP),
                     stage=reason.stage,
                     ticket=self.ticket,
                     would=would,

@@ -2,8 +2,9 @@
 
 What is compared: each record with its hash and its place in the chain, each body with the commitment in its record,
 each row of `calls` with what the records say, each signed checkpoint with its signature and with the root over the
-records, and all of it with checkpoints that were kept elsewhere. `scripts/verify_audit` does the same once more and
-shares no line with this; change both.
+records, and all of it with checkpoints that were kept elsewhere; the file's schema with what Aegis makes, its indexes
+with the tables, and the counts with the calls. `scripts/verify_audit` does the same once more and shares no line with
+this; change both.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import cast
 
 import msgspec
 
-from aegis_daemon.audit import keys, removals
+from aegis_daemon.audit import keys, rollup, shape, warrants
 from aegis_daemon.audit.calls import COLUMNS, Row, Stored, fold, read_record
 from aegis_daemon.audit.chain import UNREADABLE, Fault, Walk, digest
 from aegis_daemon.audit.checkpoint import Checkpoint, NoteError, key_id, read_checkpoint, read_note
@@ -24,6 +25,8 @@ from aegis_daemon.audit.record import GENESIS, KINDS
 from aegis_daemon.audit.removals import Removals
 
 PROGRESS_EVERY = 10_000
+TICK = 10_000
+"""Calls counted between two words of progress."""
 LOWEST = -(1 << 63)
 """Of all places that a table may have."""
 _decode = msgspec.json.Decoder().decode
@@ -65,6 +68,8 @@ class Report(msgspec.Struct, frozen=True):
     witness: str = ""
     trusted: int = 0
     purged: int = 0
+    key: str = ""
+    """the public key (hex) that signed the newest checkpoint of the store"""
 
     @property
     def unwitnessed(self) -> int:
@@ -188,6 +193,29 @@ class _Calls:
         return self.strange + (self._ahead is not None) + sum(1 for _ in self._rows)
 
 
+class _Asks:
+    """The rows of `asks`, met in the order of the records that they name."""
+
+    def __init__(self, db: sqlite3.Connection, start: int) -> None:
+        self._rows = iter(db.execute("SELECT seq, ticket, call_id FROM asks WHERE seq >= ? ORDER BY seq", (start,)))
+        self._ahead: tuple[object, ...] | None = next(self._rows, None)
+        self.wrong = 0
+
+    def said(self, record: Stored) -> None:
+        """A record speaks of a ticket."""
+        while self._ahead is not None and self._ahead[0] < record.seq:  # type: ignore[operator]
+            self.wrong += 1
+            self._ahead = next(self._rows, None)
+        if self._ahead == (record.seq, record.ticket, record.call):
+            self._ahead = next(self._rows, None)
+        else:
+            self.wrong += 1
+
+    def finish(self) -> int:
+        """How many rows are not what the records say."""
+        return self.wrong + (self._ahead is not None) + sum(1 for _ in self._rows)
+
+
 class _Verification:
     def __init__(self, db: sqlite3.Connection, progress: Progress | None, trust: Trust, since: int) -> None:
         self._db = db
@@ -196,14 +224,19 @@ class _Verification:
         self._since = max(1, since)
         self._tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         self._purged = 0
-        self._first_hash = ""
+        self._chain = ""
+        self._publics: list[bytes] = []
+        self._signer = b""
 
     def run(self, newest: int | None) -> Report:
         db = self._db
+        strange = list(shape.strange(db))
+        if any(table for table, _ in strange):  # whatever is read of such a file says nothing
+            return Report(0, 0, 0, GENESIS, [Fault(0, "schema_edited", text) for _, text in strange], 0, 0, 0)
         first, last = db.execute("SELECT ifnull(min(seq), 0), ifnull(max(seq), 0) FROM records").fetchone()
         total = last - first + 1 if last else 0
         tree: Frontier | None = Frontier()
-        faults: list[Fault] = []
+        faults: list[Fault] = [Fault(0, "schema_edited", text) for _, text in strange]
         leaves = self._leaves(faults)
         points, checkpoints, origin, witnessed = self._points(faults, leaves)
         tree, head = self._before(leaves, tree, points)
@@ -213,6 +246,7 @@ class _Verification:
         walk.faults = faults
         open_calls: dict[str, Row] = {}
         calls = _Calls(db, faults, start if start > purged + 1 else LOWEST)
+        asks = _Asks(db, start)
         bodiless = calls.bodiless
         ordered = Removals()
         gone: list[int] = []
@@ -266,7 +300,9 @@ class _Verification:
             elif body_seq is not None:
                 faults.append(Fault(seq, "body_edited", f"record {seq} was made without a body and has one"))
             if record.kind == "admin":
-                ordered.add(_removal(seq, text))
+                self._heed(faults, ordered, seq, text)
+            elif record.kind == "approval":
+                asks.said(record)
             if seq != record.seq or not record.call:
                 continue  # its call cannot be told, or there is none
             folded = fold(open_calls, record, (body or b"") if record.body else None)
@@ -290,6 +326,7 @@ class _Verification:
             faults.append(Fault(1, "missing", f"{what} gone, and no record says that they were purged"))
         self._strays(faults, start if start > purged + 1 else LOWEST)
         self._finish(faults, calls)
+        self._counts(faults, asks, total)
         if points.failed is not None:
             faults.append(points.failed)
         beyond = points.beyond(last)
@@ -297,7 +334,8 @@ class _Verification:
             faults.append(beyond)
         elif newest is not None and last < newest:
             faults.append(Fault(last + 1, "missing", f"records {last + 1} to {newest} are missing"))
-        seen = max((each for each in witnessed if each[0] <= points.signed), default=(0, ""))
+        met = [each for each in witnessed if each[0] <= points.signed]
+        seen = max(met, key=lambda each: each[0], default=(0, ""))  # of several, the one that is named first
         return Report(
             records=count,
             first_seq=first,
@@ -314,6 +352,7 @@ class _Verification:
             witness=seen[1],
             trusted=len(self._trust.notes),
             purged=purged,
+            key=self._signer.hex(),
         )
 
     def _strays(self, faults: list[Fault], start: int) -> None:
@@ -332,6 +371,36 @@ class _Verification:
         # A call that began before the place where the reading began has a row that was not met.
         if strange and not any(fault.kind in ("missing", "unreadable", "reordered") for fault in faults):
             faults.append(Fault(0, "call_inserted", f"`calls` has {strange} rows that no record speaks of"))
+
+    def _counts(self, faults: list[Fault], asks: _Asks, total: int) -> None:
+        """What is found by an index, and what is made of all that; of calls that are not sound no count can be."""
+        wrong = asks.finish()
+        whole = self._since == 1
+        if whole:
+            # One instruction may take minutes; but who waits hears of it in between where SQLite lets them.
+            self._db.set_progress_handler(lambda: self._progress(total, total) if self._progress else None, 10_000_000)
+            try:
+                damaged = list(shape.damaged(self._db))
+            finally:
+                self._db.set_progress_handler(None, 0)
+            faults += [Fault(0, "index_edited", f"the file is not sound: {text}") for text in damaged]
+        if faults:
+            return
+        if wrong:
+            faults.append(Fault(0, "tallies_edited", f"`asks` has {wrong} rows that differ from the records"))
+        if whole:
+            faults += [Fault(0, "tallies_edited", text) for text in rollup.differing(self._db, self._ticker(total))]
+
+    def _ticker(self, total: int) -> Callable[[], None]:
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if done % TICK == 0 and self._progress is not None:
+                self._progress(total, total)
+
+        return tick
 
     # --- what lies before the first record that is read --------------------------------------------------------------
 
@@ -381,7 +450,7 @@ class _Verification:
                     why = f"the body of record {seq} is not the one it was made with"
                     faults.append(Fault(seq, "body_edited", why))
                 if record.kind == "admin":
-                    ordered.add(_removal(seq, text))
+                    self._heed(faults, ordered, seq, text)
                 if not record.call or start > self._purged + 1:
                     continue
                 folded = fold(open_calls, record, (body or b"") if record.body else None)
@@ -401,7 +470,18 @@ class _Verification:
             )
             for seq, stored, text in rows:
                 if digest(text or b"").hex() == stored:
-                    ordered.add(_removal(seq, text))
+                    self._heed(faults, ordered, seq, text)
+
+    def _heed(self, faults: list[Fault], ordered: Removals, seq: int, text: bytes) -> None:
+        """What an `admin` record orders to go, where the log's key says so, too."""
+        found = warrants.read(seq, text)
+        if found is None:
+            return
+        if warrants.holds(found[1], self._chain, self._publics):
+            ordered.add(found[0])
+            return
+        why = f"record {seq} orders a removal (`{found[1].action}`) that the log's key did not sign: it does not count"
+        faults.append(Fault(seq, "removal_unsigned", why))
 
     def _hashes(self) -> Iterator[tuple[int, object]]:
         """Of purged records, and of those before the first one that is read."""
@@ -434,6 +514,7 @@ class _Verification:
         row = db.execute(f"SELECT hash FROM {table} WHERE seq = 1").fetchone()  # noqa: S608
         chain = _hash(row[0]).hex()[:16] if row is not None else ""
         publics = keys.follow(self._ring(faults), self._trust.key)
+        self._chain, self._publics = chain, publics
         points: list[tuple[int, bytes, str]] = []
         count = 0
         origin = ""
@@ -446,7 +527,7 @@ class _Verification:
                 if found is None:
                     continue
                 point, used = found
-                origin = point.origin
+                origin, self._signer = point.origin, publics[used]
                 if point.size != size or point.root != root:
                     text = f"checkpoint {size} is kept with another size or root than was signed"
                     faults.append(Fault(size, "checkpoint_edited", text))
@@ -483,7 +564,9 @@ class _Verification:
             ids = {key_id(point.origin, key) for key in publics}
             known = any(line.key_id in ids for line in read.signatures)
             kind = "checkpoint_edited" if known else "unknown_key"
-            why = "its signature is not good" if known else "it was signed with none of the keys that are trusted"
+            why = "its signature is not good" if known else "it was not signed by the key that you trust"
+            if self._trust.key is None and not known:
+                why = "it was signed with none of the keys of this log"
             faults.append(Fault(seq or point.size, kind, f"{what}: {why}"))  # type: ignore[arg-type]
             return None
         if signer < used:
@@ -502,14 +585,6 @@ class _Verification:
         if self._trust.key is None and len(keys.follow(ring)) != len(ring):
             faults.append(Fault(0, "unknown_key", "a key of the store does not follow the one before it"))
         return ring
-
-
-def _removal(seq: int, text: bytes) -> removals.Removal | None:
-    try:
-        said = removals.read_said(text)
-    except UNREADABLE:
-        return None
-    return removals.read(seq, said.action, said.detail)
 
 
 def _whole() -> type[msgspec.Struct]:

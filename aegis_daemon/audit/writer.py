@@ -273,9 +273,10 @@ class WriterHandle:
             elif word == "newlog":
                 self._note("audit_new_log", rest)
             elif word == "remove":
-                action, _, detail = rest.partition(" ")
+                action, _, rest = rest.partition(" ")
+                signature, _, detail = rest.partition(" ")
                 if action in ACTIONS:
-                    self._note(action, detail, by="retention")
+                    self._note(action, detail, by="retention", signature=signature)
             elif word == "kept":
                 self.kept = rest
             elif word == "gap":
@@ -300,9 +301,9 @@ class WriterHandle:
         if self._urgent and self._process is not None:
             self._paced(self._process.pid)
 
-    def _note(self, action: str, detail: str, by: str = "") -> None:
+    def _note(self, action: str, detail: str, by: str = "", signature: str = "") -> None:
         try:
-            self._journal.append(Admin(action=action, by=by, detail=detail))
+            self._journal.append(Admin(action=action, by=by, detail=detail, signature=signature))
         except AuditUnavailable:
             self._journal.trouble = detail
 

@@ -52,6 +52,7 @@ def erase(
             say("nothing to erase: no such call has arguments or results")
         return 0
     say(f"{found['bodies']} arguments and results of {found['calls']} calls would be gone")
+    say("the records stay, and with them names of tools, URIs of resources, ids of requests and error texts")
     for place in found["elsewhere"]:
         say(f"not touched, and may hold some: {visible(place)}")
     if not yes and not typer.confirm("erase them for good?", default=False, err=True):

@@ -32,7 +32,12 @@ def show(
             raise Problem(str(error), f"one of {', '.join(error.ids)}") from None
         gone = None
         if found.call.arguments is None and any(b'"body"' in bytes(record.record) for record in found.records):
-            gone = reader.removed(found.call.seq)
+            from aegis_daemon.cli.audit_verify import signing
+
+            try:
+                gone = reader.removed(found.call.seq, signing()[0] if db is None else None)
+            except OSError as error:
+                say(f"who had it erased cannot be told: the keys cannot be read ({visible(str(error))})")
     call = msgspec.structs.asdict(found.call)
     if as_json:
         records = [

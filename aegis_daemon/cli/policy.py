@@ -19,6 +19,7 @@ from aegis_daemon.cli.options import Config, Json, new_app
 from aegis_daemon.cli.policy_cases import cases
 from aegis_daemon.cli.policy_replay import replay
 from aegis_daemon.cli.policy_suggest import suggest
+from aegis_daemon.core.past import NAME_CAP
 
 if TYPE_CHECKING:
     from aegis_daemon.config.load import Fault, Loaded
@@ -236,6 +237,8 @@ def _recorded(id: str, db: str | None) -> tuple[str, str, str, dict[str, Any]]:
         raise Problem(
             "the arguments of that call are not kept whole", "give them with `--args` and `--agent`"
         ) from None
+    if len(found.tool_name) > NAME_CAP and found.method == "tools/call":
+        raise Problem("the log has only the beginning of that tool's name", "write `BACKEND.TOOL --agent ID`")
     if found.method == "tools/call":
         return found.agent_id, found.backend_id, found.method, {"name": found.tool_name, "arguments": arguments}
     return found.agent_id, found.backend_id, found.method, arguments

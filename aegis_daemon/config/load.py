@@ -54,6 +54,7 @@ from aegis_daemon.config.source import (
     read_bounded,
     read_file,
 )
+from aegis_daemon.core import extras
 from aegis_daemon.core.units import UnitError, parse_duration, short_duration
 from aegis_daemon.policy.dialect import MAX_BYTES as MAX_POLICY_BYTES
 from aegis_daemon.policy.dialect import MAX_STATEMENTS, PolicyError, PolicyFault, Statement
@@ -458,6 +459,14 @@ class Reading:
             if host:
                 message = f"what goes to `{host}` and comes from it is not encrypted on its way"
                 self._warn(("backends", name, "url"), message, "use `https` (or `wss`)", key=False)
+        for path, extra in _wanting(data):
+            message = f"it needs {extras.LIBRARIES[extra]}, which is not installed"
+            self._warn(path, message, extras.advice(extra))
+        for path, url, what in _carried(data):
+            host = _plain_host(url)
+            if host:
+                message = f"the {what} goes to `{host}` unencrypted, and whoever is on the way can read it"
+                self._warn(path, message, "use `https`", key=False)
         if server.get("insecure_open_api") is True and not token and not reads:
             message = "whoever reaches the API may decide approvals"
             self._warn(("server", "insecure_open_api"), message, "set `server.api_token` instead")
@@ -701,6 +710,45 @@ class _NotFoundError(Exception):
 
 _TOKEN: Final = re.compile(rb"""^[^#\n]*(?:_token|secret)["']?\s*:\s*(?!["']?\$\{)\S""", re.MULTILINE)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+def _wanting(data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Exports and witnesses whose library is not installed: the place in the file, and the extra that brings it."""
+    audit = _table(data, "audit")
+    for kind in ("exports", "witnesses"):
+        for name, section in _sections(_table(audit, kind)):
+            lake = section.get("type") == "security_lake"
+            bucket = section.get("type") == "s3" or (lake and section.get("bucket") is not None)
+            for extra, wanted in (("parquet", lake), ("s3", bucket)):
+                if wanted and extras.missing(extra):
+                    yield ("audit", kind, name), extra
+
+
+def _carried(data: Mapping[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    """Where secrets go with every request: the URL, its place in the file, and what goes there."""
+    audit, telemetry = _table(data, "audit"), _table(data, "telemetry")
+    for kind in ("exports", "witnesses"):
+        for name, section in _sections(_table(audit, kind)):
+            for key, secret in (("url", "token"), ("endpoint", "session_token")):
+                if section.get(secret) and isinstance(section.get(key), str):
+                    yield ("audit", kind, name, key), section[key], f"`{secret}`"
+    otlp = _table(telemetry, "otlp")
+    if _table(otlp, "headers") and isinstance(otlp.get("endpoint"), str):
+        yield ("telemetry", "otlp", "endpoint"), otlp["endpoint"], "text of `headers`"
+
+
+def _plain_host(url: str) -> str:
+    """The host of a plain URL that is not this machine; else ""."""
+    if not url.lower().startswith("http://"):
+        return ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:  # which is a fault of its own
+        return ""
+    try:
+        return "" if ip_address(host).is_loopback else host
+    except ValueError:
+        return "" if host == "localhost" or host.endswith(".localhost") else host
 
 
 def _open_host(url: str) -> str:

@@ -16,7 +16,7 @@ from aegis_daemon.config.load import digest
 from aegis_daemon.config.runtime import build
 from aegis_daemon.config.schema import Config
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.past import Past
+from aegis_daemon.core.past import Past, shortened
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Deny, Hold
 from aegis_daemon.stages.policy import Looks, Policy
@@ -146,7 +146,7 @@ class Judge:
             subject, name = subject_of(row, frame.params)
         except (WireFault, BadParams, ValueError, RecursionError):
             return None
-        if (name or "") != past.tool_name:
+        if shortened(name or "") != past.tool_name:  # of one that the log has cut nobody knows the whole
             return None
         rule = self.runtime.agents.get(past.agent_id)
         principal = rule.principal if rule is not None else Principal(past.agent_id)

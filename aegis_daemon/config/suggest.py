@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from aegis_daemon.config.replay import DENY, Judge, altered, altered_names, contents
 from aegis_daemon.config.schema import ArgumentName, BackendName, Config, Glob, GovernedTool, Name
 from aegis_daemon.core.names import plain_uri
-from aegis_daemon.core.past import Past
+from aegis_daemon.core.past import NAME_CAP, Past
 from aegis_daemon.core.text import visible
 from aegis_daemon.policy.budgets import exact, units
 from aegis_daemon.policy.paths import path_fault
@@ -405,6 +405,8 @@ class Learner:
             return
         if not _is_theirs(past):
             return
+        if len(past.tool_name) > NAME_CAP:
+            return  # the log has its beginning alone, and no rule is made of that
         if not self.learns_from(past):
             self.now_refused += 1
             return

@@ -1,6 +1,7 @@
 """While the daemon runs its log is verified behind it, from where the last look ended; what was changed is said aloud.
 
-Nothing that is remembered on a disk is believed: a daemon that has just started looks at everything once.
+Nothing that is remembered on a disk is believed: a daemon that has just started looks at everything, and once a day
+again, since what was looked at can be changed afterwards.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ FIRST_S: Final = 60.0
 """After the start, when nobody asked before."""
 EVERY_S: Final = 600.0
 """Between two looks, where there are new records."""
+WHOLE_S: Final = 86_400.0
+"""Between two looks at everything."""
 ASKED_S: Final = 30.0
 """Between two looks while somebody looks at the log's page."""
 SHARE: Final = 20
@@ -39,6 +42,8 @@ class Checking:
         self._identity: tuple[int, int] | None = None
         self._task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
+        self._whole_at = 0.0
+        """when everything is looked at again"""
         self.verified = 0
         """Up to this record everything is as it was written."""
         self.at: float | None = None
@@ -87,14 +92,15 @@ class Checking:
             pause, soon = max(EVERY_S, took), max(ASKED_S, took)
 
     async def look(self) -> None:
-        """Looks once, where there is something new. Raises `OSError`, `msgspec.MsgspecError`."""
+        """Looks once, where there is something new or everything is due. Raises `OSError`, `msgspec.MsgspecError`."""
         identity = _identity(self._store)
         if identity != self._identity:
-            self._identity, self.verified, self.fault = identity, 0, ""
+            self._identity, self.verified, self.fault, self._whole_at = identity, 0, "", 0.0
         newest = self._newest()
-        if identity is None or (newest <= self.verified and not self.fault):
+        whole = bool(self.fault) or monotonic() >= self._whole_at
+        if identity is None or not newest or (newest <= self.verified and not whole):
             return
-        since = 1 if self.fault else self.verified + 1
+        since = 1 if whole else self.verified + 1
         arguments = ["-I", "-m", "aegis_daemon.audit.checking", str(self._store), str(since)]
         if self._key_file is not None:
             arguments.append(str(self._key_file))
@@ -118,6 +124,8 @@ class Checking:
         if identity != _identity(self._store):
             return  # replaced meanwhile; the next look begins anew
         self.witnessed = found.witnessed
+        if whole:
+            self._whole_at = monotonic() + WHOLE_S
         if found.faults:
             more = f" (and {found.faults - 1} more)" if found.faults > 1 else ""
             if found.first != self.fault.removesuffix(more):

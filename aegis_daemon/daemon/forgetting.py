@@ -1,4 +1,4 @@
-"""A person has old records purged, or arguments and results erased: first the order stands in the log, then it is done.
+"""A person has records purged, or arguments and results erased: first a signed order is logged, then it is done.
 
 The writer process does what is ordered in SQLite (`audit/retention.py`); here it is worked out what that would be, the
 order is written, and what else keeps arguments is seen to: files of the journal, and tickets that are over.
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from aegis_daemon.approvals.store import TicketStore
-from aegis_daemon.audit import disk, removals
+from aegis_daemon.audit import disk, removals, warrants
+from aegis_daemon.audit.checkpoint import origin
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.notary import Duties
 from aegis_daemon.audit.record import Admin
@@ -23,7 +24,9 @@ from aegis_daemon.audit.retention import Policy
 from aegis_daemon.audit.store import Ambiguous, CallView, NotFound, Reader
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.config.paths import Paths
+from aegis_daemon.core.past import NAME_CAP, shortened
 from aegis_daemon.core.ports import AuditUnavailable
+from aegis_daemon.daemon.keykeeper import KeyKeeper
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.loop.clock import micros, monotonic, wall
 from aegis_daemon.manage import api, shapes
@@ -49,6 +52,7 @@ class Forgetting:
         writer: WriterHandle,
         db_path: Path,
         tickets: sqlite3.Connection | None,
+        signing: KeyKeeper,
         *,
         policy: Callable[[], Policy],
         exports: Callable[[], Sequence[str]] = tuple,
@@ -57,6 +61,7 @@ class Forgetting:
         self._writer = writer
         self._db_path = db_path
         self._tickets = tickets
+        self._keys = signing
         self._policy = policy
         self._exports = exports
         self._task: asyncio.Task[None] | None = None
@@ -89,7 +94,8 @@ class Forgetting:
         if ask.last is not None and ask.last != plan.last:
             raise api.Conflict(f"by now it would be records up to {plan.last}, not {ask.last}", "look again")
         detail = removals.purge_detail(plan.last, f"from before {_instant(before)}; {counts.calls} calls")
-        return found.model_copy(update={"seq": self._order(removals.PURGE, detail, by)})
+        (signature,) = await self._signed(removals.PURGE, [detail], by)
+        return found.model_copy(update={"seq": self._order(removals.PURGE, detail, by, signature)})
 
     async def purged(self) -> bool:
         """Whether all that was ordered is gone, before one grows tired of waiting (a minute per million records)."""
@@ -127,14 +133,16 @@ class Forgetting:
             return found
         if ask.bodies is not None and ask.bodies != len(bodies):
             raise api.Conflict(f"by now it would be {len(bodies)} bodies, not {ask.bodies}", "look again")
+        why = f"{len(calls)} call{'s' * (len(calls) != 1)}, {_chosen_by(ask)}"
+        why += f"; {ask.note}" if ask.note else ""
+        details = list(removals.erase_details(bodies, why))
+        orders = list(zip(details, await self._signed(removals.ERASE, details, by), strict=True))
         try:
             self._journal.begin_shedding()
             self._forget_tickets(calls)
         except (OSError, sqlite3.Error) as error:
             raise api.Unavailable(f"the arguments cannot be erased everywhere: {error}", "see `aegis status`") from None
-        why = f"{len(calls)} call{'s' * (len(calls) != 1)}, {_chosen_by(ask)}"
-        why += f"; {ask.note}" if ask.note else ""
-        seqs = [self._order(removals.ERASE, detail, by) for detail in removals.erase_details(bodies, why)]
+        seqs = [self._order(removals.ERASE, detail, by, signature) for detail, signature in orders]
         await self._flush()
         self._task = asyncio.get_running_loop().create_task(self._shed(), name="aegis-shed")
         done = await self._carried_out()
@@ -218,6 +226,7 @@ class Forgetting:
         if db is None:
             return
         db.execute("PRAGMA secure_delete=ON")
+        db.create_function("shortened", 1, shortened, deterministic=True)
         changed = 0
         for call in calls:
             changed += db.execute(
@@ -225,9 +234,12 @@ class Forgetting:
                 "AND state NOT IN ('pending', 'approved')", (call.call_id,),
             ).rowcount  # fmt: skip
             if _has_table(db, "approved"):
+                # Of a long name the log has the beginning and a hash, by which it is found.
+                tail = call.tool_name[-17:] if len(call.tool_name) > NAME_CAP else ""
                 changed += db.execute(
-                    "DELETE FROM approved WHERE agent = ? AND backend = ? AND method = ? AND name = ?",
-                    (call.agent_id, call.backend_id, call.method, call.tool_name),
+                    "DELETE FROM approved WHERE agent = ? AND backend = ? AND method = ? AND "
+                    "(name = ? OR length(name) > ? AND substr(shortened(name), -17) = ?)",
+                    (call.agent_id, call.backend_id, call.method, call.tool_name, NAME_CAP, tail),
                 ).rowcount
         if changed:
             db.execute("VACUUM")  # it is small, and what was there before may lie where nothing is
@@ -235,9 +247,14 @@ class Forgetting:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _order(self, action: str, detail: str, by: str) -> int:
+    async def _signed(self, action: str, details: Sequence[str], by: str) -> list[str]:
+        """The key's word for each of these orders, without which they would not count. Raises `api.Unavailable`."""
+        log = origin(self._journal.tenant, await self._read(lambda reader: reader.chain()))
+        return await self._keys.sign(log, [warrants.text(log, action, detail, by) for detail in details])
+
+    def _order(self, action: str, detail: str, by: str, signature: str) -> int:
         try:
-            return self._journal.append(Admin(action=action, by=by, detail=detail))
+            return self._journal.append(Admin(action=action, by=by, detail=detail, signature=signature))
         except AuditUnavailable as error:
             raise api.Unavailable(f"it cannot be recorded, so it is not done: {error}") from None
 
@@ -268,7 +285,8 @@ def retention(force: InForce, paths: Paths) -> Policy:
         bodies_days=audit.bodies_days,
         window_s=max(windows, default=0.0),
         exports=paths.exports_db,
-        witnessed=bool(audit.witnesses),
+        keep=tuple(name for name, export in audit.exports.items() if export.keep),
+        witnesses=tuple(audit.witnesses),
     )
 
 
@@ -279,18 +297,26 @@ async def alone(
     audit = force.config.audit
     policy = retention(force, paths)
     loop = asyncio.get_running_loop()
-    journal = Journal(Path(paths.journal), durability=audit.durability, loop=loop, clock=micros, db_path=db_path)
-    try:
-        journal.open()
-    except AuditUnavailable as error:
-        raise api.Unavailable(str(error)) from None
     duties = Duties(
         key_file=audit.key_file or paths.audit_key, every=audit.checkpoints.every, seconds=audit.checkpoints.seconds
     )
+    key_file = Path(duties.key_file)
+    journal = Journal(
+        Path(paths.journal), durability=audit.durability, loop=loop, clock=micros, db_path=db_path, key_file=key_file
+    )
+    try:
+        for note in journal.open().notes:
+            journal.append(Admin(action="recovery", detail=note))
+    except AuditUnavailable as error:
+        journal.close()
+        raise api.Unavailable(str(error)) from None
     writer = WriterHandle(journal, db_path, loop, duties, policy)
     tickets = TicketStore(Path(paths.state_db), full=True)
     names = tuple(audit.exports)
-    forgetting = Forgetting(journal, writer, db_path, tickets.db, policy=lambda: policy, exports=lambda: names)
+    signing = KeyKeeper(key_file, journal)
+    forgetting = Forgetting(
+        journal, writer, db_path, tickets.db, signing, policy=lambda: policy, exports=lambda: names
+    )  # fmt: skip
     try:
         found: shapes.Purge | shapes.Erasure
         if verb == "purge_audit":

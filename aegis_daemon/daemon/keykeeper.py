@@ -1,11 +1,17 @@
-"""A new key signs checkpoints once the log itself has, durably, what the old one says of it."""
+"""A new key signs checkpoints once the log itself has, durably, what the old one says of it.
+
+The key also signs what a person orders to be removed, without which no such order counts (`audit/warrants.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.keys import read_rotation_keys
@@ -50,7 +56,15 @@ class KeyKeeper:
             await self._run("use", note)
             return shapes.KeyRotated(public=said[1].hex(), note=note)
 
-    async def _run(self, word: str, given: str = "") -> str:
+    async def sign(self, log: str, texts: Sequence[str]) -> list[str]:
+        """The key's word for each text, under the log's name. Raises `api.Unavailable` where it cannot be used."""
+        given = msgspec.json.encode([(log, text) for text in texts]).decode()
+        words = (await self._run("sign", given, "nothing is removed, for the order cannot be signed")).split()
+        if len(words) != len(texts):
+            raise api.Unavailable("nothing is removed, for the order could not be signed", "see the daemon's log")
+        return words
+
+    async def _run(self, word: str, given: str = "", what: str = "the key stays") -> str:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-m", "aegis_daemon.audit.keys", word, str(self._path),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -61,8 +75,8 @@ class KeyKeeper:
         except TimeoutError:
             process.kill()
             await process.wait()
-            raise api.Unavailable("making a key took too long", "repeat it when the machine is less busy") from None
+            raise api.Unavailable(f"{what}: that took too long", "repeat it when the machine is less busy") from None
         if process.returncode:
             why = err.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
-            raise api.Unavailable(f"the key stays: {why[0]}", "mend that and repeat it")
+            raise api.Unavailable(f"{what}: {why[0]}", "mend that and repeat it")
         return out.decode()

@@ -24,6 +24,7 @@ FIELDS: Final = (
     "call_id", "agent", "backend", "method", "tool", "verdict", "stage", "duration_ms", "queue_ms", "seq",
 )  # fmt: skip
 """What a line may say of its call, beside its text."""
+_NAMED: Final = frozenset({"tools/call", "prompts/get"})
 _calls = logging.getLogger("aegis.calls")
 
 
@@ -72,10 +73,11 @@ def call_ended(record: Any, opened: Any) -> None:
         told, verdict = opened, record.status
     else:
         return
-    what = f"{told.method} {told.name}" if told.name else told.method
+    name = told.name if told.method in _NAMED else ""  # a URI may say what a body would
+    what = f"{told.method} {name}" if name else told.method
     extra: dict[str, Any] = {
         "call_id": record.call, "agent": told.agent, "backend": told.backend, "method": told.method,
-        "tool": told.name, "verdict": verdict, "seq": record.seq,
+        "tool": name, "verdict": verdict, "seq": record.seq,
     }  # fmt: skip
     if kind == "denied":
         extra["stage"] = record.stage

@@ -33,6 +33,7 @@ from aegis_daemon.backends.children import Nursery
 from aegis_daemon.backends.http_client import HttpPool
 from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.config.paths import PathError, Paths
+from aegis_daemon.core.past import shortened
 from aegis_daemon.core.ports import AuditUnavailable, Brake
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import log
@@ -87,12 +88,16 @@ class Daemon:
         config = force.config
         self._db_path = Path(config.audit.db_path or paths.audit_db)
         self._journal = Journal(
-            Path(paths.journal), durability=config.audit.durability, loop=loop, clock=micros, db_path=self._db_path
-        )
+            Path(paths.journal), durability=config.audit.durability, loop=loop, clock=micros, db_path=self._db_path,
+            key_file=Path(config.audit.key_file or paths.audit_key),
+        )  # fmt: skip
         self._checking = Checking(
             self._db_path, lambda: self._journal.ingested_seq, Path(config.audit.key_file or paths.audit_key)
         )
-        self._shipping = Shipping(self._db_path, Path(paths.exports_db), loop, self._journal.append)
+        self._shipping = Shipping(
+            self._db_path, Path(paths.exports_db), loop, self._journal.append,
+            key_file=Path(config.audit.key_file or paths.audit_key),
+        )  # fmt: skip
         self._limits = Limits()
         self._lanes = Lanes(monotonic, loop.call_later)
         self._lanes.configure(dict(force.runtime.lanes))
@@ -176,6 +181,7 @@ class Daemon:
             writer=lambda: self._writer,
             pending=lambda: len(self._desk.pending()),
             unproven=lambda: self._unproven is not None,
+            knows=lambda backend, tool: self._pins.knows(backend, "tool", tool),
         )
         self._metering = Metering(parts, config.telemetry)
         self._rotation = log.Rotation(Path(paths.log))
@@ -198,6 +204,7 @@ class Daemon:
         digest = self._force.runtime.digest
         self._journal.append(Start(config_digest=digest, pid=os.getpid(), version=__version__))
         for note in recovery.notes:
+            _log.warning("%s", note)
             self._journal.append(Admin(action="recovery", detail=note))
         for intent in recovery.open_intents:
             text = "the daemon ended before the answer came; the outcome is unknown and the call is never repeated"
@@ -215,8 +222,9 @@ class Daemon:
         self._restore_budgets()
         self._desk.restore(self._reserve)
         self._nursery.start()
+        signing = KeyKeeper(Path(duties.key_file), self._journal)
         self._forgetting = Forgetting(
-            self._journal, self._writer, self._db_path, self._tickets.db, policy=self._policy,
+            self._journal, self._writer, self._db_path, self._tickets.db, signing, policy=self._policy,
             exports=lambda: tuple(self._force.config.audit.exports),
         )  # fmt: skip
         links_key = secret_key(Path(self._paths.links_key)).encode()
@@ -252,7 +260,7 @@ class Daemon:
             modes=self._modes,
             arm=self.arm,
             checking=self._checking,
-            signing=KeyKeeper(Path(duties.key_file), self._journal),
+            signing=signing,
             forgetting=self._forgetting,
             shipping=self._shipping,
             metering=self._metering,
@@ -408,7 +416,7 @@ class Daemon:
         claims = self._force.runtime.claims
         if not claims:
             return
-        by_tool: dict[tuple[str | None, str, str], Claim] = {(c.agent, c.backend, c.tool): c for c in claims}
+        by_tool: dict[tuple[str | None, str, str], Claim] = {(c.agent, c.backend, shortened(c.tool)): c for c in claims}
         now, today = monotonic(), wall()
         longest = max(claim.window_s for claim in claims)
         boot = self._journal.boot

@@ -46,6 +46,8 @@ class Parts(msgspec.Struct, frozen=True):
     writer: Callable[[], WriterHandle | None]
     pending: Callable[[], int]
     unproven: Callable[[], bool]
+    knows: Callable[[str, str], bool] = lambda backend, tool: False
+    """whether a server lists that tool"""
 
 
 class Metering:
@@ -57,7 +59,7 @@ class Metering:
         self._settings = settings
         self._collector: Collector | None = None
         self._next = 0.0
-        self.counts = Counts(settings.tools) if settings.metrics else None
+        self.counts = Counts(settings.tools, parts.knows) if settings.metrics else None
         if self.counts is not None:
             parts.journal.listen(self.counts.heard)
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from aegis_daemon.audit import keys
 from aegis_daemon.audit.record import Admin
 from aegis_daemon.config.schema import Audit, Export, Witness, reveal
 from aegis_daemon.core.ports import AuditUnavailable
@@ -74,7 +75,9 @@ class Row(msgspec.Struct):
     """when the trouble began (seconds since the epoch)"""
 
 
-def job(audit: Audit, store: Path, cursors: Path, collector: Collector | None = None) -> dict[str, Any] | None:
+def job(
+    audit: Audit, store: Path, cursors: Path, collector: Collector | None = None, key_file: Path | None = None
+) -> dict[str, Any] | None:
     """What the process is told first, secrets included; None where there is nothing for it to do."""
     exports = [_target(name, export) for name, export in audit.exports.items()]
     witnesses = [_witness(name, witness) for name, witness in audit.witnesses.items()]
@@ -85,7 +88,9 @@ def job(audit: Audit, store: Path, cursors: Path, collector: Collector | None = 
         numbers = collector.settings if collector.metrics_s else None
     if not exports and not witnesses and numbers is None:
         return None
-    made = {"store": str(store), "cursors": str(cursors), "exports": exports, "witnesses": witnesses}
+    made: dict[str, Any] = {"store": str(store), "cursors": str(cursors), "exports": exports, "witnesses": witnesses}
+    if witnesses and key_file is not None:
+        made |= {"doubt": f"{keys.doubt.__module__}:{keys.doubt.__name__}", "key_file": str(key_file)}
     return made if numbers is None else {**made, "metrics": numbers}
 
 
@@ -129,7 +134,8 @@ def _target(name: str, export: Export) -> dict[str, Any]:
 class Shipping:
     """The daemon's end of the process; belongs to the loop's thread.
 
-    :param record: appends to the audit log, or raises `AuditUnavailable`.
+    :param record: appends to the audit log, or raises `AuditUnavailable`. :param key_file: the key that signs
+    checkpoints; only what it (or one before it) has signed goes to a witness.
     """
 
     def __init__(
@@ -138,11 +144,13 @@ class Shipping:
         cursors: Path,
         loop: asyncio.AbstractEventLoop,
         record: Callable[[Admin], object],
+        key_file: Path | None = None,
     ) -> None:
         self._store = store
         self._cursors = cursors
         self._loop = loop
         self._record = record
+        self._key_file = key_file
         self._job: dict[str, Any] | None = None
         self._rows: dict[str, Row] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -167,7 +175,7 @@ class Shipping:
 
     def use(self, audit: Audit, collector: Collector | None = None) -> None:
         """These settings are in force from now on."""
-        made = job(audit, self._store, self._cursors, collector)
+        made = job(audit, self._store, self._cursors, collector, self._key_file)
         if made == self._job:
             return
         self._job = made
@@ -202,6 +210,9 @@ class Shipping:
 
     def rows(self) -> list[Row]:
         """How each is doing, in the order of the configuration."""
+        for row in self._rows.values():
+            if row.role == "witness" or row.trouble or not row.seq:  # its process does not say, or not lately
+                row.lag = max(0, self._seq - row.seq)
         return list(self._rows.values())
 
     def warnings(self) -> list[str]:
@@ -211,17 +222,17 @@ class Shipping:
             f"the {row.role} `{row.name}` is {row.lag} records behind: {row.trouble}"
             if row.role == "export"
             else f"the witness `{row.name}` has no checkpoint behind record {row.seq}: {row.trouble}"
-            for row in self._rows.values()
+            for row in self.rows()
             if row.trouble
         ]
 
     async def test(self, name: str) -> str:
         """Sends a test event through one export; gives the trouble, "" for none. Raises `KeyError` for no export."""
+        if name not in self._rows and f"witness {name}" in self._rows:
+            return f"`{name}` is a witness; witnesses get no test events"
         row = self._rows[name]
-        if row.role != "export":
-            raise KeyError(name)
         if self._process is None:
-            return "the export process does not run; see `aegis logs`"
+            return row.trouble or "the export process does not run; see `aegis logs`"
         id = str(next(self._ids))
         done = self._tests[id] = self._loop.create_future()
         self._write(f"test {name} {id}\n".encode())

@@ -132,7 +132,10 @@ class Event(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """About how many bytes it takes."""
         call = self.call
-        return 1000 if call is None else 1500 + len(call.arguments or "") + len(call.result or "")
+        if call is None:
+            return 1000
+        texts = (call.tool_name, call.error_message, call.request_id, call.note, call.arguments, call.result)
+        return 1500 + sum(len(text) for text in texts if text)
 
     def bare(self) -> Event:
         """The same without bodies."""
@@ -140,6 +143,11 @@ class Event(msgspec.Struct, frozen=True):
             return self
         call = msgspec.structs.replace(self.call, arguments=None, result=None)
         return msgspec.structs.replace(self, call=call, cut=True)
+
+
+def too_long(event: Event) -> Event:
+    """What stands in place of an event that a receiver cannot take, not even without its bodies."""
+    return gap(event.chain, event.seq, event.seq, event.ts, "it is too long for this receiver")
 
 
 def gap(chain: str, first: int, last: int, ts: int, why: str) -> Event:

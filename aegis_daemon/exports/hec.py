@@ -3,7 +3,8 @@
 `POST /services/collector/event`, gzip, `Authorization: Splunk TOKEN`, JSON objects one after another. With
 acknowledgement every request names our channel, Splunk answers with an `ackId`, and `POST /services/collector/ack`
 is asked for it; what is not acknowledged in time is sent again as a whole. A request that Splunk finds too large is
-cut in two, and a single event that is too large goes without its bodies. No redirect is followed, no proxy is used.
+cut in two, a single event that is too large goes without its bodies, and where that is too large as well a gap event
+takes its place. No redirect is followed, no proxy is used.
 
 Source: Splunk Enterprise, "Format events for HTTP Event Collector", "About HTTP Event Collector Indexer
 Acknowledgment", "Troubleshoot HTTP Event Collector" (codes).
@@ -12,10 +13,7 @@ Acknowledgment", "Troubleshoot HTTP Event Collector" (codes).
 from __future__ import annotations
 
 import gzip
-import http.client
-import re
 import socket
-import ssl
 import time
 import uuid
 from collections.abc import Callable
@@ -24,12 +22,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from aegis_daemon.exports.event import Encode, Event
-from aegis_daemon.exports.sink import Sink, Trouble, aside, trusting
+from aegis_daemon.exports.event import Encode, Event, too_long
+from aegis_daemon.exports.exchange import Exchange
+from aegis_daemon.exports.sink import Sink, Trouble, aside
 
 POLL_S: Final = (0.2, 0.5, 1.0, 2.0)
 """Pauses before the first, second, … look for an acknowledgement; the last for all that follow."""
-ANSWER_MAX: Final = 1 << 16
 _WORDS: Final = {
     1: "its token is disabled",
     2: "it wants a token",
@@ -49,7 +47,6 @@ _WORDS: Final = {
     26: "its queues are full",
     27: "its acknowledgement channel is full",
 }
-_CLEAN = re.compile(r"[^\x20-\x7e]")
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -69,7 +66,6 @@ class Settings(msgspec.Struct, frozen=True):
 
 class _Answer(msgspec.Struct):
     code: int = -1
-    text: str = ""
     ackId: int | None = None  # noqa: N815  Splunk's name
     acks: dict[str, bool] = {}
 
@@ -87,13 +83,10 @@ class Hec(Sink):
         self._clock = clock
         self._channel = str(uuid.uuid4())
         parts = urlsplit(settings.url)
-        self._secure = parts.scheme == "https"
-        self._where = parts.hostname or "", parts.port
         self._base = (
             parts.path.rstrip("/").removesuffix("/services/collector/event").removesuffix("/services/collector")
         )
-        self._context: ssl.SSLContext | None = None
-        self._connection: http.client.HTTPConnection | None = None
+        self._exchange = Exchange(settings.url, settings.ca_file, settings.timeout)
         self._closing = False
 
     async def send(self, batch: list[Event]) -> None:
@@ -103,7 +96,7 @@ class Hec(Sink):
     async def close(self) -> None:
         """Closes the connection, and ends a wait for an acknowledgement."""
         self._closing = True
-        self._drop()
+        self._exchange.drop()
 
     def _send(self, batch: list[Event]) -> None:
         body = b"\n".join(self._wrapped(event) for event in batch)
@@ -114,9 +107,14 @@ class Hec(Sink):
                 self._send(batch[:half])
                 self._send(batch[half:])
                 return
-            bare = batch[0].bare()
-            if bare is not batch[0]:
+            event = batch[0]
+            bare = event.bare()
+            if bare is not event:
                 self._send([bare])
+                return
+            if event.kind not in ("gap", "test"):
+                self.skipped += (event,)
+                self._send([too_long(event)])
                 return
         if status != 200 or answer.code not in (0, -1):
             raise Trouble(_fault(status, answer), after)
@@ -169,56 +167,8 @@ class Hec(Sink):
         if self._settings.ack:
             headers["X-Splunk-Request-Channel"] = self._channel
         path = f"{self._base}/services/collector/{what}"
-        kept = self._connection is not None
-        while True:
-            try:
-                connection = self._connection or self._connect()
-                connection.request("POST", path, body, headers)
-                response = connection.getresponse()
-                data = response.read(ANSWER_MAX)
-                if not response.isclosed():
-                    self._drop()
-                return response.status, _read(data), _pause(response.getheader("Retry-After"))
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-                self._drop()
-                if not kept:
-                    raise Trouble("it closed the connection without an answer") from None
-                kept = False  # a kept connection was dead; a doubled event has the same uid
-            except TimeoutError:
-                self._drop()
-                raise Trouble(f"it did not answer within {self._settings.timeout:.0f} s") from None
-            except ssl.SSLCertVerificationError as error:
-                self._drop()
-                raise Trouble(
-                    f"its certificate is not trusted ({error.verify_message.lower()}); name its issuer in `ca_file`"
-                ) from None
-            except ssl.SSLError:
-                self._drop()
-                raise Trouble("it does not speak TLS as we do") from None
-            except OSError as error:
-                self._drop()
-                raise Trouble(f"it cannot be reached: {(error.strerror or type(error).__name__).lower()}") from None
-            except (http.client.HTTPException, ValueError):
-                # Their texts may repeat a header.
-                self._drop()
-                raise Trouble("its answer is no HTTP") from None
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port = self._where
-        made: http.client.HTTPConnection
-        if self._secure:
-            if self._context is None:
-                self._context = trusting(self._settings.ca_file)
-            made = http.client.HTTPSConnection(host, port, timeout=self._settings.timeout, context=self._context)
-        else:
-            made = http.client.HTTPConnection(host, port, timeout=self._settings.timeout)
-        self._connection = made
-        return made
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        answer = self._exchange.post(path, body, headers)
+        return answer.status, _read(answer.body), answer.after_s
 
 
 def _read(data: bytes) -> _Answer:
@@ -228,12 +178,9 @@ def _read(data: bytes) -> _Answer:
         return _Answer()
 
 
-def _pause(text: str | None) -> float | None:
-    return float(text) if text is not None and text.isdigit() and len(text) < 6 else None
-
-
 def _fault(status: int, answer: _Answer) -> str:
-    word = _WORDS.get(answer.code) or _CLEAN.sub("?", answer.text)[:100]
+    """In words of ours alone: what it says may be what we sent."""
+    word = _WORDS.get(answer.code)
     return f"it answered {status}" + (f": {word}" if word else "")
 
 

@@ -20,8 +20,21 @@ from aegis_daemon.exports.event import Encode, Event
 from aegis_daemon.exports.sink import Sink, Trouble, aside
 
 _DAY_S = 86400
-_TAIL = 4 << 20
-_UID = re.compile(rb'"uid":"([^"]*)-(\d+)"')
+_PIECE = 1 << 20
+_LINE_MAX = 64 << 20
+"""Bytes of a last line that is read to see what it is; events are shorter by far."""
+_UID = re.compile(r"(.*)-(\d{1,18})")
+
+
+class _Meta(msgspec.Struct, frozen=True):
+    uid: str = ""
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """Where the uid stands: in the `aegis` format, and in OCSF. Arguments may hold others."""
+
+    uid: str = ""
+    metadata: _Meta = _Meta()
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -116,15 +129,13 @@ class JsonLines(Sink):
             info = os.fstat(fd)
             self._have, self._day, self._seq = ("", 0), 0, 0
             if info.st_size:
-                data = os.pread(fd, _TAIL, max(0, info.st_size - _TAIL))
-                whole = data.rfind(b"\n") + 1
-                if whole < len(data):
-                    os.ftruncate(fd, info.st_size - (len(data) - whole))
-                last = data[data.rfind(b"\n", 0, max(0, whole - 1)) + 1 : whole]
-                found = _UID.findall(last)
-                if found:
-                    self._have = (found[0][0].decode("utf-8", "replace"), int(found[0][1]))
-                    self._seq = self._have[1]
+                whole = _line_end(fd, info.st_size)
+                if whole < info.st_size:
+                    os.ftruncate(fd, whole)
+                found = _newest(fd, whole)
+                if found is not None:
+                    self._have = found
+                    self._seq = found[1]
                     self._day = int(info.st_mtime) // _DAY_S
             self._size = os.fstat(fd).st_size
             _sync_directory(self._path.parent)
@@ -149,6 +160,30 @@ class JsonLines(Sink):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _line_end(fd: int, before: int) -> int:
+    """Where the last whole line ends that is over before `before`, however long what follows it is; 0 for none."""
+    while before > 0:
+        start = max(0, before - _PIECE)
+        found = os.pread(fd, before - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        before = start
+    return 0
+
+
+def _newest(fd: int, end: int) -> tuple[str, int] | None:
+    """The chain and number of the event whose line ends there; None where it has none."""
+    start = _line_end(fd, end - 1)
+    if not 0 < end - start <= _LINE_MAX:
+        return None
+    try:
+        line = msgspec.json.decode(os.pread(fd, end - start, start), type=_Line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    found = _UID.fullmatch(line.uid or line.metadata.uid)
+    return (found[1], int(found[2])) if found is not None else None
 
 
 def _sync_directory(path: Path) -> None:

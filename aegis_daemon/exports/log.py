@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.exports.event import Call, Event, Record, gap
+from aegis_daemon.loop.reading import read_only
 
 SCANNED: Final = 2000
 """Records looked at for one batch: a call has two, so that is about as many as a batch has events."""
@@ -63,9 +64,7 @@ class Log:
         """One consistent view of it."""
         if not self._path.exists():
             raise OSError(f"there is no audit store `{self._path}` yet")
-        with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
-            db.isolation_level = None
-            db.execute("PRAGMA query_only=1")
+        with closing(read_only(self._path)) as db:
             db.execute("BEGIN")
             yield db
 
@@ -89,7 +88,7 @@ class Log:
                 event = self._event(db, chain, place, digest, record)
                 if event is not None:
                     events.append(event)
-                    size += event.size
+                    size += event.size + len(text or b"")
                 if len(events) >= most or size >= most_bytes:
                     full = True
                     break
@@ -108,7 +107,12 @@ class Log:
             if not _has(db, "checkpoints"):
                 return None
             row = db.execute("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
-            return (str(row[1]).partition("\n")[0], row[0], row[1]) if row is not None else None
+            if row is None:
+                return None
+            origin = str(row[1]).partition("\n")[0]
+            if origin.rpartition("/")[2] != chain_of(db):
+                raise OSError("the store's newest checkpoint is of another log; see `aegis audit verify`")
+            return origin, row[0], row[1]
 
     def _event(self, db: sqlite3.Connection, chain: str, place: int, stored: str, record: Record) -> Event | None:
         uid = f"{chain}-{place}"

@@ -2,8 +2,8 @@
 
 A bucket is one of S3 or of a store that speaks its protocol, by obstore: signed (Signature Version 4), with a SHA-256
 checksum, as a single PUT. Keys come from the settings, else from where AWS's own programs look: the environment, a
-container's or a machine's role. What a store says in its errors may repeat a key or a signature, so only its code is
-told.
+container's or a machine's role; a proxy is not taken from there. What a store says in its errors may repeat a key or a
+signature, so only codes that we know are told.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from aegis_daemon.exports.sink import Trouble
+from aegis_daemon.core import extras
+from aegis_daemon.exports.sink import Trouble, directly
 
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3})")
@@ -25,11 +26,15 @@ _WORDS: Final = {
     "AccessDenied": "the key may not write there",
     "AuthorizationHeaderMalformed": "it signs for another region; see `region`",
     "ExpiredToken": "the session token has expired",
+    "EntityTooLarge": "it is too large for it",
+    "InternalError": "it has an internal error",
     "InvalidAccessKeyId": "it does not know the access key",
     "NoSuchBucket": "there is no such bucket",
     "NotImplemented": "it cannot keep what is there from being overwritten; use one that knows `If-None-Match`",
     "PermanentRedirect": "the bucket is in another region; see `region`",
+    "RequestTimeout": "it waited too long for what was sent",
     "RequestTimeTooSkewed": "its clock and ours differ too much",
+    "ServiceUnavailable": "it is not available",
     "SignatureDoesNotMatch": "the secret key is not the access key's",
     "SlowDown": "it wants fewer requests",
 }
@@ -105,7 +110,7 @@ class S3:
             from obstore.store import S3Store
         except ImportError:
             raise Trouble(
-                "a bucket needs obstore, which is not installed: `pip install 'aegis-mcp[s3]'`, and restart Aegis"
+                f"a bucket needs obstore, which is not installed: {extras.advice('s3')}, and restart Aegis"
             ) from None
         self._timeout = settings.timeout
         wait = timedelta(seconds=settings.timeout)
@@ -122,6 +127,7 @@ class S3:
                 client["root_certificate"] = Path(settings.ca_file).read_bytes()
             except OSError:
                 raise Trouble(f"the certificates in `{settings.ca_file}` cannot be read; see `ca_file`") from None
+        directly()  # the library would take one
         try:
             self._store = S3Store(
                 settings.bucket,
@@ -153,8 +159,8 @@ class S3:
 def _told(text: str, timeout: float) -> str:
     """Our own words for what went wrong."""
     code = _CODE.search(text)
-    if code is not None:
-        return f"it answered {code[1]}" + (f": {_WORDS[code[1]]}" if code[1] in _WORDS else "")
+    if code is not None and code[1] in _WORDS:
+        return f"it answered {code[1]}: {_WORDS[code[1]]}"
     if _ROLE.search(text):
         return "there is no key for it: set `access_key_id` and `secret_access_key`, or give the machine a role"
     status = _STATUS.search(text)

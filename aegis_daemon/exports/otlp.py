@@ -13,9 +13,7 @@ nor what it cannot read (400), and nothing is kept in memory for it.
 from __future__ import annotations
 
 import gzip
-import http.client
 import re
-import ssl
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -26,13 +24,13 @@ import msgspec
 
 from aegis_daemon.exports import protobuf as pb
 from aegis_daemon.exports.event import Encode, Event
-from aegis_daemon.exports.sink import Sink, Trouble, aside, trusting
+from aegis_daemon.exports.exchange import Exchange
+from aegis_daemon.exports.sink import Sink, Trouble, aside
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.45.0"
 INTERNAL, SERVER, CLIENT = 1, 2, 3
 ERROR: Final = 2
 LATE_S: Final = 3600.0
-ANSWER_MAX: Final = 1 << 16
 SCOPE: Final = "aegis"
 _MODERN: Final = "2026-07-28"
 _TRACE: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -64,11 +62,8 @@ class Post:
     def __init__(self, settings: Settings, address: str) -> None:
         self._settings = settings
         parts = urlsplit(address)
-        self._secure = parts.scheme == "https"
-        self._where = parts.hostname or "", parts.port
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._context: ssl.SSLContext | None = None
-        self._connection: http.client.HTTPConnection | None = None
+        self._exchange = Exchange(address, settings.ca_file, settings.timeout)
 
     def send(self, message: bytes) -> int:
         """Gives the status: 2xx, 400 for what cannot be read there, 413 for too much. Raises `Trouble`."""
@@ -78,61 +73,15 @@ class Post:
             "Content-Type": "application/x-protobuf",
             "Content-Encoding": "gzip",
         }
-        body = gzip.compress(message, 5)
-        kept = self._connection is not None
-        while True:
-            try:
-                connection = self._connection or self._connect()
-                connection.request("POST", self._path, body, headers)
-                response = connection.getresponse()
-                response.read(ANSWER_MAX)
-                if not response.isclosed():
-                    self.drop()
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-                self.drop()
-                if not kept:
-                    raise Trouble("it closed the connection without an answer") from None
-                kept = False
-                continue
-            except TimeoutError:
-                self.drop()
-                raise Trouble(f"it did not answer within {self._settings.timeout:g} s") from None
-            except ssl.SSLCertVerificationError as error:
-                self.drop()
-                raise Trouble(
-                    f"its certificate is not trusted ({error.verify_message.lower()}); name its issuer in `ca_file`"
-                ) from None
-            except ssl.SSLError:
-                self.drop()
-                raise Trouble("it does not speak TLS as we do") from None
-            except OSError as error:
-                self.drop()
-                raise Trouble(f"it cannot be reached: {(error.strerror or type(error).__name__).lower()}") from None
-            except (http.client.HTTPException, ValueError):
-                self.drop()  # their texts may repeat a header
-                raise Trouble("its answer is no HTTP") from None
-            status = response.status
-            if 200 <= status < 300 or status in (400, 413):
-                return status
-            raise Trouble(f"it answered {status}" + _WORDS.get(status, ""), _pause(response.getheader("Retry-After")))
+        answer = self._exchange.post(self._path, gzip.compress(message, 5), headers)
+        status = answer.status
+        if 200 <= status < 300 or status in (400, 413):
+            return status
+        raise Trouble(f"it answered {status}" + _WORDS.get(status, ""), answer.after_s)
 
     def drop(self) -> None:
         """Closes the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port = self._where
-        made: http.client.HTTPConnection
-        if self._secure:
-            if self._context is None:
-                self._context = trusting(self._settings.ca_file)
-            made = http.client.HTTPSConnection(host, port, timeout=self._settings.timeout, context=self._context)
-        else:
-            made = http.client.HTTPConnection(host, port, timeout=self._settings.timeout)
-        self._connection = made
-        return made
+        self._exchange.drop()
 
 
 _WORDS: Final = {
@@ -392,10 +341,6 @@ class Gauge:
     async def close(self) -> None:
         """Closes the connection."""
         self._post.drop()
-
-
-def _pause(text: str | None) -> float | None:
-    return float(text) if text is not None and text.isdigit() and len(text) < 6 else None
 
 
 def sent(settings: dict[str, Any]) -> Gauge:

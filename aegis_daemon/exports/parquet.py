@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_daemon.core import extras
 from aegis_daemon.exports.sink import Trouble
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def arrow() -> Any:
         import pyarrow as pa
     except ImportError:
         raise Trouble(
-            "Parquet needs pyarrow, which is not installed: `pip install 'aegis-mcp[parquet]'`, and restart Aegis"
+            f"Parquet needs pyarrow, which is not installed: {extras.advice('parquet')}, and restart Aegis"
         ) from None
     pa.set_cpu_count(1)  # whatever is exported, calls come first
     return pa

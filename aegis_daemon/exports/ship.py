@@ -22,15 +22,16 @@ import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from aegis_daemon.exports.cursor import Cursors, Place
-from aegis_daemon.exports.event import Encode, test
+from aegis_daemon.exports.event import Encode, Event, test
 from aegis_daemon.exports.log import Log, Page
-from aegis_daemon.exports.sink import Sink, Trouble, Witness
+from aegis_daemon.exports.sink import Sink, Trouble, Witness, directly
 
 SINKS: Final = {
     "hec": "aegis_daemon.exports.hec",
@@ -55,6 +56,7 @@ FORMATS: Final = {
 FIRST_S: Final = 0.5
 MOST_S: Final = 60.0
 CLOSE_S: Final = 5.0
+LINE_MAX: Final = 1 << 24
 SAY_S: Final = 1.0
 """How often an export that gets on says how far it is."""
 
@@ -78,11 +80,17 @@ class Job(msgspec.Struct, frozen=True):
     cursors: str
     exports: list[Target]
     witnesses: list[Target] = []
+    doubt: str = ""
+    """`module:function` by which it is seen whether the log's key signed a checkpoint; of the daemon's choosing, since
+    siblings do not know each other. Called with the key's path, origin, size and note; gives what is wrong, "" for
+    nothing."""
+    key_file: str = ""
     metrics: dict[str, Any] | None = None
     """where the daemon's numbers go (`otlp.Settings`)"""
 
 
 Say = Callable[[str], None]
+Doubt = Callable[[str, int, str], str]
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -98,6 +106,12 @@ def sink_of(target: Target) -> Sink:
     settings = msgspec.convert(target.settings, module.Settings)
     made: Sink = module.make(settings, encoder(target.format))
     return made
+
+
+def doubt_of(job: Job) -> Doubt | None:
+    """What a checkpoint is looked at with before a witness gets it."""
+    module, _, name = job.doubt.partition(":")
+    return partial(getattr(importlib.import_module(module), name), Path(job.key_file)) if name else None
 
 
 def witness_of(target: Target) -> Witness:
@@ -229,13 +243,19 @@ class Shipper:
             return True  # the log was replaced meanwhile; look again
         if self.sink.linger_s and not page.full and page.seq == page.newest and not self._news.over:
             page = await self._gathered(place)
+        skipped: tuple[Event, ...] = ()
+        if page.events:
+            async with self._sending:
+                self.sink.skipped = ()
+                await self.sink.send(page.events)
+                skipped = self.sink.skipped
         for event in page.events:
             if event.kind == "gap":
                 first, last = event.uid.rsplit("-", 2)[1:]
                 self._say(f"gap {self.name} {first} {last} they were deleted before this export had them")
-        if page.events:
-            async with self._sending:
-                await self.sink.send(page.events)
+        for event in skipped:
+            if event.record.action != "export_gap":  # of which this one would make another
+                self._say(f"gap {self.name} {event.seq} {event.seq} it is too long for the receiver")
         self._move(Place(page.chain, page.seq, page.hash))
         return page.seq < page.newest
 
@@ -312,6 +332,7 @@ class Pusher:
         say: Say,
         *,
         witness: Witness,
+        doubt: Doubt | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = random.random,
     ) -> None:
@@ -322,6 +343,7 @@ class Pusher:
         self._say = say
         self._sleep = sleep
         self._witness = witness
+        self._doubt = doubt
         self._pushed = ""
         self._backoff = Backoff(random)
         self._told = ""
@@ -357,6 +379,9 @@ class Pusher:
         if size <= self._cursors.witnessed(self.name, origin) and known in ("", note):
             self._tell(f"witness {self.name} at {size} ok")
             return False
+        if self._doubt is not None and (why := self._doubt(origin, size, note)):
+            self._pushed = known
+            raise Trouble(why)
         try:
             await self._witness.push(origin, size, note)
         except BaseException:
@@ -397,11 +422,13 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
     news = News()
     store = Path(job.store)
     shippers: dict[str, Shipper] = {}
+    broken: dict[str, str] = {}
     tasks: set[asyncio.Task[None]] = set()
     for target in job.exports:
         try:
             sink = sink_of(target)
         except Exception as error:
+            broken[target.name] = f"it is not running: {_text(error)}"
             say(f"sink {target.name} at 0 lag 0 trouble {_text(error)}")
             continue
         shipper = Shipper(target, Log(store, bodies=target.bodies, steps=sink.steps), cursors, news, say, sink=sink)
@@ -413,16 +440,18 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
         except Exception as error:
             say(f"witness {target.name} at 0 trouble {_text(error)}")
             continue
-        tasks.add(asyncio.create_task(Pusher(target, Log(store), cursors, news, say, witness=witness).run()))
+        pusher = Pusher(target, Log(store), cursors, news, say, witness=witness, doubt=doubt_of(job))
+        tasks.add(asyncio.create_task(pusher.run()))
 
     async def tried(name: str, id: str) -> None:
         shipper = shippers.get(name)
-        why = await shipper.test() if shipper is not None else "there is no such export"
+        missing = broken.get(name, "there is no such export")
+        why = await shipper.test() if shipper is not None else missing
         say(f"tested {id} " + (f"trouble {why}" if why else "ok"))
 
     numbers = _Numbers(job.metrics, say)
     tests: set[asyncio.Task[None]] = set()
-    while line := await reader.readline():
+    while line := await _line(reader, say):
         if line.startswith(b"metrics "):
             numbers.heard(line[8:])
             continue
@@ -443,6 +472,24 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
     await numbers.close()
     cursors.close()
     os.close(lock)
+
+
+async def _line(reader: asyncio.StreamReader, say: Say) -> bytes:
+    """The next line, empty at the end. One that is too long is passed over, and told: only numbers are ever so long."""
+    passing = False
+    while True:
+        try:
+            line = await reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            return b"" if passing else error.partial
+        except asyncio.LimitOverrunError as error:
+            await reader.readexactly(error.consumed)
+            passing = True
+            continue
+        if not passing:
+            return line
+        say(f"metrics trouble they have more than {LINE_MAX >> 20} MiB; set `telemetry.tools` lower")
+        passing = False
 
 
 class _Numbers:
@@ -498,7 +545,7 @@ async def _alone(path: Path) -> int:
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=1 << 24)
+    reader = asyncio.StreamReader(limit=LINE_MAX)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
 
     def say(line: str) -> None:
@@ -516,6 +563,7 @@ async def _main() -> None:
 def main() -> None:
     """The process; it gives way to everybody else, as the writer does."""
     os.umask(0o077)
+    directly()  # before there are threads
     os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon says when it is over, by closing our input
     asyncio.run(_main())

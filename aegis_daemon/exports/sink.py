@@ -6,6 +6,7 @@ A new type of export is one file, with its settings and its class, and one row i
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable
 from typing import ClassVar, TypeVar
@@ -31,6 +32,8 @@ class Sink:
     linger_s: float = 0.0
     steps: ClassVar[bool] = False
     """whether it wants all records of a call (`Event.steps`)"""
+    skipped: tuple[Event, ...] = ()
+    """what the last batch went without, since this receiver can never take it; a gap event stands in its place"""
 
     async def send(self, batch: list[Event]) -> None:
         """Returns once the receiver has all of it for good. Raises `Trouble` or `OSError`; it then comes again."""
@@ -57,6 +60,13 @@ def trusting(ca_file: str | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError):
         raise Trouble(f"the certificates in `{ca_file}` cannot be read; see `ca_file`") from None
+
+
+def directly() -> None:
+    """This process uses no proxy of its environment: what is sent is for the receiver alone."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        os.environ.pop(name, None)
+        os.environ.pop(name.upper(), None)
 
 
 async def aside(work: Callable[[], T]) -> T:

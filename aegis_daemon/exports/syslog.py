@@ -3,11 +3,13 @@
 Over TCP and TLS messages are counted in octets (RFC 6587 §3.4.1, RFC 5425), over UDP (RFC 5426) and `/dev/log` each is
 a datagram. Syslog has no acknowledgement. Over TCP a batch counts once the receiver's system has all of it, and after
 a broken connection what was sent last is sent again, since the receiver itself may not have read it; a datagram counts
-once it has left. Messages over `max_bytes` go without arguments and results.
+once it has left. Messages over `max_bytes` go without arguments and results; one that is longer even so (and than
+`BARE_MAX`), or that the network does not take, has a gap event in its place.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import select
 import socket
@@ -17,18 +19,21 @@ import sys
 import termios
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
-from aegis_daemon.exports.event import Encode, Event, instant
+from aegis_daemon.exports.event import Encode, Event, instant, too_long
 from aegis_daemon.exports.sink import Sink, Trouble, aside, trusting
 
 APP: Final = "aegis"
 _SEVERITY: Final = {"error": 5, "denied": 4, "unknown": 4, "success": 6}
 _SEQUENCE: Final = 2147483647
 _SETTLE_S: Final = 0.002
+BARE_MAX: Final = 4096
+"""An event without bodies may be as long as this even where `max_bytes` is less: they usually have half of it."""
 AGAIN_S: Final = 10.0
 AGAIN_MAX: Final = 1 << 20
 """What is sent again after a broken connection: as much as a receiver that is well leaves unread."""
@@ -70,9 +75,24 @@ class Syslog(Sink):
         self._drop()
 
     def message(self, event: Event) -> bytes:
-        """One message, at most `max_bytes` long (or as long as it takes without bodies)."""
-        whole = self._message(event)
-        return whole if len(whole) <= self._settings.max_bytes else self._message(event.bare())
+        """One message, at most `max_bytes` long (or `BARE_MAX` without bodies)."""
+        return next(self._forms(event))
+
+    def _forms(self, event: Event) -> Iterator[bytes]:
+        """The event's message as far as it fits, and then what may go in its place: each shorter than the one before.
+
+        The last says that there was one which was too long.
+        """
+        whole, most = self._message(event), self._settings.max_bytes
+        own = event.kind in ("gap", "test")
+        if own or len(whole) <= most:
+            yield whole
+        bare = self._message(event.bare())
+        if len(bare) <= max(most, BARE_MAX) and (len(bare) < len(whole) or len(whole) > most):
+            yield bare
+        if not own:
+            self.skipped += (event,)
+            yield self._message(too_long(event))
 
     def _message(self, event: Event) -> bytes:
         call = event.call
@@ -86,12 +106,13 @@ class Syslog(Sink):
         return head.encode() + self._encode(event)
 
     def _send(self, batch: list[Event]) -> None:
-        messages = [self.message(event) for event in batch]
         try:
             if self._counted:
+                messages = [self.message(event) for event in batch]
                 self._stream(b"".join(b"%d %b" % (len(message), message) for message in messages))
             else:
-                self._datagrams(messages)
+                for event in batch:
+                    self._datagram(event)
         except TimeoutError:
             self._drop()
             raise Trouble(f"it did not take anything for {self._settings.timeout:.0f} s") from None
@@ -107,14 +128,18 @@ class Syslog(Sink):
             self._drop()
             raise Trouble(f"it cannot be reached: {(error.strerror or type(error).__name__).lower()}") from None
 
-    def _datagrams(self, messages: list[bytes]) -> None:
-        for message in messages:
+    def _datagram(self, event: Event) -> None:
+        for message in self._forms(event):
             connected = self._socket or self._connect()
             try:
                 connected.send(message)
+                return
             except ConnectionRefusedError:
                 self._drop()
                 raise Trouble("nobody listens there") from None
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
 
     def _stream(self, data: bytes) -> None:
         if self._socket is not None and self._left():

@@ -5,15 +5,12 @@ No redirect is followed, no proxy is used, and neither the token nor the query r
 
 from __future__ import annotations
 
-import http.client
-import ssl
 from urllib.parse import urlsplit
 
 import msgspec
 
+from aegis_daemon.exports.exchange import Exchange
 from aegis_daemon.exports.sink import Trouble, Witness, aside
-
-ANSWER_MAX = 1 << 14
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -31,7 +28,7 @@ class HttpWitness(Witness):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._parts = urlsplit(settings.url)
-        self._context: ssl.SSLContext | None = None
+        self._exchange = Exchange(settings.url, settings.ca_file, settings.timeout)
 
     async def push(self, origin: str, size: int, note: str) -> None:
         """Posts the checkpoint."""
@@ -43,35 +40,12 @@ class HttpWitness(Witness):
         if settings.token:
             headers["Authorization"] = f"Bearer {settings.token}"
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection: http.client.HTTPConnection | None = None
         try:
-            connection = self._connect()
-            connection.request("POST", path, body, headers)
-            response = connection.getresponse()
-            response.read(ANSWER_MAX)
-            status, after = response.status, response.getheader("Retry-After")
-        except ssl.SSLCertVerificationError as error:
-            why = error.verify_message.lower()
-            raise Trouble(f"its certificate is not trusted ({why}); name its issuer in `ca_file`") from None
-        except TimeoutError:
-            raise Trouble(f"it did not answer within {settings.timeout:.0f} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            why = str(getattr(error, "strerror", None) or type(error).__name__).lower()
-            raise Trouble(f"it cannot be reached: {why}") from None
+            answer = self._exchange.post(path, body, headers)
         finally:
-            if connection is not None:
-                connection.close()
-        if not 200 <= status < 300:
-            pause = float(after) if after is not None and after.isdigit() else None
-            raise Trouble(f"it answered with status {status}", pause)
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port, timeout = self._parts.hostname or "", self._parts.port, self._settings.timeout
-        if self._parts.scheme != "https":
-            return http.client.HTTPConnection(host, port, timeout=timeout)
-        if self._context is None:
-            self._context = ssl.create_default_context(cafile=self._settings.ca_file)
-        return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context)
+            self._exchange.drop()
+        if not 200 <= answer.status < 300:
+            raise Trouble(f"it answered with status {answer.status}", answer.after_s)
 
 
 def make(settings: Settings) -> HttpWitness:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from aegis_daemon.core.past import NAME_CAP
 from aegis_daemon.manage import shapes
 from aegis_daemon.wire.methods import (
     SERVER_REQUESTS,
@@ -43,6 +44,8 @@ def explained(call: shapes.AuditCall) -> shapes.Explained:
 def _spoken_of(call: shapes.AuditCall) -> tuple[str, tuple[str, ...]]:
     """(subject, names); ("", ()) for what names nothing, and ("unknown", ()) where it cannot be told any more."""
     name = call.tool_name
+    if len(name) > NAME_CAP:  # the log has its beginning alone
+        return "unknown", ()
     if call.method in TO_CLIENT and name and name == SERVER_REQUESTS.get(call.method):
         return "server_request", (name,)
     row = TO_SERVER.get(call.method)

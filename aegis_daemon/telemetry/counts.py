@@ -3,18 +3,22 @@
 `heard` is the journal's listener. Of a call it does something at its end alone, and that is behind its answer
 (`scripts/bench --telemetry`: 0.04 us for the intent, which is before the call leaves, 0.5 us behind its answer; the
 same work by `prometheus_client`, a counter and two histograms, takes 4.7 us). Names that agents can make up are
-bounded: beyond `CELLS` kinds of calls, and beyond `tools` tools, they are counted as `(other)`.
+bounded: beyond `CELLS` kinds of calls, and beyond `tools` tools, they are counted as `(other)`. A tool has numbers of
+its own from when it is known: its server listed it, or has answered a call of it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any, Final
 
 from aegis_daemon.telemetry.family import Family, Labels, Spread
 
 CELLS: Final = 2000
 OTHER: Final = "(other)"
+TOOL_MAX: Final = 128
+"""Characters of a tool's name that is a label: as many as MCP gives it (2025-11-25, "Tool Names")."""
 BOUNDS_US: Final = (
     100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000,
     5_000_000, 10_000_000, 30_000_000, 60_000_000, 120_000_000, 300_000_000,
@@ -49,9 +53,10 @@ class _Cell:
 class Counts:
     """Counts since the daemon began; belongs to the loop's thread."""
 
-    def __init__(self, tools: int = 0) -> None:
-        """`tools`: how many tools have numbers of their own; 0 for none."""
+    def __init__(self, tools: int = 0, knows: Callable[[str, str], bool] = lambda backend, tool: False) -> None:
+        """`tools`: how many tools have numbers of their own; 0 for none. `knows` of a tool that its server lists."""
         self.tools = tools
+        self._knows = knows
         self._cells: dict[tuple[str, str, str, str, str], _Cell] = {}
         self._times: dict[tuple[str, str], _Times] = {}
         self._would: dict[Labels, int] = {}
@@ -129,7 +134,11 @@ class Counts:
         key = (backend, name)
         found = self._tools.get(key)
         if found is None:
-            if len(self._tools) >= self.tools:
+            if (
+                len(self._tools) - ((OTHER, OTHER) in self._tools) >= self.tools
+                or len(name) > TOOL_MAX
+                or (verdict != "success" and not self._knows(backend, name))
+            ):
                 key = (OTHER, OTHER)
             found = self._tools.setdefault(key, {})
         found[verdict] = found.get(verdict, 0) + 1

@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
-from logging_by_hand import BOUND, change, fill, opened, until
+from logging_by_hand import BOUND, change, fill, fill_store, opened, until
 from proving import Signed, varied
 
-from aegis_daemon.audit import keys
+from aegis_daemon.audit import keys, warrants
 from aegis_daemon.audit.checkpoint import (
     Checkpoint,
     NoteError,
@@ -29,10 +30,14 @@ from aegis_daemon.audit.checkpoint import (
     verifier_key,
     write_note,
 )
+from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.notary import Duties, Notary
+from aegis_daemon.audit.removals import Said
 from aegis_daemon.audit.store import Reader
 from aegis_daemon.audit.verify import Report, Trust
 from aegis_daemon.audit.writer import WriterHandle
+from aegis_daemon.daemon.keykeeper import KeyKeeper
+from aegis_daemon.manage import api
 
 # --- notes ------------------------------------------------------------------------------------------------------------
 
@@ -159,6 +164,101 @@ def test_a_next_key_that_was_not_meant_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(keys.KeyFault, match="rotate again"):
         keys.use(path, note)
     assert len(keys.read_ring(path)) == 1
+
+
+@pytest.mark.parametrize("where", ["a new writer", "the same writer"])
+async def test_a_rotation_that_was_killed_between_its_two_steps_is_finished(
+    signed: Signed, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    note = keys.prepare(signed.key_path)
+    real = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target == signed.key_path:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            keys.use(signed.key_path, note)
+    varied(signed, 20)
+    if where == "a new writer":
+        signed.restart()
+    signed.sign()
+    assert [line for line in signed.said if line.startswith("unsigned")] == []
+    found = report(signed)
+    assert (found.faults, found.signed, len(keys.read_ring(signed.key_path))) == ([], found.records, 2)
+    assert not signed.key_path.with_name("audit.key.next").exists()
+    signed.rotate()
+    assert len(keys.follow(keys.read_ring(signed.key_path))) == 3
+
+
+async def test_a_next_key_that_nothing_says_is_in_use_stays_one(signed: Signed) -> None:
+    keys.prepare(signed.key_path)
+    public = keys.Signer(keys.load(signed.key_path)).public
+    assert keys.Signer(keys.load_or_make(signed.key_path)).public == public
+    assert signed.key_path.with_name("audit.key.next").exists()
+
+
+async def test_an_order_is_signed_by_a_process_that_has_the_key_or_says_why_not(signed: Signed) -> None:
+    with opened(signed.directory) as log:
+        keeper = KeyKeeper(signed.key_path, log)
+        ring = keys.follow(keys.read_ring(signed.key_path))
+        texts = [
+            warrants.text("aegis/a%2Fb/0123456789abcdef", "purge", f"records 1 to {n}: why", "ann") for n in (7, 8)
+        ]
+        words = await keeper.sign("aegis/a%2Fb/0123456789abcdef", texts)
+        for last, word in zip((7, 8), words, strict=True):
+            said = Said("purge", "ann", f"records 1 to {last}: another reason", word, "a/b")
+            assert warrants.holds(said, "0123456789abcdef", ring)
+            for other in ({"by": "eve"}, {"tenant": "b"}, {"detail": "records 1 to 9: x"}, {"action": "erase"}):
+                assert not warrants.holds(msgspec.structs.replace(said, **other), "0123456789abcdef", ring)
+            assert not warrants.holds(said, "f" * 16, ring)
+        signed.key_path.chmod(0o644)
+        with pytest.raises(
+            api.Unavailable, match=r"nothing is removed, for the order cannot be signed: .*owner's alone"
+        ):
+            await keeper.sign("aegis/a/b", texts)
+
+
+async def test_records_that_only_the_store_had_are_told_unless_they_were_signed(signed: Signed) -> None:
+    signed_to = report(signed).signed
+
+    def gone_on() -> list[str]:
+        shutil.rmtree(signed.directory)  # a lost journal is the simplest way for the store to be ahead
+        journal = Journal(
+            signed.directory, durability="process", loop=asyncio.get_running_loop(), db_path=signed.db_path,
+            key_file=signed.key_path,
+        )  # fmt: skip
+        notes = journal.open().notes
+        journal.close()
+        return [note for note in notes if "only the store had" in note]
+
+    assert gone_on() == []
+    with opened(signed.directory, db_path=signed.db_path) as log:
+        fill(log, range(40, 42))
+    fill_store(signed.directory, signed.db_path)
+    (note,) = gone_on()
+    assert f"only the store had records {signed_to + 1} to {signed_to + 4}" in note
+    signed.key_path.with_name("audit.key.signed").unlink()
+    assert f"records 1 to {signed_to + 4}" in gone_on()[0]
+
+
+async def test_a_checkpoint_that_the_key_did_not_sign_is_doubted(signed: Signed) -> None:
+    note, ring = signed.notes()[-1], signed.key_path
+    origin, size = note.split("\n")[0], int(note.split("\n")[1])
+    assert keys.doubt(ring, origin, size, note) == ""
+    thief = keys.Signer(b"\x02" * 32)
+    text = read_note(note).text
+    forged = write_note(text, [thief.sign(origin, text)])
+    for log, many, given in (
+        (origin, size + 1, note),
+        ("aegis/x/y", size, note),
+        (origin, size, forged),
+        (origin, 1, ""),
+    ):
+        assert "not passed on" in keys.doubt(ring, log, many, given)
 
 
 def _b64(data: bytes) -> str:

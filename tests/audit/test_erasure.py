@@ -13,7 +13,6 @@ from test_retention import Home
 
 from aegis_daemon.audit import disk, erasure, removals
 from aegis_daemon.audit.journal import Journal
-from aegis_daemon.audit.record import Admin
 from aegis_daemon.audit.removals import Removal
 from aegis_daemon.audit.search import Query, find
 from aegis_daemon.audit.store import Reader
@@ -66,7 +65,7 @@ async def shed(log: Journal, home: Home) -> None:
 
 def erase(log: Journal, home: Home, *seqs: int) -> None:
     for detail in removals.erase_details(seqs, "a person asked"):
-        log.append(Admin(action="erase", by="ann", detail=detail))
+        log.append(home.signed("erase", detail))
     home.filled.all()
     home.work()
 
@@ -105,10 +104,10 @@ async def test_an_erased_call_is_shown_without_its_arguments_and_found_by_no_tex
         assert call.tool_name == "read_file"
         found = find(reader, Query(text=SECRET.decode(), within="both"))
         assert [int(row.call_id, 16) for row in found.rows] == [4, 3, 1, 0]
-        gone = reader.removed(5)
+        gone = reader.removed(5, home.key)
         assert gone is not None
         assert (gone.seq, gone.by, gone.why) == (11, "ann", "a person asked")
-        assert reader.removed(3) is None
+        assert reader.removed(3, home.key) is None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ async def test_a_writer_that_was_killed_between_two_steps_goes_on(home: Home, tm
     with opened(home.directory, clock=home.clock) as log:
         calls(log, range(20))
         home.filled.all()
-        log.append(Admin(action="erase", by="ann", detail="bodies of records 3, 7-11: x"))
+        log.append(home.signed("erase", "bodies of records 3, 7-11: x"))
         home.filled.all()
         steps = 0
         while home.db.execute("SELECT 1 FROM removals WHERE done = 0").fetchone():

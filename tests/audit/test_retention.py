@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 from logging_by_hand import ARGUMENTS, RESULT, Ingested, change, denied, fill, hold, intent, opened, outcome, whole_call
+from proving import second
 
-from aegis_daemon.audit import removals, store
+from aegis_daemon.audit import keys, removals, rollup, store, warrants
+from aegis_daemon.audit.checkpoint import origin
 from aegis_daemon.audit.journal import Journal, boot_id
+from aegis_daemon.audit.merkle import Frontier
 from aegis_daemon.audit.notary import Duties, Notary
 from aegis_daemon.audit.record import Admin
 from aegis_daemon.audit.removals import Removals, merged
 from aegis_daemon.audit.retention import DAY, Keeper, Policy, plan, purged
 from aegis_daemon.audit.store import Reader
-from aegis_daemon.audit.verify import Report
+from aegis_daemon.audit.verify import Report, Trust
 
 START = 1_750_000_000_000_000
 HOUR = 3_600_000_000
@@ -62,11 +65,20 @@ class Home:
     def begin(self, policy: Policy) -> None:
         """A new writer."""
         self.filled.ingester.close()
-        self.notary = Notary(Duties(str(self.key), every=1), self.said.append)
+        duties = Duties(str(self.key), every=1)
+        self.notary = Notary(duties, self.said.append)
         self.keeper = Keeper(
-            self.db_path, policy, self.said.append, lambda: self.clock.wall() / 1e6, lambda: self.monotonic,
-            lambda: (self.boot, self.clock.now - START),
+            self.db_path, policy, self.hear, lambda: self.clock.wall() / 1e6, lambda: self.monotonic,
+            lambda: (self.boot, self.clock.now - START), duties,
         )  # fmt: skip
+
+    def hear(self, line: str) -> None:
+        """What the keeper says; an order that it wants is kept with its signature."""
+        if line.startswith("remove "):
+            _, action, signature, detail = line.split(" ", 3)
+            self.wish = Admin(action=action, by="retention", detail=detail, signature=signature)
+            line = f"remove {action} {detail}"
+        self.said.append(line)
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -92,10 +104,21 @@ class Home:
 
     def report(self) -> Report:
         with Reader(self.db_path) as reader:
-            return reader.verify()
+            return reader.verify(trust=Trust(ring=tuple(keys.read_ring(self.key))))
+
+    def signed(self, action: str, detail: str, by: str = "ann") -> Admin:
+        """An order as the daemon writes it."""
+        self.filled.all()
+        name = origin("default", warrants.chain_of(self.db))
+        signer = keys.Signer(keys.load_or_make(self.key))
+        word = signer.word(name, warrants.text(name, action, detail, by))
+        return Admin(action=action, by=by, detail=detail, signature=word)
 
     def order(self, log: Journal, action: str, detail: str) -> None:
-        log.append(Admin(action=action, by="ann", detail=detail))
+        self.give(log, self.signed(action, detail))
+
+    def give(self, log: Journal, order: Admin) -> None:
+        log.append(order)
         self.filled.all()
         self.work()
 
@@ -216,7 +239,7 @@ async def test_a_purge_is_sound_and_goes_on_wherever_it_is_broken_off(home: Home
         last = home.filled.ingester.seq
         log.append(outcome(59), RESULT)
         whole_call(log, 700)
-        log.append(Admin(action="purge", by="ann", detail=removals.purge_detail(last, "x")))
+        log.append(home.signed("purge", removals.purge_detail(last, "x")))
         home.filled.all()
 
         seen: list[int] = []
@@ -254,6 +277,69 @@ async def test_a_purge_never_hides_a_change(home: Home, evil: str) -> None:
         assert home.report().faults == before
 
 
+async def test_a_purge_compares_with_what_was_signed_and_not_with_what_is_kept_beside_it(home: Home) -> None:
+    from test_verify_twice import chained
+
+    with opened(home.directory, clock=home.clock) as log:
+        fill(log, range(30))
+        home.sign()
+        db = home.db
+        db.execute("UPDATE records SET record = replace(record, 'writer', 'nobody') WHERE seq = 7")
+        chained(db, 7)
+        tree = Frontier()
+        for (hash,) in db.execute("SELECT hash FROM records WHERE seq <= 60 ORDER BY seq"):
+            tree.add(bytes.fromhex(hash))
+        assert db.execute("UPDATE checkpoints SET root = ? WHERE size = 60", (tree.root(),)).rowcount == 1
+        home.order(log, "purge", removals.purge_detail(60, "x"))
+        assert "records 1 to 60 are not those that were signed; nothing is purged" in home.said[-1]
+        assert purged(home.db) == 0
+
+
+@pytest.mark.parametrize("feigned", ["", "moved", "old", "other"])
+async def test_an_order_without_the_keys_word_for_it_removes_nothing_and_hides_nothing(
+    home: Home, tmp_path: Path, feigned: str
+) -> None:
+    with opened(home.directory, clock=home.clock) as log:
+        fill(log, range(30))
+        home.sign()
+        order = home.signed("purge", removals.purge_detail(20, "x"))
+        order.detail = removals.purge_detail(60, "x")
+        if not feigned:
+            order.signature = ""
+        elif feigned == "old":  # the word for another order
+            order.signature = home.signed("purge_bodies", removals.purge_bodies_detail(60, "x")).signature
+        elif feigned == "other":
+            home.key, key = tmp_path / "other", home.key
+            order.signature = home.signed("purge", order.detail).signature
+            home.key = key
+        home.give(log, order)
+        assert next(line for line in home.said if "did not sign" in line).startswith("kept record 61 ")
+        assert (purged(home.db), home.db.execute("SELECT done FROM removals").fetchall()) == (0, [(1,)])
+        assert [(fault.seq, fault.kind) for fault in home.report().faults] == [(61, "removal_unsigned")]
+        db = home.db  # so somebody else does it, who can write to the file
+        for seq, stored in db.execute("SELECT seq, hash FROM records WHERE seq <= 60").fetchall():
+            db.execute("INSERT INTO leaves VALUES (?, ?)", (seq, bytes.fromhex(stored)))
+        for table in ("records", "calls", "bodies"):
+            db.execute(f"DELETE FROM {table} WHERE seq <= 60")
+        rollup.rebuild(db)
+        kinds = [(fault.seq, fault.kind) for fault in home.report().faults]
+        assert sorted(kinds) == [(1, "missing"), (61, "removal_unsigned")]
+        home.sign()
+        log_ = second().Log(db)
+        assert sorted((seq, kind) for seq, kind, _ in log_.examine()) == sorted(kinds)
+
+
+async def test_an_order_that_was_signed_is_carried_out_after_the_key_was_changed(home: Home) -> None:
+    with opened(home.directory, clock=home.clock) as log:
+        fill(log, range(30))
+        home.sign()
+        order = home.signed("purge", removals.purge_detail(60, "x"))
+        keys.use(home.key, keys.prepare(home.key))
+        home.give(log, order)
+        home.sign()
+        assert (purged(home.db), home.report().faults) == (60, [])
+
+
 async def test_what_is_gone_without_a_record_is_missed(home: Home) -> None:
     with opened(home.directory, clock=home.clock) as log:
         fill(log, range(30))
@@ -283,8 +369,7 @@ async def test_what_grew_too_old_is_asked_for_once_a_day_and_purged_by_a_record(
         home.work()
         (line,) = [line for line in home.said if line.startswith("remove")]
         assert line == "remove purge records 1 to 94: `audit.retention_days` is 2"
-        action, _, detail = line.removeprefix("remove ").partition(" ")
-        home.order(log, action, detail)
+        home.give(log, home.wish)
         assert purged(home.db) == 94
         home.monotonic += 700
         home.work()
@@ -302,7 +387,7 @@ async def test_bodies_may_go_earlier_than_their_records(home: Home) -> None:
         home.work()
         (line,) = [line for line in home.said if line.startswith("remove")]
         assert line == "remove purge_bodies bodies of records 1 to 76: `audit.bodies_days` is 1"
-        home.order(log, "purge_bodies", line.removeprefix("remove purge_bodies "))
+        home.give(log, home.wish)
         report = home.report()
         assert (report.faults, report.records, report.erased_bodies) == ([], 102, 75)
         assert home.rows("bodies")[:2] == [41, 77]
@@ -356,16 +441,25 @@ async def test_windows_exports_and_witnesses_hold_a_purge(home: Home, tmp_path: 
 
     assert last(Policy()) == (74, "")
     assert last(Policy(window_s=86_400 / 2)) == (62, "limits and budgets still count what is newer")
-    assert last(Policy(exports=str(exports), witnessed=True)) == (0, "no witness has seen the rest yet")
+    behind, unseen = "an export has not had the rest yet", "no witness has seen the rest yet"
+    keeps, sees = Policy(exports=str(exports), keep=("a",)), Policy(exports=str(exports), witnesses=("w", "v"))
+    assert (last(keeps), last(sees)) == ((0, behind), (0, unseen))  # there is no such file
+    chain = warrants.chain_of(home.db)
     change(
         exports,
         "CREATE TABLE cursors (sink, chain, seq, hash, keep, updated_us)",
         "CREATE TABLE witnessed (witness, chain, size, at_us)",
-        "INSERT INTO cursors VALUES ('a', 'c', 33, '', 1, 0), ('b', 'c', 3, '', 0, 0)",
-        "INSERT INTO witnessed VALUES ('w', 'c', 20, 0)",
+        f"INSERT INTO cursors VALUES ('b', '{chain}', 3, '', 0, 0), ('a', 'another', 90, '', 1, 0)",
+        f"INSERT INTO witnessed VALUES ('gone', 'aegis/t/{chain}', 60, 0), ('w', 'aegis/t/another', 60, 0)",
     )
-    assert last(Policy(exports=str(exports))) == (32, "an export has not had the rest yet")
-    assert last(Policy(exports=str(exports), witnessed=True)) == (20, "no witness has seen the rest yet")
+    assert (last(keeps), last(sees)) == ((0, behind), (0, unseen))  # others, and of another log
+    change(
+        exports,
+        f"INSERT INTO cursors VALUES ('a', '{chain}', 33, '', 1, 0)",
+        f"INSERT INTO witnessed VALUES ('w', 'aegis/t/{chain}', 20, 0), ('v', 'aegis/t/{chain}', 18, 0)",
+    )
+    assert (last(keeps), last(sees)) == ((32, behind), (20, unseen))
+    assert last(Policy(exports=str(exports), keep=("a", "new"))) == (0, behind)
     change(home.db_path, "DELETE FROM checkpoints")
     assert last(Policy()) == (0, "no checkpoint that covers them was signed")
 

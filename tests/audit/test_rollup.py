@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from logging_by_hand import ARGUMENTS, RESULT, call_id, change, denied, fill_store, hold, intent, outcome
 
 from aegis_daemon.audit import rollup, store
+from aegis_daemon.audit.calls import COLUMNS, Row
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Approval
 from aegis_daemon.audit.rollup import DAY, HOUR, middle, percentile, read, step, write
@@ -156,11 +157,20 @@ def test_a_store_of_the_version_before_is_counted_when_it_is_opened(home: Path) 
         assert db.execute("SELECT * FROM asks").fetchall() == asks
 
 
-def test_purged_hours_are_forgotten_and_younger_ones_are_not(home: Path) -> None:
+def test_purged_calls_are_taken_out_of_the_counts(home: Path) -> None:
     with closing(sqlite3.connect(home / "audit.db")) as db:
-        rollup.forget(db, START + DAY + HOUR, 50)
-        db.commit()
-        oldest = dict(db.execute("SELECT span, min(start) FROM tallies GROUP BY span").fetchall())
-        assert oldest[HOUR] > START + DAY
-        assert oldest[DAY] >= START + DAY
+        assert list(rollup.differing(db, lambda: None)) == []
+        found = db.execute(f"SELECT {', '.join(COLUMNS)} FROM calls WHERE seq % 3 > 0").fetchall()
+        rollup.take_out(db, [Row(*row) for row in found])
+        assert list(rollup.differing(db, lambda: None))
+        db.execute("DELETE FROM calls WHERE seq % 3 > 0")
+        assert list(rollup.differing(db, lambda: None)) == []
+        rollup.forget(db, 50)
         assert db.execute("SELECT min(seq) FROM asks").fetchone()[0] > 50
+        db.commit()
+    kept = tables(home / "audit.db")
+    with closing(sqlite3.connect(home / "audit.db")) as db:
+        rollup.rebuild(db)
+        db.commit()
+    assert tables(home / "audit.db") == kept
+    assert kept != [[]]

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proving import SECOND, Signed, copied, remembered, second, serialized, varied
 
-from aegis_daemon.audit import keys
+from aegis_daemon.audit import keys, rollup
 from aegis_daemon.audit.calls import COLUMNS, arguments_hash
 from aegis_daemon.audit.chain import digest
 from aegis_daemon.audit.checkpoint import read_checkpoint, read_note, write_note
@@ -322,8 +322,24 @@ def swap_store(db: sqlite3.Connection, dice: Dice, logs: Logs) -> Found:
 
 
 def feign_purge(db: sqlite3.Connection, dice: Dice, logs: Logs) -> Found:
-    """Records leave their hashes, and nobody has ordered that."""
+    """Records leave their hashes, and nobody has ordered that, or nobody whom the key knows."""
     last = dice.randrange(1, 20)
+    if dice.random() < 0.7:
+        seq, hash, text = records(db)[-1]
+        order: dict[str, Any] = {
+            "action": "purge",
+            "by": "ann",
+            "detail": f"records 1 to {last}: x",
+            "kind": "admin",
+            "prev": hash,
+        }
+        order |= {"seq": seq + 1, "tenant": json.loads(text)["tenant"], "ts": json.loads(text)["ts"], "v": 1}
+        if dice.random() < 0.7:
+            origin = read_checkpoint(read_note(logs.notes[0]).text).origin
+            words = f"aegis/removal\n{origin}\npurge\nrecords 1 to {last}\nann\n"
+            order["signature"] = dice.choice([logs.stranger.word(origin, words), "AAAA", "é", "A" * 92])
+        new = json.dumps(order, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        db.execute("INSERT INTO records VALUES (?, ?, ?)", (seq + 1, digest(new.encode()).hex(), new))
     db.execute("CREATE TABLE IF NOT EXISTS leaves (seq INTEGER PRIMARY KEY, hash BLOB NOT NULL)")
     for seq, hash, _ in records(db)[:last]:
         db.execute("INSERT INTO leaves VALUES (?, ?)", (seq, bytes.fromhex(hash)))
@@ -343,14 +359,55 @@ def add_astray(db: sqlite3.Connection, dice: Dice, logs: Logs) -> Found:
     return True
 
 
+def miscount(db: sqlite3.Connection, dice: Dice, logs: Logs) -> Found:
+    """What statistics and stories are read from."""
+    whom = dice.choice(db.execute("SELECT span, start, tool_name FROM tallies").fetchall())
+    where = "WHERE span = ? AND start = ? AND tool_name = ?"
+    what = dice.choice(["calls = calls + 1", "exec = '5 1'", "start = start + 1", "agent_id = 'nobody'", "", "asks"])
+    if what == "asks":
+        db.execute(dice.choice(["DELETE FROM asks", "INSERT INTO asks VALUES ('7K2M', 3, 'x')"]))
+    else:
+        db.execute(f"UPDATE tallies SET {what} {where}" if what else f"DELETE FROM tallies {where}", whom)
+    return True
+
+
+def reshape(db: sqlite3.Connection, dice: Dice, logs: Logs) -> Found:
+    """Changes what is found, and no row."""
+    what = dice.randrange(6)
+    index, sql = dice.choice(db.execute("SELECT name, sql FROM sqlite_master WHERE name LIKE 'calls_%'").fetchall())
+    if what == 0:
+        db.execute(f"DROP INDEX {index}")
+    elif what == 1:  # an index that lacks rows and looks as it did
+        index, sql = "calls_agent", db.execute("SELECT sql FROM sqlite_master WHERE name = 'calls_agent'").fetchone()[0]
+        db.execute("DROP INDEX calls_agent")
+        db.execute(f"{sql} WHERE agent_id <> 'writer'")
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("UPDATE sqlite_master SET sql = ? WHERE name = ?", (sql, index))
+        db.execute("PRAGMA writable_schema=OFF")
+        db.deserialize(db.serialize())
+    elif what == 2:
+        db.execute("DROP VIEW log")
+        db.execute("CREATE VIEW log AS SELECT * FROM calls WHERE agent_id <> 'writer'")
+    elif what == 3:
+        db.execute("CREATE TRIGGER t AFTER INSERT ON calls BEGIN DELETE FROM tallies; END")
+    elif what == 4:
+        db.execute("ALTER TABLE calls ADD COLUMN x AS (1)")
+    else:
+        db.execute("ALTER TABLE calls RENAME TO other")
+        db.execute("CREATE VIEW calls AS SELECT * FROM other WHERE agent_id <> 'writer'")
+    return True
+
+
 DEEDS: list[Callable[[sqlite3.Connection, Dice, Logs], Found]] = [
     edit_record, edit_field, edit_hash, rewrite, delete, reorder, insert, append, truncate, edit_body, swap_bodies,
     edit_call, lose_call, edit_checkpoint, edit_keys, swap_record, swap_store, feign_purge, add_astray,
+    miscount, reshape,
 ]  # fmt: skip
 
 
 def whole(db: sqlite3.Connection) -> list[list[Any]]:
-    return [db.execute(f"SELECT * FROM {table}").fetchall() for table in (*TABLES, "keys")]
+    tables = (*TABLES, "keys", "tallies", "asks", "sqlite_master")
+    return [db.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
 
 
 def tampered(logs: Logs, count: int, seed: int) -> dict[str, int]:
@@ -400,6 +457,7 @@ def test_what_no_checkpoint_covers_is_found_by_none_of_them(logs: Logs) -> None:
     for table in ("records", "bodies", "calls"):
         db.execute(f"DELETE FROM {table} WHERE seq > ?", (size,))
     db.execute("DELETE FROM checkpoints WHERE size > ?", (size,))
+    rollup.rebuild(db)
     assert logs.judge(db, ())[:2] == (False, False)
     assert logs.judge(db, (logs.notes[1],))[:2] == (True, True)
     db.close()

@@ -350,6 +350,30 @@ def test_what_goes_beyond_this_network_unencrypted_is_a_warning(url: str, told: 
     assert bool(found) is told
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (
+            "audit: {exports: {s: {type: hec, url: 'http://siem:8088', token: 0123456789abcdef}}}",
+            "audit.exports.s.url: the `token`",
+        ),
+        (
+            "audit: {witnesses: {s: {type: http, url: 'http://10.0.0.7/', token: 0123456789abcdef}}}",
+            "audit.witnesses.s.url: the",
+        ),
+        ("telemetry: {otlp: {endpoint: 'http://otel.example:4318', headers: {a: b}}}", "telemetry.otlp.endpoint: the"),
+        ("audit: {exports: {s: {type: hec, url: 'https://siem:8088', token: 0123456789abcdef}}}", ""),
+        ("audit: {exports: {s: {type: hec, url: 'http://127.0.0.2:8088', token: 0123456789abcdef}}}", ""),
+        ("audit: {witnesses: {s: {type: http, url: 'http://10.0.0.7/'}}}", ""),
+        ("telemetry: {otlp: {endpoint: 'http://otel.example:4318'}}", ""),
+    ],
+)
+def test_a_token_that_goes_to_another_machine_unencrypted_is_a_warning(text: str, path: str) -> None:
+    found = [one for one in warnings(text + "\n") if "whoever is on the way can read it" in one]
+    assert len(found) == bool(path)
+    assert not found or path in found[0]
+
+
 def test_a_regular_expression_is_not_seen_in_names_and_uris_that_only_look_odd() -> None:
     text = B + (
         "agents: {dev: {backends: {github: {allowed: true, tool_denylist: [sql.*, 'get_[ab]', ns/x, 'a:b'],"

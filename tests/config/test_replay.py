@@ -22,7 +22,7 @@ from aegis_daemon.config.load import ConfigFaults, loads
 from aegis_daemon.config.overlay import with_policies
 from aegis_daemon.config.replay import Judge, Now, Tally, Then, altered, then
 from aegis_daemon.config.runtime import build
-from aegis_daemon.core.past import Past
+from aegis_daemon.core.past import Past, shortened
 from aegis_daemon.core.verdict import Allow, Deny, Hold
 
 TOP = """
@@ -108,6 +108,15 @@ def test_what_is_not_in_the_log_as_it_was_is_unknown_and_never_as_before(one: Pa
     tally = Tally(by)
     tally.add(one)
     assert (tally.unknown, tally.as_before, tally.changed) == (1, 0, 0)
+
+
+def test_a_name_that_the_log_has_cut_is_judged_where_the_arguments_have_the_whole() -> None:
+    by, long = judge(), "x" * 300
+    whole = past("get", {"uri": f"file:///{long}"}, "bank")
+    uri = msgspec.structs.replace(whole, method="resources/read", tool_name=shortened(f"file:///{long}"))
+    assert by.judge(uri).verdict == "allow"
+    assert by.judge(past(shortened(long), {}, "bank")).verdict == "unknown"
+    assert by.judge(past(long[:256], {}, "bank")).verdict == "allow"
 
 
 def test_rules_that_do_not_look_at_what_is_missing_decide_all_the_same() -> None:

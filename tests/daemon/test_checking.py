@@ -72,6 +72,19 @@ async def test_what_is_sound_is_verified_and_only_what_is_new_is_looked_at_again
     assert (looks.verified, looks.fault) == (14, "")
 
 
+async def test_what_was_seen_is_looked_at_again_once_a_day(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Checking(log.db_path, lambda: log.journal.ingested_seq)
+    async with asyncio.timeout(BOUND):
+        await looks.look()
+        log.change("UPDATE bodies SET body = '[]' WHERE seq = 3")
+        await looks.look()
+        assert (looks.verified, looks.fault) == (10, "")
+        now = checking.monotonic()
+        monkeypatch.setattr(checking, "monotonic", lambda: now + checking.WHOLE_S + 60)
+        await looks.look()
+    assert "record 3" in looks.fault
+
+
 async def test_what_was_changed_is_said_until_it_is_mended(log: Log) -> None:
     looks = Checking(log.db_path, lambda: log.journal.ingested_seq)
     async with asyncio.timeout(BOUND):

@@ -142,6 +142,14 @@ def test_a_call_has_one_line_at_its_end(caplog: pytest.LogCaptureFixture, logger
     assert (line(caplog.records[0])["duration_ms"], line(caplog.records[0])["queue_ms"]) == (1.5, 5.0)
 
 
+def test_a_line_of_a_call_has_no_uri(caplog: pytest.LogCaptureFixture, logger: Any) -> None:
+    caplog.set_level(logging.INFO, logger="aegis")
+    refused = Denied(call="d" * 32, agent="a", backend="b", method="resources/read", name="file:///ann", stage="acl")
+    refused.kind = refused.KIND
+    call_ended(refused, None)
+    assert "ann" not in json.dumps(line(caplog.records[0]))
+
+
 def test_as_many_earlier_logs_are_kept_as_wanted(tmp_path: Path, run: Any) -> None:
     log = tmp_path / "daemon.log"
     settings = Config.model_validate({"logging": {"rotate_mb": 1, "files": 2}}).logging

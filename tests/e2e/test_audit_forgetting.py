@@ -33,6 +33,13 @@ def test_erased_arguments_are_in_no_file(homes: Callable[..., Home]) -> None:
     rows = {json.loads(row["arguments"]).get("key"): row for row in home.json("audit", "search")}
     assert len(holding(home, f"{SECRET}-1")) >= 3  # store, journal and tickets, or what SQLite keeps beside them
     one = rows["k1"]["call_id"]
+    (key,) = Path(home.dir).rglob("audit.key")
+    key.chmod(0o644)
+    refused = home.aegis("audit", "erase", one[:12], "--yes", env=home.approver())
+    assert refused.returncode
+    assert "the order cannot be signed" in refused.stderr
+    assert len(holding(home, f"{SECRET}-1")) >= 3
+    key.chmod(0o600)
     done = home.json("audit", "erase", one[:12], "--yes", "--note", "asked for", env=home.approver())
     assert done["done"] is True
     assert (done["calls"], done["running"], done["elsewhere"]) == (1, 0, [])

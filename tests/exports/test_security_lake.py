@@ -499,7 +499,7 @@ def test_a_library_that_is_missing_is_told_with_the_fix(
     for name in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(Trouble, match=rf"pip install 'aegis-mcp\[{extra}\]'"):
+    with pytest.raises(Trouble, match=rf"with its extra `{extra}`, like `pipx install"):
         security_lake.make(security_lake.Settings(bucket="b", access_key_id="a", secret_access_key="b"))
 
 
@@ -532,3 +532,18 @@ def test_the_log_becomes_parquet_once(book: Book, tmp_path: Path) -> None:
     assert again.returncode == 2
     assert "is there already" in again.stderr
     assert "name a new one with `--out`" in export("--db", str(book.path)).stderr
+
+
+async def test_a_bucket_is_reached_without_the_environments_proxy_and_its_words_are_not_repeated(
+    bucket: Bucket, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    book.call(1)
+    sink = security_lake.make(of(bucket))
+    bucket.trouble = lambda number: (500, "OurTokenSaid") if number == 1 else None
+    with pytest.raises(Trouble) as caught:
+        await sink.send(book.events())
+    assert "OurTokenSaid" not in str(caught.value)
+    await sink.send(book.events())
+    assert len(bucket.objects) == 1

@@ -223,6 +223,35 @@ async def test_what_was_deleted_before_it_was_sent_is_said_and_not_waited_for(bo
     assert "gap siem 15 17 they were deleted before this export had them" in run.said
 
 
+async def test_what_a_receiver_can_never_take_is_said_once_and_makes_no_more_of_it(book: Book) -> None:
+    book.denied(1)
+    book.add(Admin(action="export_gap", detail="x"))
+    sink = Kept()
+    tries = 0
+
+    async def send(batch: list[Event]) -> None:
+        nonlocal tries
+        tries += 1
+        sink.skipped += tuple(batch)
+        if tries == 1:
+            raise Trouble("not now")
+
+    sink.send = send  # type: ignore[method-assign]
+    run = Run(book, sink)
+    with pytest.raises(Trouble):
+        await run.shipper.step()
+    await run.to_the_end()
+    assert [line for line in run.said if line.startswith("gap")] == ["gap siem 1 1 it is too long for the receiver"]
+
+
+async def test_events_with_long_names_make_small_batches(book: Book) -> None:
+    for number in range(1, 31):
+        book.denied(number, name="x" * 100_000)
+    page = Log(book.path).page(0, 500, 1 << 20)
+    assert 0 < len(page.events) < 15
+    assert page.full
+
+
 async def test_a_log_that_was_replaced_is_begun_anew_and_that_is_said(book: Book, tmp_path: Path) -> None:
     sink = Kept()
     book.call(1)
@@ -424,6 +453,20 @@ async def test_the_process_serves_every_export_and_ends_with_its_input(
         assert process.wait() == 0
     assert [json.loads(line)["uid"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == book.uids
     assert [uid for uid in splunk.uids if "-test-" not in uid] == book.uids
+
+
+async def test_a_line_without_end_is_passed_over_and_told(book: Book, tmp_path: Path) -> None:
+    book.call(1)
+    async with shipping(book, to_file(tmp_path / "out.jsonl")) as process:
+        await until(lambda: "sink file at 2 lag 0 ok" in process.hear(), "sent")
+        await asyncio.to_thread(process.say, "metrics " + "x" * (40 << 20) + " news 99")
+        book.call(2)
+        process.say(f"news {book.seq}")
+        await until(lambda: "sink file at 4 lag 0 ok" in process.hear(), "sent")
+        assert [line for line in process.said if line.startswith("metrics")] == [
+            "metrics trouble they have more than 16 MiB; set `telemetry.tools` lower"
+        ]
+        assert not any("lag 95" in line for line in process.said), "nor is its end a line"
 
 
 async def test_an_export_that_cannot_be_made_says_so_and_the_others_work(book: Book, tmp_path: Path) -> None:

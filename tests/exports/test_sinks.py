@@ -8,16 +8,20 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from logbook import BEGAN, HOSTILE, Book, until
 from receivers import TOKEN, Splunk, SyslogServer, certificate
 
-from aegis_daemon.exports import cef, event, hec, jsonl, ocsf, syslog
+from aegis_daemon.exports import cef, event, hec, jsonl, ocsf, otlp, syslog, witness_http
 from aegis_daemon.exports.event import Event
 from aegis_daemon.exports.sink import Sink, Trouble
 
@@ -91,6 +95,22 @@ async def test_a_file_takes_nothing_twice_and_loses_no_half_line(
         await sink.send(events[2:9])
         await sink.close()
         assert path.read_bytes().splitlines() == whole[:9]
+
+
+async def test_half_a_line_of_any_length_is_taken_away_and_arguments_are_no_uid(tmp_path: Path, book: Book) -> None:
+    path = tmp_path / "log.jsonl"
+    book.call(1)
+    chain = book.events()[0].chain
+    book.call(2, msgspec.json.encode({"uid": f"{chain}-999999", "metadata": {"uid": f"{chain}-999999"}}))
+    book.call(3, b'{"fill":"' + b"x" * (5 << 20) + b'"}')
+    book.call(4)
+    whole = [ocsf.encode(one) for one in book.events()]
+    for count, cut in ((0, 100), (0, len(whole[2])), (1, 4 << 20), (2, len(whole[2]) - 10), (2, 0), (3, 0)):
+        path.write_bytes(b"".join(line + b"\n" for line in whole[:count]) + whole[2][:cut])
+        sink = jsonl.make(jsonl.Settings(str(path)), ocsf.encode)
+        await sink.send(book.events())
+        await sink.close()
+        assert path.read_bytes().splitlines() == whole
 
 
 async def test_a_file_is_finished_when_it_is_large_or_the_day_is_over(tmp_path: Path, book: Book) -> None:
@@ -238,6 +258,87 @@ async def test_a_request_that_is_too_large_is_cut_and_at_last_sent_without_bodie
     assert [one["event"]["metadata"].get("is_truncated") for one in splunk.indexed] == [None, None, True, None, None]
 
 
+async def test_an_event_that_is_too_large_without_bodies_has_a_gap_event_in_its_place(
+    splunk: Splunk, book: Book
+) -> None:
+    splunk.most = 6000
+    for number in range(1, 4):
+        book.denied(number, name="x" * (9000 if number == 2 else 9))
+    found = book.events()
+    sink = hec_of(splunk)
+    await sink.send(found)
+    chain = found[0].chain
+    assert splunk.uids == [f"{chain}-1", f"{chain}-gap-2-2", f"{chain}-3"]
+    assert sink.skipped == (found[1].bare(),)
+    splunk.most = 10
+    with pytest.raises(Trouble, match="413"):
+        await sink.send(found)
+
+
+async def test_words_of_a_collector_are_not_repeated(events: list[Event]) -> None:
+    said = f'{{"code":999,"text":"bad {TOKEN}"}}'
+    answer = f"HTTP/1.1 500 {TOKEN}\r\nContent-Length: {len(said)}\r\n\r\n{said}".encode()
+    with answering(lambda told: told.sendall(answer)) as url, pytest.raises(Trouble) as caught:
+        await kept(hec.make(hec.Settings(url, TOKEN, timeout=5.0), ocsf.encode)).send(events)
+    assert str(caught.value) == "it answered 500"
+
+
+@contextmanager
+def answering(say: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that says something to whoever comes, whatever they want."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        try:
+            while True:
+                told, _ = server.accept()
+                with told:
+                    told.recv(1 << 20)
+                    say(told)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join(5)
+
+
+def drip(head: bytes, piece: bytes, told: socket.socket) -> None:
+    told.sendall(head)
+    while True:
+        told.sendall(piece)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "head", "piece"),
+    [
+        ("http", b"HTTP/1.1 200 OK\r\n", b"X-a: 1\r\n"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", b" "),
+        ("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        ("https", b"\x16\x03\x03\x40\x00", b"\0"),
+    ],
+    ids=["headers", "body", "continue", "handshake"],
+)
+async def test_a_receiver_that_drips_is_left_in_time(
+    events: list[Event], scheme: str, head: bytes, piece: bytes
+) -> None:
+    with answering(partial(drip, head, piece)) as url:
+        url = url.replace("http", scheme)
+        to_splunk = kept(hec.make(hec.Settings(url, TOKEN, timeout=0.3), ocsf.encode))
+        numbers = otlp.Gauge(otlp.Settings(url, timeout=0.3))
+        witness = witness_http.make(witness_http.Settings(url, timeout=0.3))
+        async with asyncio.timeout(15):
+            for asked in (
+                to_splunk.send(events), numbers.send(b'{"since":1,"now":2,"families":[]}'), witness.push("o", 1, "note")
+            ):  # fmt: skip
+                with pytest.raises(Trouble, match=r"it did not answer within 0\.3 s"):
+                    await asked
+
+
 async def test_a_connection_that_died_meanwhile_is_made_again(splunk: Splunk, events: list[Event]) -> None:
     splunk.trouble = lambda number: "hang up" if number == 2 else None
     sink = hec_of(splunk)
@@ -308,6 +409,34 @@ async def test_a_message_over_the_limit_goes_without_bodies(book: Book) -> None:
     message = sink.message(book.events()[0])
     assert len(message) < 8192
     assert json.loads(bodies([message])[0])["metadata"]["is_truncated"] is True
+
+
+@pytest.mark.parametrize("way", ["udp", "unix", "tcp"])
+async def test_an_event_that_no_message_can_hold_has_a_gap_event_in_its_place(
+    way: str, tmp_path: Path, book: Book
+) -> None:
+    book.call(1)
+    book.denied(2, name="x" * 900_000)
+    book.call(3, b'{"fill":"' + b"x" * 300_000 + b'"}')
+    book.denied(4, name="\U000e0041" * 2000)
+    book.call(5)
+    found = book.events()
+    chain = found[0].chain
+    server = None if way == "unix" else SyslogServer(way)
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(str(tmp_path / "log"))
+    address = server.address if server is not None else f"unix://{tmp_path}/log"
+    sink = syslog.Syslog(syslog.Settings(address, max_bytes=1 << 20 if way == "unix" else 2048), event.encode)
+    await sink.send(found)
+    got = [heard.recv(1 << 18) for _ in range(5)] if server is None else await arrived(server, 5)
+    uids = [json.loads(one)["uid"] for one in bodies(got)]
+    gone = [found[1]] if way == "unix" else [found[1], found[3]]  # a socket of this machine takes more
+    assert list(sink.skipped) == gone
+    assert uids == [f"{chain}-gap-{one.seq}-{one.seq}" if one in gone else one.uid for one in found]
+    await sink.close()
+    heard.close()
+    if server is not None:
+        server.close()
 
 
 async def test_what_a_broken_connection_may_have_lost_is_sent_again(events: list[Event]) -> None:

@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from aegis_daemon.audit import keys
+from aegis_daemon.audit.checkpoint import write_note
+from aegis_daemon.config.schema import Audit
+from aegis_daemon.daemon import shipping
 from aegis_daemon.exports import witness_file, witness_http
 from aegis_daemon.exports.cursor import Cursors
-from aegis_daemon.exports.ship import WITNESSES, News, Pusher, Target, witness_of
+from aegis_daemon.exports.ship import WITNESSES, Job, News, Pusher, Target, doubt_of, witness_of
 from aegis_daemon.exports.sink import Trouble, Witness
 
 ORIGIN = "aegis/default/0123456789abcdef"
@@ -72,6 +77,32 @@ async def test_the_newest_checkpoint_is_pushed_once_and_again_when_it_is_signed_
     assert said[-1] == "witness w at 30 ok"
 
 
+async def test_what_the_key_did_not_sign_reaches_no_witness(tmp_path: Path) -> None:
+    store, witness, said = Store(), Flaky(), []  # type: ignore[var-annotated]
+    doubts = ["it was not signed", "it was not signed", ""]
+    push = pusher(tmp_path, store, witness, said)
+    push._doubt = lambda origin, size, note: doubts.pop(0)
+    store.size = 10
+    for _ in range(2):
+        with pytest.raises(Trouble, match="it was not signed"):
+            await push.step()
+    assert witness.has == []
+    assert await push.step() is True
+    assert witness.has == [note(10)]
+
+
+def test_the_daemon_names_what_looks_at_a_checkpoint(tmp_path: Path) -> None:
+    audit = Audit.model_validate({"witnesses": {"w": {"type": "file", "path": "/w"}}})
+    made = shipping.job(audit, tmp_path / "a.db", tmp_path / "e.db", key_file=tmp_path / "audit.key")
+    doubt = doubt_of(msgspec.convert(made, Job))
+    assert doubt is not None
+    signer = keys.Signer(keys.load_or_make(tmp_path / "audit.key"))
+    text = f"{ORIGIN}\n7\n{'A' * 43}=\n"
+    assert doubt(ORIGIN, 7, write_note(text, [signer.sign(ORIGIN, text)])) == ""
+    other = keys.Signer(b"\x02" * 32)
+    assert "was not signed" in doubt(ORIGIN, 7, write_note(text, [other.sign(ORIGIN, text)]))
+
+
 async def test_a_file_is_only_added_to(tmp_path: Path) -> None:
     path = tmp_path / "witness"
     path.write_text("before\n")
@@ -81,6 +112,15 @@ async def test_a_file_is_only_added_to(tmp_path: Path) -> None:
         await witness.push(ORIGIN, size, note(size))
     path.chmod(0o600)
     assert path.read_text() == f"before\n{note(1)}\n{note(2)}\n"
+
+
+async def test_half_a_checkpoint_gets_a_line_end_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "witness"
+    path.write_text(f"{note(1)}\n{note(2)[:40]}")
+    witness = witness_of(Target("w", "file", {"path": str(path)}))
+    await witness.push(ORIGIN, 2, note(2))
+    await witness.push(ORIGIN, 3, note(3))
+    assert path.read_text() == f"{note(1)}\n{note(2)[:40]}\n{note(2)}\n{note(3)}\n"
 
 
 async def test_a_fifo_reaches_whoever_reads_it_and_is_trouble_where_nobody_does(tmp_path: Path) -> None:

@@ -108,3 +108,21 @@ def test_invented_agents_and_tools_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     tools = {key: count for key, count in found.items() if key[0] == "aegis_tool_calls_total"}
     assert len({key[2] for key in tools}) == 4
     assert sum(tools.values()) == 1000
+
+
+def test_only_a_tool_that_is_known_has_numbers_of_its_own() -> None:
+    to = Counts(tools=2, knows=lambda backend, tool: (backend, tool) == ("work", "burn"))
+    for at in range(50):
+        denied(to, "acl", name=f"{at}" + "x" * 250)
+        heard(to, "error", name=f"none{at}")
+        heard(to, name="y" * 129)
+    denied(to, "acl")
+    heard(to)
+    heard(to, "error")
+    found = samples(to)
+    tools = {(key[2], key[3]): n for key, n in found.items() if key[0] == "aegis_tool_calls_total"}
+    assert tools == {
+        ("tool=(other)", "verdict=denied"): 50, ("tool=(other)", "verdict=error"): 50,
+        ("tool=(other)", "verdict=success"): 50, ("tool=burn", "verdict=denied"): 1,
+        ("tool=pay", "verdict=success"): 1, ("tool=pay", "verdict=error"): 1,
+    }  # fmt: skip
