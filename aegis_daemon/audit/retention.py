@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -46,6 +47,7 @@ ASKED_S: Final = 600.0
 """How long the daemon has to write the record that was asked for, before it is asked again."""
 REFUSED_S: Final = 3_600.0
 DAY: Final = 86_400_000_000
+TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 BY: Final = "retention"
 """Who an order of the policy is by."""
 LEAPT: Final = (
@@ -67,6 +69,8 @@ class Policy(msgspec.Struct, frozen=True):
     days: int | None = None
     bodies_days: int | None = None
     window_s: float = 0.0
+    window: str = ""
+    """the limit or budget that looks back so far"""
     exports: str = ""
     keep: tuple[str, ...] = ()
     """Exports that must have had what goes."""
@@ -106,7 +110,9 @@ def plan(
     held = ""
     floor = now - int((policy.window_s + DAY_S) * 1e6)
     if cutoff > floor and policy.window_s:
-        cutoff, held = floor, "limits and budgets still count what is newer"
+        free = datetime.fromtimestamp((cutoff + now - floor) / 1e6, UTC)
+        held = f"{policy.window or 'a limit or budget'} still counts what is newer; it can go from {free:{TIME}} on"
+        cutoff = floor
     last = _last_before(db, cutoff, gone)
     if elapsed is not None and last > gone:
         sure = old_enough(db, last, gone, now - cutoff, Moment(*elapsed, now))
@@ -115,14 +121,11 @@ def plan(
     if bodies:
         orders = db.execute("SELECT seq, action, detail FROM removals WHERE action = ?", (PURGE_BODIES,))
         ordered = max((r.ranges[0][1] for r in (removals.read(*row) for row in orders) if r is not None), default=0)
-        limit = _kept(db, policy)
+        limit, why = _kept(db, policy)
         if limit is not None and limit < last:
-            last, held = limit, "an export has not had the rest yet"
+            last, held = limit, why
         return Plan(last if last > max(gone, ordered) else 0, gone + 1, held)
-    for limit, why in (
-        (_kept(db, policy), "an export has not had the rest yet"),
-        (_witnessed(db, policy), "no witness has seen the rest yet"),
-    ):
+    for limit, why in (_kept(db, policy), _witnessed(db, policy)):
         if limit is not None and limit < last:
             last, held = limit, why
     size = _signed(db, last)
@@ -179,25 +182,35 @@ def has(db: sqlite3.Connection, table: str) -> bool:
     return db.execute(question, (table,)).fetchone() is not None
 
 
-def _kept(db: sqlite3.Connection, policy: Policy) -> int | None:
-    """The newest record of this log that every export has had which wants all of them; None where none does."""
+def _kept(db: sqlite3.Connection, policy: Policy) -> tuple[int | None, str]:
+    """The newest record of this log that every export has had which wants all of them; None where none does; why."""
     if not policy.keep:
-        return None
-    had: dict[str, int] = {}
-    for name, log, seq in _exported(policy.exports, "SELECT sink, chain, seq FROM cursors"):
-        if log == warrants.chain_of(db):
-            had[name] = int(seq)
-    return min(had.get(name, 0) for name in policy.keep)
+        return None, ""
+    had = exported(db, policy)
+    least = min(policy.keep, key=lambda name: had.get(name, 0))
+    seq = had.get(least, 0)
+    far = f"has records up to {seq} only" if seq else "has nothing of this log yet"
+    return seq, f"the export `{least}` {far}; see `aegis audit exports`"
 
 
-def _witnessed(db: sqlite3.Connection, policy: Policy) -> int | None:
-    """How many records of this log one of the witnesses has seen; None where there are none."""
+def exported(db: sqlite3.Connection, policy: Policy) -> dict[str, int]:
+    """The newest record of this log that each export has had. Raises `sqlite3.Error`."""
+    chain = warrants.chain_of(db)
+    rows = _exported(policy.exports, "SELECT sink, chain, seq FROM cursors")
+    return {name: int(seq) for name, log, seq in rows if log == chain}
+
+
+def _witnessed(db: sqlite3.Connection, policy: Policy) -> tuple[int | None, str]:
+    """How many records of this log one of the witnesses has seen; None where there are none; why."""
     if not policy.witnesses:
-        return None
+        return None, ""
     chain = warrants.chain_of(db)
     rows = _exported(policy.exports, "SELECT witness, chain, max(size) FROM witnessed GROUP BY witness, chain")
     seen = [int(size) for name, log, size in rows if name in policy.witnesses and log.rpartition("/")[2] == chain]
-    return max(seen, default=0)
+    most = max(seen, default=0)
+    far = f"has seen more than record {most}" if most else "has seen any of this log yet"
+    names = ", ".join(f"`{name}`" for name in policy.witnesses)
+    return most, f"no witness ({names}) {far}; see `aegis audit exports`"
 
 
 def _exported(exports: str, question: str) -> list[Any]:

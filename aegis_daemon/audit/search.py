@@ -6,6 +6,7 @@ call, slice after slice from the newest to the oldest, until the page is full or
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Final, Literal
 
@@ -27,6 +28,7 @@ PROBES: Final = (2_000, 40_000)
 SLICE: Final = 250
 SLICE_MAX: Final = 64_000
 _ANY: Final = frozenset("*?[")
+_SPACED: Final = re.compile("([:,]) ")
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,10 +186,14 @@ def _conditions(query: Query) -> tuple[list[_Lead], list[str], list[Any]]:
 def _texts(query: Query) -> tuple[list[str], list[Any]]:
     if query.text is None:
         return [], []
-    escaped = query.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    like = "{}.body LIKE ? ESCAPE '\\'"
+    # JSON is kept as it came, mostly without the spaces that it is shown with.
+    given = [
+        "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        for text in dict.fromkeys((query.text, _SPACED.sub(r"\1", query.text)))
+    ]
     sides = {"arguments": "a", "results": "r", "both": "ar"}[query.within]
-    return [f"({' OR '.join(like.format(side) for side in sides)})"], [f"%{escaped}%"] * len(sides)
+    likes = [f"{side}.body LIKE ? ESCAPE '\\'" for side in sides for _ in given]
+    return [f"({' OR '.join(likes)})"], given * len(sides)
 
 
 def _choose(

@@ -414,6 +414,14 @@ class Reader:
         )
         return Shown(view(rows[0]), [record_view(row) for row in records])
 
+    def call_of(self, seq: int) -> str:
+        """The id of the call that a record belongs to; empty for none."""
+        row = self._db.execute("SELECT record FROM records WHERE seq = ?", (seq,)).fetchone()
+        try:
+            return read_record(row[0]).call if row is not None else ""
+        except (*UNREADABLE, TypeError):
+            return ""
+
     def tail(self, after_seq: int, limit: int = 1000) -> list[RecordView]:
         """Records behind `after_seq`, oldest first; a negative number counts from the end."""
         if after_seq < 0:
@@ -483,6 +491,16 @@ class Reader:
 
         found = plan(self._db, before, policy, now)
         return found, count(self._db, found)
+
+    def exported(self, policy: Policy) -> dict[str, int]:
+        """The newest record of this log that each export has had; without those that had none. Raises `OSError`."""
+        from aegis_daemon.audit.retention import exported
+
+        return exported(self._db, policy)
+
+    def purged(self) -> int:
+        """The newest record of which the hash alone is kept; 0 for none."""
+        return int(self._db.execute("SELECT ifnull(max(seq), 0) FROM leaves").fetchone()[0])
 
     def bodies_of(self, calls: Iterable[int]) -> list[int]:
         """The records of these calls (each by its first record) that have arguments or a result."""

@@ -114,6 +114,7 @@ def search(
             within=within,  # type: ignore[arg-type]  # checked above
         )
         found = find(reader, query, limit=limit, before=before, patience_s=PATIENCE_S)
+        purged = reader.purged() if not found.rows else 0
     rows = [msgspec.structs.asdict(row) for row in found.rows]
     if as_json:
         emit(rows)
@@ -132,7 +133,8 @@ def search(
         ]
         options = (agent, backend, tool, status, verdict, stage, policy, approver, since, until, text, before)
         asked = any(each is not None for each in options)
-        empty = "no call was recorded yet" if not asked else "no recorded call matches all of that"
+        empty = f"no call is kept (records 1 to {purged} were purged)" if purged else "no call was recorded yet"
+        empty = "no recorded call matches all of that" if asked else empty
         if found.looked_to is not None:
             empty = "none so far"
         if text is not None and within == "arguments":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -11,9 +11,14 @@ from aegis_daemon.cli.audit_log import Db, decoded, opened
 from aegis_daemon.cli.console import Problem, emit, facts, local, pretty, say, visible
 from aegis_daemon.cli.options import Json
 
+NUMBER: Final = 8
+"""Digits from which on they are no record's number, but the beginning of an id."""
+
 
 def show(
-    id: Annotated[str, typer.Argument(metavar="ID", help="A call id, its beginning, or a ticket id.")],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="A call id, its beginning, a ticket id, or a record's number.")
+    ],
     db: Db = None,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +30,8 @@ def show(
         from aegis_daemon.audit.telling import tell
 
         try:
-            found = tell(reader, id)
+            numbered = id.isascii() and id.isdecimal() and len(id) < NUMBER
+            found = tell(reader, (reader.call_of(int(id)) if numbered else "") or id)
         except NotFound as error:
             raise Problem(str(error)) from None
         except Ambiguous as error:
@@ -48,7 +54,12 @@ def show(
         emit({**call, "records": records, **told, "erased": msgspec.to_builtins(gone)})
         return
     bodies = {"arguments": call.pop("arguments"), "result": call.pop("result")}
-    facts((name, visible(str(value))) for name, value in call.items() if value not in ("", None))
+    unmeasured = ("judged_us",) if not call["judged_us"] else ()
+    facts(
+        (name, visible(str(value)))
+        for name, value in call.items()
+        if value not in ("", None) and name not in unmeasured
+    )
     for name, body in bodies.items():
         if body is not None:
             cut = "" if name == "arguments" or len(body.encode()) == call["result_length"] else ", its beginning"

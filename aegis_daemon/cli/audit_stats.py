@@ -72,9 +72,9 @@ def stats(
             refused = [] if as_json else denials(reader, begin, end, filters, patience_s=PATIENCE_S)
         except TimeoutError as error:
             raise Problem(str(error), "ask for less time with `--since` and `--until`") from None
-    if by == "hour" and plot and not as_json and found:  # hours without a call are part of the picture
+    if by == "hour" and plot and not as_json and found:  # hours without a call in between are part of the picture
         seen = {stat.start: stat for stat in found}
-        first = max(begin // HOUR * HOUR, found[-1].start - 24 * 31 * HOUR)
+        first = max(found[0].start, found[-1].start - 24 * 31 * HOUR)
         found = [seen.get(start) or Stat(start=start) for start in range(first, found[-1].start + 1, HOUR)]
     if limit is not None:
         found = found[-limit:] if by == "hour" else found[:limit]

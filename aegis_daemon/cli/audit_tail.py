@@ -208,6 +208,7 @@ def _tell(row: dict[str, Any], as_json: bool) -> None:
         f"{visible(str(row.get('kind'))):8}",
         visible(str(row.get("agent_id") or "-")),
         visible(what(row) or "-"),
+        visible(str(row.get("call_id") or "-"))[:12],
         "  ".join(visible(str(part)) for part in said if part),
     ]
     print("  ".join(line).rstrip(), flush=True)

@@ -36,7 +36,7 @@ _NOTE: Final = re.compile(
 SHOWN: Final = 100
 _KEEP: Final = (
     "to go on with a new log: stop the daemon, move `audit.db` (with `-wal` and `-shm`), `journal/` and `exports.db` "
-    "elsewhere, as evidence, and start it; the first record of the new log tells that it is one"
+    "elsewhere, as evidence, and start it: a new log begins, and one of its first records tells that"
 )
 
 
@@ -97,7 +97,7 @@ def verify(
         if trust.key is not None and all(fault.kind == "unknown_key" for fault in report.faults):
             why = "the log was not signed by the key that you trust"
         say(f"{count} fault{'s' * (count != 1)} in {report.records} records: {why}")
-        if db is None:
+        if db is None and "changed" in why:
             say(_KEEP)
         return WRONG
     if nothing:
@@ -140,8 +140,8 @@ def _tell(report: Report, since: int, *, given: bool, own: bool) -> None:
         behind = report.last_seq - report.signed
         print(f"signed to {report.signed} as {visible(report.origin)}" + (f", {behind} not yet" if behind else ""))
         if report.key:
-            whose = "that the store names itself: compare it with one that you kept"
-            whose = "that you trust" if given else "of this machine (`aegis audit key`)" if own else whose
+            whose = "the key that the store names itself: compare it with one that you kept"
+            whose = "the key that you trust" if given else "the key of this machine" if own else whose
             print(f"by the key {report.key}, {whose}")
     else:
         print("no checkpoint covers any of it: somebody with the file could have written all of it anew")

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -145,39 +145,44 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empty: s
     if not rows:
         say(empty)
         return
-    cells = [[cell(row.get(field)) for field in columns] for row in rows]
-    if sys.stdout.isatty():
+    terminal = sys.stdout.isatty()
+    cells = [[cell(row.get(field), CELL_MAX if terminal else None) for field in columns] for row in rows]
+    if terminal:
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
         screen = rich()
-        cells = _fitted(cells, list(columns.values()), screen.width)
+        whole = {at for at, field in enumerate(columns) if field in WHOLE}
+        cells = _fitted(cells, list(columns.values()), screen.width, whole)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in columns.values():
-            table.add_column(heading, overflow="fold")
+        for field, heading in columns.items():
+            table.add_column(heading, overflow="fold", no_wrap=field in WHOLE)
         for row in cells:
             table.add_row(*(Text(text) for text in row))
         screen.print(table)
         return
     cells.insert(0, [heading.upper() for heading in columns.values()])
-    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    widths = [min(CELL_MAX, max(len(row[at]) for row in cells)) for at in range(len(columns))]
     for row in cells:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
+WHOLE: Final = frozenset({"call_id", "created_at", "id", "seq", "ticket"})
+"""fields that stand on one line however narrow the terminal is: half of one cannot be copied"""
 NARROW: Final = 16
 """Columns are not cut below that, so ids stay whole."""
 
 
-def _fitted(cells: list[list[str]], headings: list[str], room: int) -> list[list[str]]:
-    """The same with the widest columns cut until a row takes one line: half an id or name is of no use."""
+def _fitted(cells: list[list[str]], headings: list[str], room: int, whole: Collection[int] = ()) -> list[list[str]]:
+    """The same with the widest columns (but for `whole`) cut until a row takes one line: half an id is of no use."""
     from rich.cells import cell_len, set_cell_size
 
     widths = [max(map(cell_len, column)) for column in zip(headings, *cells, strict=True)]
     room -= 3 * len(widths)  # what Rich puts between and around them
-    while sum(widths) > room and max(widths) > NARROW:
-        widths[widths.index(max(widths))] -= 1
+    free = [at for at in range(len(widths)) if at not in whole]
+    while sum(widths) > room and free and max(widths[at] for at in free) > NARROW:
+        widths[max(free, key=lambda at: widths[at])] -= 1
 
     def cut(text: str, width: int) -> str:
         return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
@@ -185,13 +190,13 @@ def _fitted(cells: list[list[str]], headings: list[str], room: int) -> list[list
     return [[cut(text, width) for text, width in zip(row, widths, strict=True)] for row in cells]
 
 
-def cell(value: Any) -> str:
-    """One value of a table."""
+def cell(value: Any, limit: int | None = CELL_MAX) -> str:
+    """One value of a table, cut to `limit` characters."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return visible(str(value), CELL_MAX)
+    return visible(str(value), limit)
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:

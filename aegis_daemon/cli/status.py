@@ -58,6 +58,8 @@ def _print(found: dict[str, Any]) -> None:
     audit = found["audit"]
     behind = audit["seq"] - audit["ingested"]
     health = "healthy" if audit["healthy"] else f"UNWELL: {visible(audit['detail'])}"
+    if audit["healthy"] and (audit["tampered"] or audit["unsigned"]):  # the warnings below say it all
+        health = "CHANGED: `aegis audit verify` says where" if audit["tampered"] else "not signed"
     unproven = not found["proof"]["healthy"]
     tier = {
         "advisory": "advisory: agents run as the daemon's user, so a hostile shell can go around it",

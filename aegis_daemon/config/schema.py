@@ -212,16 +212,17 @@ def _hide_all(values: object) -> object:
     return {name: Secret(text) if isinstance(text, str) else text for name, text in values.items()}
 
 
-def _as_token(value: object) -> Secret:
+def _as_token(value: object, source: str = "make one with `openssl rand -hex 32`") -> Secret:
     secret = _as_secret(value)
     if len(secret.reveal()) < 16:
-        raise fault(
-            f"the token has {len(secret.reveal())} characters, at least 16 are needed",
-            "make one with `openssl rand -hex 32`",
-        )
+        raise fault(f"the token has {len(secret.reveal())} characters, at least 16 are needed", source)
     if not re.fullmatch(r"[\x21-\x7e]+", secret.reveal()):
-        raise fault("the token holds characters that no header can carry", "make one with `openssl rand -hex 32`")
+        raise fault("the token holds characters that no header can carry", source)
     return secret
+
+
+def _as_collector_token(value: object) -> Secret:
+    return _as_token(value, "Splunk issues it: Settings, Data inputs, HTTP Event Collector")
 
 
 def _as_url(schemes: tuple[str, ...]) -> Any:
@@ -538,6 +539,9 @@ Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000), Kind("number"
 SessionCount = Annotated[int, Field(strict=True, ge=1, le=270), Kind("number")]  # the shim's ledger has 272 slots
 Uid = Annotated[int, Field(strict=True, ge=0, le=2**32 - 2), Kind("uid")]
 Token = Annotated[Secret, PlainValidator(_as_token), WithJsonSchema({"type": "string"}), Kind("secret")]
+CollectorToken = Annotated[
+    Secret, PlainValidator(_as_collector_token), WithJsonSchema({"type": "string"}), Kind("secret")
+]
 SigningSecret = Annotated[Secret, Kind("secret")]
 Webhook = Annotated[Secret | None, PlainValidator(_as_webhook), *_TEXT, Kind("url, secret")]
 Text = Annotated[str | Secret, PlainValidator(_as_text), *_TEXT, Kind("text")]
@@ -929,7 +933,7 @@ class Export(Section):
         description="Of `jsonl`: size at which a file is finished and the next one begun, beside every day.",
     )
     url: WebUrl | None = Field(default=None, description="Of `hec`: the collector, like `https://splunk.example:8088`.")
-    token: Token | None = Field(default=None, description="Of `hec`: its token.")
+    token: CollectorToken | None = Field(default=None, description="Of `hec`: its token.")
     ack: Flag = Field(
         default=False, description="Of `hec`: waits for indexer acknowledgement, which the token has to have enabled."
     )
@@ -1007,7 +1011,9 @@ class Export(Section):
         if self.type == "security_lake":
             if self.format not in (None, "ocsf"):
                 raise fault("a lake holds OCSF alone", "remove `format`")
-            if (self.path is None) == (self.bucket is None):
+            if self.path is not None and self.bucket is not None:
+                raise fault("a lake is a directory or a bucket, not both", "remove `path` or `bucket`")
+            if self.path is None and self.bucket is None:
                 raise fault("an export of type `security_lake` needs `path` or `bucket`", "set one of them")
         _check_key_pair(self)
         return self

@@ -26,6 +26,7 @@ from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.config.paths import Paths
 from aegis_daemon.core.past import NAME_CAP, shortened
 from aegis_daemon.core.ports import AuditUnavailable
+from aegis_daemon.core.units import short_duration
 from aegis_daemon.daemon.keykeeper import KeyKeeper
 from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.loop.clock import micros, monotonic, wall
@@ -34,6 +35,7 @@ from aegis_daemon.manage import api, shapes
 _log = logging.getLogger("aegis.audit")
 MOST: Final = 10_000
 """Calls that one erasure takes."""
+SHOWN: Final = 20
 SEARCH_S: Final = 30.0
 DONE_S: Final = 40.0
 """How long it is waited for the writer to carry an erasure out."""
@@ -110,8 +112,8 @@ class Forgetting:
 
     async def erase(self, ask: shapes.EraseRequest, by: str) -> shapes.Erasure:
         """Has it done, unless it is only asked what that would be. Raises `api.Refusal`."""
-        if bool(ask.ids) == any(each is not None for each in (ask.agent, ask.before, ask.text)):
-            raise api.BadRequest("say which calls: by ids, or by agent, time and text", "see `aegis audit search`")
+        if bool(ask.ids) == any(each is not None for each in _wanted(ask)):
+            raise api.BadRequest("say which calls: by ids, or by names, time and text", "see `aegis audit search`")
         await self._flush()
         calls = await self._read(lambda reader: self._chosen(reader, ask))
         running = [call for call in calls if call.exec_status == "pending"]
@@ -127,8 +129,13 @@ class Forgetting:
         calls = [call for call in calls if call not in waiting]
         bodies = await self._read(lambda reader: reader.bodies_of([call.seq for call in calls]))
         found = shapes.Erasure(
-            calls=len(calls), bodies=len(bodies), running=len(running) + len(waiting), elsewhere=self._elsewhere()
-        )
+            calls=len(calls), bodies=len(bodies), running=len(running) + len(waiting),
+            elsewhere=await self._elsewhere(min(bodies, default=0)),
+            first=tuple(
+                shapes.ErasedCall(**{name: getattr(call, name) for name in shapes.ErasedCall.model_fields})
+                for call in sorted(calls, key=lambda call: -call.seq)[:SHOWN]
+            ),
+        )  # fmt: skip
         if ask.dry or not bodies:
             return found
         if ask.bodies is not None and ask.bodies != len(bodies):
@@ -161,8 +168,10 @@ class Forgetting:
                     raise api.NotFound(message, hint) from None
                 found[call.seq] = call
             return list(found.values())
-        until = _micros(ask.before) if ask.before is not None else None
-        query = Query(agent=ask.agent, until=until, text=ask.text, within="both")
+        since, until = (_micros(time) if time is not None else None for time in (ask.since, ask.before))
+        query = Query(
+            agent=ask.agent, backend=ask.backend, tool=ask.tool, since=since, until=until, text=ask.text, within="both"
+        )
         page = find(reader, query, limit=MOST + 1, bodies=False, patience_s=SEARCH_S)
         if page.looked_to is not None or len(page.rows) > MOST:
             raise api.Conflict(
@@ -208,11 +217,13 @@ class Forgetting:
         finally:
             self._journal.give_back(files, clean=clean)
 
-    def _elsewhere(self) -> tuple[str, ...]:
-        """What may hold arguments and is not touched: copies that somebody has to see to."""
+    async def _elsewhere(self, first: int) -> tuple[str, ...]:
+        """What may hold bodies from record `first` on and is not touched: copies that somebody has to see to."""
+        had = await self._read(lambda reader: reader.exported(self._policy())) if self._exports() else {}
         damaged = sorted(self._journal.directory.glob("damaged-*.jnl"))
         aside = sorted(self._db_path.parent.glob(f"{self._db_path.name}.other-*"))
-        return (*map(str, (*damaged, *aside)), *(f"export {name}" for name in self._exports()))
+        sent = (f"export {name}" for name in self._exports() if had.get(name, 0) >= first)
+        return (*map(str, (*damaged, *aside)), *sent)
 
     def _open_tickets(self, calls: list[CallView]) -> list[CallView]:
         if self._tickets is None:
@@ -278,12 +289,21 @@ class Forgetting:
 def retention(force: InForce, paths: Paths) -> Policy:
     """What of the log is kept, as the configuration says; limits and budgets keep what they look back at."""
     audit, runtime = force.config.audit, force.runtime
-    windows = [claim.window_s for claim in runtime.claims]
-    windows += [budget.window_s for rule in runtime.rules for budget in rule.budgets]
+    windows = [
+        (claim.window_s, f"the limit of {claim.max_count} calls of `{claim.tool}` of `{claim.backend}` in ")
+        for claim in runtime.claims
+    ]
+    windows += [
+        (budget.window_s, f"the budget of `{budget.argument}` of `{rule.tool}` in ")
+        for rule in runtime.rules
+        for budget in rule.budgets
+    ]
+    longest, counts = max(windows, default=(0.0, ""))
     return Policy(
         days=audit.retention_days,
         bodies_days=audit.bodies_days,
-        window_s=max(windows, default=0.0),
+        window_s=longest,
+        window=counts and counts + short_duration(longest),
         exports=paths.exports_db,
         keep=tuple(name for name, export in audit.exports.items() if export.keep),
         witnesses=tuple(audit.witnesses),
@@ -338,12 +358,19 @@ def _has_table(db: sqlite3.Connection, name: str) -> bool:
     return db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone() is not None
 
 
+def _wanted(ask: shapes.EraseRequest) -> tuple[str | None, ...]:
+    return ask.agent, ask.backend, ask.tool, ask.since, ask.before, ask.text
+
+
 def _chosen_by(ask: shapes.EraseRequest) -> str:
     """How the calls were chosen; the text that was looked for is what is to be forgotten."""
     if ask.ids:
         return "named"
     words = [
         f"of agent {ask.agent}" if ask.agent is not None else "",
+        f"of backend {ask.backend}" if ask.backend is not None else "",
+        f"of tool {ask.tool}" if ask.tool is not None else "",
+        f"since {ask.since}" if ask.since is not None else "",
         f"from before {ask.before}" if ask.before is not None else "",
         "with a text" if ask.text is not None else "",
     ]

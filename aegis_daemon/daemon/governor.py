@@ -354,7 +354,8 @@ class Governor:
 
     def _checked(self) -> dict[str, Any]:
         """What is known of the log's soundness. No writer signs nothing."""
-        signed = {"signed": self._writer.signed} if self._writer is not None else {}  # none in tests
+        writer = self._writer
+        signed = {"signed": writer.signed, "unsigned": writer.unsigned} if writer is not None else {}  # none in tests
         checking = self._checking
         if checking is None:
             return signed

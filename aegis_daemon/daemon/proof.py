@@ -419,7 +419,7 @@ async def newest_records(journal: Journal, writer: WriterHandle, path: Path) -> 
 
 
 def _walk(path: Path, ours: tuple[int, str] | None) -> str:
-    see = "see `aegis audit verify`; keep the file, and move it away to begin a new one"
+    see = "see `aegis audit verify`, which tells how to keep it as evidence and go on"
     try:
         with Reader(path) as reader:
             newest = ours[0] if ours is not None else reader.last_seq()

@@ -136,6 +136,8 @@ class PurgeRequest(Request):
 class EraseRequest(Request):
     """Arguments and results of these calls are to go: by id, or all that match (every field given; None is any).
 
+    `since` and `before` (excluded) are RFC 3339; names may be globs.
+
     `dry` only says what that would be. `bodies` is how many were said then; another number is not erased.
     """
 
@@ -143,6 +145,9 @@ class EraseRequest(Request):
         default=(), max_length=1000, strict=False
     )
     agent: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    backend: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    tool: str | None = Field(default=None, min_length=1, max_length=NAME_MAX)
+    since: str | None = Field(default=None, min_length=1, max_length=64)
     before: str | None = Field(default=None, min_length=1, max_length=64)
     text: str | None = Field(default=None, min_length=1, max_length=4096)
     note: str = Field(default="", max_length=NOTE_MAX)
@@ -265,8 +270,21 @@ class Purge(Shape):
     seq: int = 0
 
 
+class ErasedCall(Shape):
+    """One call whose arguments and results go."""
+
+    call_id: str
+    created_at: str
+    agent_id: str
+    backend_id: str
+    method: str
+    tool_name: str
+
+
 class Erasure(Shape):
     """Arguments and results that go. `running` calls are left out; `elsewhere` names what may still hold some.
+
+    `first` are the newest 20 of the calls.
 
     `done`: they are in no file of the log any more; else that is under way.
     """
@@ -276,6 +294,7 @@ class Erasure(Shape):
     running: int = 0
     seqs: tuple[int, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    first: tuple[ErasedCall, ...] = ()
     done: bool = False
 
 
@@ -283,8 +302,8 @@ class AuditState(Shape):
     """How the audit log is doing: `seq` is the newest record, `ingested` the newest one in SQLite.
 
     Up to `verified` everything was as it was written when the daemon looked last (`verified_at`); `tampered` says what
-    was not. `signed` and `witnessed` are how many records the newest checkpoint covers, and how many of them somebody
-    else has seen.
+    was not, and `unsigned` why nothing is signed. `signed` and `witnessed` are how many records the newest checkpoint
+    covers, and how many of them somebody else has seen.
     """
 
     seq: int
@@ -295,6 +314,7 @@ class AuditState(Shape):
     verified: int = 0
     verified_at: str | None = None
     tampered: str = ""
+    unsigned: str = ""
     signed: int = 0
     witnessed: int = 0
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import shutil
 import sqlite3
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from manage.memory import Served
 
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Admin, Approval, Denied, Intent, Outcome, Record
+from aegis_daemon.audit.store import Reader, ensure_schema
 from aegis_daemon.audit.writer import WriterHandle
+from aegis_daemon.exports.log import Log
 
 from .conftest import Aegis
 from .terminal import AEGIS
@@ -242,3 +245,71 @@ def test_a_file_without_a_checkpoint_says_nothing_against_the_log(aegis: Aegis, 
         assert done.exit_code == 2
         assert what in done.stderr
         assert "aegis audit checkpoint" in done.stderr
+
+
+def test_a_verification_of_nothing_is_no_clean_bill(aegis: Aegis, log: str, tmp_path: Path) -> None:
+    done = aegis("audit", "verify", "--db", log, "--since", "900")
+    assert done.exit_code == 1
+    assert "there is no record 900 or later, the log ends with 7" in done.stderr
+    empty = tmp_path / "empty.db"
+    ensure_schema(empty)
+    assert aegis("audit", "verify", "--db", str(empty)).exit_code == 1
+    os.replace(empty, log)
+    done = aegis("audit", "verify")
+    assert (done.exit_code, "nothing was recorded yet" in done.stderr) == (0, True)
+    Path(log).with_name("audit.key.signed").write_text('{"aegis/default/0123456789abcdef": "a checkpoint"}')
+    assert aegis("audit", "verify").exit_code == 1  # it was written, and is empty now
+
+
+def test_a_log_is_read_where_nothing_can_be_written(log: str) -> None:
+    path = Path(log)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    second = runpy.run_path(str(Path(__file__).parents[2] / "scripts/verify_audit"), run_name="verify_audit")
+    with as_nobody(path):
+        assert not os.access(path.parent, os.W_OK)
+        with Reader(path) as reader:
+            assert reader.verify().records == 7
+        assert Log(path).at(7)[2] == 7
+        with closing(second["opened"](log)) as db:
+            assert db.execute("SELECT count(*) FROM records").fetchone() == (7,)
+    path.with_name("audit.db-wal").write_bytes(bytes(5000))
+    with as_nobody(path):
+        with pytest.raises(OSError, match=r"copy `audit.db`, `audit.db-wal` and `audit.db-shm`"):
+            Reader(path)
+        with pytest.raises(ValueError, match="copy all its files"):
+            second["opened"](log)
+
+
+@contextmanager
+def as_nobody(path: Path) -> Iterator[None]:
+    """Nothing in the file's directory can be written, whoever runs the tests."""
+    root = os.getuid() == 0
+    os.chmod(path.parent, 0o555)
+    for each in path.parent.glob("audit.db*"):
+        os.chmod(each, 0o444)
+    if root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+        os.chmod(path.parent, 0o755)
+
+
+@pytest.mark.usefixtures("log")
+def test_a_call_is_shown_by_the_number_of_a_record_as_tail_has_it(aegis: Aegis) -> None:
+    assert THREE in aegis("audit", "show", "5").stdout
+    assert THREE[:12] in aegis("audit", "tail", "-n", "1").stdout
+    assert aegis("audit", "show", "6").exit_code == 1  # no call's
+    assert "judged_us" not in aegis("audit", "show", "5").stdout
+    assert rows(aegis, "search", '"number": 7')  # as it is shown; stored without the space
+
+
+def test_a_purged_log_says_so_instead_of_none(aegis: Aegis, log: str) -> None:
+    with closing(sqlite3.connect(log)) as db:
+        db.execute("DELETE FROM calls")
+        db.execute("INSERT INTO leaves VALUES (7, x'00')")
+        db.commit()
+    assert "no call is kept (records 1 to 7 were purged)" in aegis("audit", "search").stderr

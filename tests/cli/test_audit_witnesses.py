@@ -11,6 +11,7 @@ import pytest
 
 from aegis_daemon.audit.checkpoint import Checkpoint, origin, write_note
 from aegis_daemon.audit.keys import Signer
+from aegis_daemon.audit.verify import Report
 from aegis_daemon.cli import audit_verify
 
 KEY = Signer(b"\x05" * 32)
@@ -89,3 +90,23 @@ def test_another_log_that_was_larger_is_spoken_of(tmp_path: Path) -> None:
     (remark,) = audit_verify._larger(str(store), [note(1, other), note(40, other), "nonsense"])
     assert remark.startswith(f"this key signed 40 records of another log, `{other}`, to 2026-01-31T08:00:00Z;")
     assert "began on 2026-02-02T02:40:00Z: if that was not you" in remark
+
+
+def test_what_a_witness_has_of_another_log_is_a_remark_and_not_believed_of_this_one() -> None:
+    remarks: list[str] = []
+    other = origin("default", "cd" * 32)
+    notes = [*NOTES, note(30, other), note(40, other)]
+    assert audit_verify._ours("notebook", notes, LOG.rpartition("/")[2], remarks) == NOTES
+    (remark,) = remarks
+    assert remark.startswith(f"`notebook` has checkpoints of another log, `{other}`, to 40 records (2026-01-31")
+    assert audit_verify._ours("notebook", notes, "", remarks) == notes  # of an empty log, all of it speaks
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "whose"),
+    [(True, True, "that you trust"), (False, True, "of this machine"), (False, False, "that the store names itself")],
+)
+def test_it_is_said_whose_key_signed(given: bool, own: bool, whose: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(3, 1, 3, "", [], 0, 0, 1, LOG, signed=3, key="ab" * 32)
+    audit_verify._tell(report, 1, given=given, own=own)
+    assert f"by the key {'ab' * 32}, the key {whose}" in capsys.readouterr().out

@@ -484,3 +484,17 @@ def test_a_governed_agents_shell_lets_nothing_happen(governor: MemoryGovernor, a
     assert refused.exit_code == 1
     assert "AEGIS_APPROVER_KEY" in refused.stderr
     assert (len(governor.grant_rows), len(governor.pauses), governor.quotas, governor.decided) == (1, 1, [], [])
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [({}, "healthy"), ({"unsigned": "no key"}, "not signed"), ({"tampered": "x", "unsigned": "y"}, "CHANGED")],
+)
+def test_a_log_that_is_changed_or_not_signed_is_not_called_healthy(
+    aegis: Aegis, governor: MemoryGovernor, state: dict[str, str], said: str
+) -> None:
+    found = governor.status()
+    found = found.model_copy(update={"audit": found.audit.model_copy(update=state)})
+    governor.status = lambda: found  # type: ignore[method-assign]
+    (line,) = [line for line in aegis("status").stdout.splitlines() if line.startswith("audit")]
+    assert line.rpartition("durability full, ")[2].startswith(said)

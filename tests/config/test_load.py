@@ -732,3 +732,17 @@ def test_a_file_that_others_can_read_and_that_holds_tokens_is_a_warning(tmp_path
             path.chmod(mode)
             warnings = [str(one) for one in load(str(path), {"T": "0123456789abcdef"}).warnings]
             assert any("read the tokens" in one for one in warnings) is (told and open_to_others), (text, mode)
+
+
+def test_a_library_that_an_export_needs_and_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aegis_daemon.core.extras.find_spec", lambda name: None)
+    text = """
+audit:
+  exports:
+    lake: {type: security_lake, path: lake}
+  witnesses:
+    vault: {type: s3, bucket: b}
+"""
+    lake, vault = (one.render() for one in loads(text, "aegis.yaml").warnings if one.path.startswith("audit"))
+    assert "it needs pyarrow, which is not installed; install Aegis with its extra `parquet`, like `pipx" in lake
+    assert "it needs obstore, which is not installed" in vault

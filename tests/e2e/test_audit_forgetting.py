@@ -40,6 +40,8 @@ def test_erased_arguments_are_in_no_file(homes: Callable[..., Home]) -> None:
     assert "the order cannot be signed" in refused.stderr
     assert len(holding(home, f"{SECRET}-1")) >= 3
     key.chmod(0o600)
+    would = home.json("audit", "erase", "--tool", "po*", "--since", "1h", "--dry-run", env=home.approver())
+    assert (would["calls"], would["done"], would["first"][0]["call_id"]) == (1, False, one)
     done = home.json("audit", "erase", one[:12], "--yes", "--note", "asked for", env=home.approver())
     assert done["done"] is True
     assert (done["calls"], done["running"], done["elsewhere"]) == (1, 0, [])

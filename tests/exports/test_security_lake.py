@@ -478,7 +478,7 @@ def test_the_process_gets_its_settings_and_nobody_sees_its_keys(tmp_path: Path) 
     ("wrong", "why"),
     [
         ({}, "needs `path` or `bucket`"),
-        ({"path": "a", "bucket": "b"}, "needs `path` or `bucket`"),
+        ({"path": "a", "bucket": "b"}, "a directory or a bucket, not both"),
         ({"bucket": "b", "format": "aegis"}, "a lake holds OCSF alone"),
         ({"bucket": "b", "access_key_id": ACCESS}, "belong together"),
         ({"bucket": "b", "classes": []}, "classes"),

@@ -23,7 +23,7 @@ def audit_of(**exports: Any) -> Audit:
     ("wrong", "text"),
     [
         ({"type": "hec", "url": "https://x"}, "needs `token`"),
-        ({"type": "hec", "url": "https://x", "token": "short"}, "at least 16"),
+        ({"type": "hec", "url": "https://x", "token": "short"}, "at least 16 are needed; Splunk issues it"),
         ({"type": "hec", "url": "https://x", "token": TOKEN + "\r\nX: y"}, "no header can carry"),
         ({"type": "jsonl"}, "needs `path`"),
         ({"type": "jsonl", "path": "x", "token": TOKEN}, "`token` does nothing"),
