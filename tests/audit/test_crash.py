@@ -143,7 +143,7 @@ def _lives(at: Path, count: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> 
     return lives.figures | {"faults": lives.disk.failed}
 
 
-@pytest.mark.parametrize(("lives", "seed"), [(40, 1), (40, 2), pytest.param(2000, 3, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("lives", "seed"), [(40, 1), (40, 2), pytest.param(2000, 3, marks=pytest.mark.matrix)])
 def test_nothing_promised_is_lost_to_kills_power_losses_and_syncs_that_lie(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: int, seed: int
 ) -> None:

@@ -179,8 +179,8 @@ def _seqs(path: Path) -> list[int]:
     [
         ("full", 0),
         ("process", 0),
-        pytest.param("full", 12, marks=pytest.mark.full),
-        pytest.param("process", 12, marks=pytest.mark.full),
+        pytest.param("full", 12, marks=pytest.mark.matrix),
+        pytest.param("process", 12, marks=pytest.mark.matrix),
     ],
 )
 def test_no_fault_of_the_disk_and_no_kill_lets_a_call_through_unrecorded(
