@@ -80,7 +80,7 @@ def test_an_agents_own_setting_goes_before_its_clients_and_that_before_the_gener
 # --- learned ----------------------------------------------------------------------------------------------------------
 
 
-@given(AGES, AGES, st.floats(0.0, 1e6))
+@given(AGES, AGES, st.floats(0.001, 1e6))
 def test_a_lesson_is_shorter_than_both_ages_and_never_under_a_second(one: float, two: float, pause: float) -> None:
     taught = lesson(Cancelled(one, 1000.0 + one), Cancelled(two, 1000.0 + one + pause + two))
     punctual = abs(one - two) <= 0.5 + 0.05 * max(one, two)

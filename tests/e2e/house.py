@@ -31,6 +31,8 @@ WRAP = str(BIN / "aegis-wrap")
 HERE = Path(__file__).parent
 BOUND_S = 20.0
 """How long anything may take before it counts as something that never happens."""
+START_S = 60.0
+"""The same of a daemon's start, which syncs new files, and a disk that still writes what was just installed is slow."""
 MARK = "E2E_MARK"
 INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "e2e", "version": "1"}}
 WAYS = ("relay", "handover")
@@ -298,7 +300,7 @@ class Home:
     def launch(self) -> Home:
         """As `start`, without the cost of a command."""
         self.spawn()
-        until(self.answers, "a daemon")
+        until(self.answers, "a daemon", START_S)
         return self
 
     def spawn(self) -> None:
