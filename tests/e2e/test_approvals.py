@@ -765,5 +765,7 @@ def _state(home: Home) -> Any:
         home.ask("status")["paused"],
         [(row["tool"], row.get("extra", 0)) for row in home.ask("limits")],
         Path(home.dir / "aegis.yaml").read_text(),
-        sorted(name for name in os.listdir(home.dir) if not name.startswith("audit.")),  # signed whenever it is time
+        sorted(
+            name for name in os.listdir(home.dir) if not name.lstrip(".").startswith("audit.")
+        ),  # signed at any time
     )
