@@ -161,19 +161,23 @@ class Faults(Matrix):
         began = Counter(record["call"] for record in self.home.records("intent"))
         assert set(began.values()) <= {1}
         assert ends == began, "a call has no outcome, or two"
-        (home, out) = self.home, self.home.dir / "out" / "log.jsonl"
+        home = self.home
         wanted = [
             one["seq"] for one in home.records() if one["kind"] not in ("intent", "hold") and not one.get("would")
         ]
         until(lambda: home.ask("exports")[0]["seq"] >= wanted[-1], "an export of the whole log", 120.0)
-        sent = _seqs(out)
+        sent = _seqs(home.dir / "out")
         assert len(sent) == len(wanted), (sorted(set(wanted) - set(sent))[:9], sorted(set(sent) - set(wanted))[:9])
         return {**figures, "faults": sum(self.happened.values()), **self.happened}
 
 
-def _seqs(path: Path) -> list[int]:
-    """The records that a file has, each once however often it was sent."""
-    return sorted({int(json.loads(line)["uid"].rpartition("-")[2]) for line in path.read_text().splitlines()})
+def _seqs(folder: Path) -> list[int]:
+    """The records that an export's files have, each once however often it was sent."""
+    found = set()
+    for path in folder.glob("log*.jsonl"):  # a new one is begun every 100 MB
+        with open(path) as file:
+            found |= {int(json.loads(line)["uid"].rpartition("-")[2]) for line in file}
+    return sorted(found)
 
 
 @pytest.mark.parametrize(
