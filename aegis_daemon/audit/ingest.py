@@ -542,7 +542,7 @@ def main(arguments: list[str]) -> None:
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 break
-            say(f"trouble {error}")
+            say(f"{'held' if isinstance(error, _Held) else 'trouble'} {error}")
             told = -1
             pause = 1.0
             gc.collect()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,8 @@ class WriterHandle:
         self._policy = policy
         self.signed = 0
         """How many records the newest checkpoint covers."""
+        self.held: Callable[[], None] | None = None
+        """Called where somebody's reading keeps it from going on."""
         self.signed_at = 0.0
         """When it was signed, in seconds since the epoch; 0 for not since this daemon began."""
         self.unsigned = ""
@@ -262,8 +265,10 @@ class WriterHandle:
             word, _, rest = line.decode(errors="replace").partition(" ")
             if word == "ingested":
                 self._ingested(int(rest))
-            elif word == "trouble":
+            elif word in ("trouble", "held"):
                 self._journal.trouble = f"the audit store `{self._db_path}` cannot be written: {rest}"
+                if word == "held" and self.held is not None:
+                    self.held()
             elif word == "checkpoint":
                 self.signed, self.unsigned, self.signed_at = int(rest), "", time.time()
             elif word == "unsigned":

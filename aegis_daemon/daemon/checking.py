@@ -42,6 +42,8 @@ class Checking:
         self._identity: tuple[int, int] | None = None
         self._task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._gave_way = False
         self._whole_at = 0.0
         """when everything is looked at again"""
         self.verified = 0
@@ -62,6 +64,12 @@ class Checking:
     def wanted(self) -> None:
         """Somebody would like to know: the next look comes sooner."""
         self._wanted.set()
+
+    def give_way(self) -> None:
+        """Ends a look that is under way, since the writer waits for whoever reads; there will be another."""
+        if self._process is not None and self._process.returncode is None:
+            self._gave_way = True
+            self._process.kill()
 
     async def close(self) -> None:
         """Ends a look that is under way; idempotent."""
@@ -105,7 +113,9 @@ class Checking:
         if self._key_file is not None:
             arguments.append(str(self._key_file))
         pipe = asyncio.subprocess.PIPE
+        self._gave_way = False
         process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=pipe, stdout=pipe)
+        self._process = process
         try:
             assert process.stdout is not None
             line = await process.stdout.read(1 << 16)
@@ -116,6 +126,8 @@ class Checking:
                 except ProcessLookupError:
                     pass
             await process.wait()
+        if not line and self._gave_way:
+            return
         if not line:
             raise OSError("the process that verifies it ended without a word")
         found = msgspec.json.decode(line, type=Checked)

@@ -268,6 +268,7 @@ class Daemon:
         self._mode_taken()
         await self._prover.prove(first=True)
         self._export()
+        self._writer.held = self._checking.give_way
         self._checking.start()
         self._forgetting.start()
         await self._network.open(self._governor)

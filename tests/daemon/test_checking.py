@@ -140,3 +140,15 @@ async def test_a_store_that_cannot_be_read_is_no_fault_of_the_log(tmp_path: Path
         (tmp_path / "bad.db").write_bytes(b"no database" * 1000)
         with pytest.raises(OSError, match="cannot be read"):
             await Checking(tmp_path / "bad.db", lambda: 7).look()
+
+
+async def test_a_look_gives_way_to_the_writer_and_is_no_trouble(tmp_path: Path) -> None:
+    store = tmp_path / "audit.db"
+    store.write_bytes(b"")
+    watch = Checking(store, lambda: 1)
+    looking = asyncio.create_task(watch.look())
+    while watch._process is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    watch.give_way()
+    await asyncio.wait_for(looking, 20)
+    assert (watch.verified, watch.fault) == (0, "")
