@@ -39,8 +39,11 @@ _DEEPEST = 24
 """Brackets within brackets: some take a time that grows with the square."""
 _IN_A_ROW = re.compile(r"(?:\][^\[\]]{0,64}\[[^\[\]]*){12}|(?:<[\s\w`\"]*){12}")
 """`a[1][1][1]…` and `ARRAY<ARRAY<…`, likewise."""
-_CONDITIONAL = re.compile(r"/\*M?!")  # MySQL and MariaDB run what is in these comments
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029]")
+_CONDITIONAL = re.compile(r"/\*[A-Za-z]?!")  # MySQL, MariaDB and TiDB run what is in these comments
+_NESTED = re.compile(r"/\*(?:(?!\*/).)*?/\*", re.DOTALL)
+"""A comment within a comment: systems differ on which `*/` ends it, and the library reads `/*/**/` wrongly."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029]|\r(?!\n)")
+"""A `\\r` alone ends a comment here and not there."""
 _READING_MODULES = frozenset({"core", "query", "datatypes"})
 _QUIET_MODULES = frozenset({"math", "string", "temporal", "aggregate", "array", "json", "functions"})
 _STATEMENTS = {"Select": "SELECT", "Insert": "INSERT", "Update": "UPDATE", "Delete": "DELETE", "Merge": "MERGE"}
@@ -67,6 +70,16 @@ _FORMATS = frozenset(
     {"avro", "binaryfile", "csv", "delta", "dfs", "iceberg", "jdbc", "json", "orc", "parquet", "text", "xml"}
 )
 """Where `csv.x` reads the file `x`."""
+_EPONYMOUS = re.compile(r"pragma_|(?:fsdir|zipfile|sqlite_dbpage)$", re.I)
+"""SQLite's tables that are functions: `FROM fsdir WHERE path = '/'` calls one without brackets."""
+_ALONE = re.compile(r"^[ \t]*(?:/|go|delimiter[ \t].+)[ \t\r]*$", re.I | re.M)
+"""Lines at which a command line client ends the statement, or changes what ends it."""
+_SIGNS = r"[ \t\r\n;,.()\[\]}+<>=~!%^&|?]|\{(?![{%#])|-(?!-)|/(?!\*)|\*(?!/)"
+_APART = r"(?![\w$'\"`\\]|[^\x00-\x7f])"
+_MARKS = "\u0300-\u036f\u0900-\u0dff\u0e31-\u109f\u1780-\u17ff"
+"""Where the marks are that go with letters; other signs that are not ASCII stand in quotes or nowhere."""
+_UNSURE = frozenset({"athena"})
+"""Where part of the statements is read with backslash escapes and part without."""
 _UNSEPARATED = frozenset({"tsql", "fabric"})
 """Where a statement may follow another without a semicolon: `SELECT 1 DELETE FROM t` is two, and no alias."""
 _BEGINNINGS = frozenset(
@@ -142,11 +155,11 @@ def sql_fault(
 
 @lru_cache(_REMEMBERED)
 def _facts(text: str, dialect: str, words: int) -> SqlFacts:
-    if _CONDITIONAL.search(text) or _CONTROL.search(text) or not _shallow(text):
+    if _CONDITIONAL.search(text) or _NESTED.search(text) or _CONTROL.search(text) or not _shallow(text):
         return UNREADABLE
     syntax = _library()
     try:
-        read = _reader(dialect)(text, words)
+        tokens, read = _reader(dialect)(text, words)
         statements = [one for one in read if one is not None and not isinstance(one, syntax.Semicolon)]
         operations: set[str] = set()
         functions: set[str] = set()
@@ -155,6 +168,8 @@ def _facts(text: str, dialect: str, words: int) -> SqlFacts:
                 _note(node, syntax, dialect, operations, functions)
                 if dialect in _UNSEPARATED and type(node) is syntax.Identifier and not node.quoted:
                     operations.update(_BEGINNINGS & {node.name.upper()})
+        if "COMMAND" not in operations and not _agreed(text, tokens, dialect):
+            return UNREADABLE
     except Exception:  # whatever it is, nobody knows what the text does
         return UNREADABLE
     return SqlFacts(bool(statements), len(statements), tuple(sorted(operations)), tuple(sorted(functions)))
@@ -208,6 +223,10 @@ def _reads_a_file(table: Any, dialect: str) -> bool:
     """Some databases take `FROM '/etc/passwd'`, a quoted name that looks like a file, or `@stage`, for the file."""
     this, schema = table.this, table.args.get("db")
     kind = type(this).__name__
+    if kind == "Identifier" and dialect == "sqlite" and _EPONYMOUS.match(this.name):
+        return True
+    if kind == "Identifier" and dialect == "duckdb" and _FILE_NAME.search(".".join(one.name for one in table.parts)):
+        return True  # `FROM data.csv`
     if kind in ("Literal", "Var", "Parameter", "Placeholder", "SessionParameter"):
         return True
     if dialect in _FORMATTED and schema is not None and schema.name.lower() in _FORMATS:
@@ -240,14 +259,121 @@ def _shallow(text: str) -> bool:
     return True
 
 
+def _agreed(text: str, tokens: list[Any], dialect: str) -> bool:
+    """Whether what is quoted and what is comment is the same to the library and to a reader that knows nothing else,
+    takes the simplest forms alone and refuses where systems, versions or settings differ.
+
+    The library has its own mind about `#>` in MySQL, `#--` in PostgreSQL, white space that is not ASCII, and more:
+    each of them hides a statement from it.
+    """
+    pieces, keywords = _pieces(dialect)
+    quoted: list[tuple[int, int]] = []
+    bare = list(text)  # without comments
+    code = list(text)  # and without what is quoted
+    at = 0
+    while at < len(text):
+        found = pieces.match(text, at)
+        if found is None:
+            return False
+        start, at = found.span()
+        if found.lastgroup == "quoted":
+            quoted.append((start, at))
+            code[start:at] = "x" * (at - start)
+        elif found.lastgroup == "comment":
+            if found[0].rstrip().endswith("\\"):
+                return False  # some go on with the comment in the next line
+            bare[start:at] = code[start:at] = " " * (at - start)
+        elif found.lastgroup == "word" and not found[0].isascii() and found[0].upper() in keywords:
+            return False  # with a long s, `select` is a key word to the library alone
+    if _ALONE.search(text if dialect in _UNSEPARATED else "".join(code)):
+        return False
+    before, at = -1, 0
+    left = iter([*quoted, (len(text) + 1, 0)])
+    start, end = next(left)
+    for token in tokens:
+        first, last = token.start, token.end + 1
+        if (first, last) == (before, at):
+            continue  # `3L` is a number, a sign and a type to the library
+        if first < at or "".join(bare[at:first]).strip(" \t\r\n") or start < first:
+            return False
+        if token.token_type.name != "HINT" and "".join(bare[first:last]) != text[first:last]:
+            return False
+        if start < last:
+            if (start, end) != (first, last):
+                return False
+            start, end = next(left)
+        before, at = first, last
+    return start > len(text) and not "".join(bare[at:]).strip(" \t\r\n")
+
+
+@lru_cache
+def _pieces(dialect: str) -> tuple[re.Pattern[str], frozenset[str]]:
+    """What a text of this dialect is made of, as far as all its readers agree, and the words that mean something."""
+    from sqlglot.dialects.dialect import Dialect
+
+    found = Dialect.get_or_raise(dialect)
+    library: Any = found.tokenizer_class
+    escapes = set(library.STRING_ESCAPES)
+    quotes = [one for one in library.QUOTES if len(one) == 1]
+    names = [one for one in library.IDENTIFIERS if isinstance(one, str)]
+    comments = [one for one in library.COMMENTS if isinstance(one, str)]
+    mysql = bool(library.DASH_COMMENT_REQUIRES_BOUNDARY)
+
+    def string(quote: str) -> str:
+        doubled = f"|{quote}{quote}" if quote in escapes else ""
+        if dialect in _UNSURE:
+            return rf"{quote}(?:[^{quote}\\]|\\(?![\\'\"]){doubled})*+{quote}"
+        if "\\" not in escapes:
+            return rf"{quote}(?:[^{quote}]{doubled})*+{quote}"
+        escaped = r"\\[^\"]" if mysql and quote == '"' else r"\\."  # where `"` quotes a name, nothing is escaped
+        return rf"{quote}(?:[^{quote}\\]|{escaped}{doubled})*+{quote}"
+
+    plain = "|".join(string(one) for one in quotes)
+    either = f"[{''.join(quotes)}]"
+    neutral = "|".join(rf"{one}(?:[^{one}\\]|\\(?![\\'\"]))*+{one}(?!{one})" for one in quotes)
+    inside = [rf"{one}(?:[^{one}\\]|\\(?![\\{one}])|{one}{one})*+{one}" for one in names]
+    if any(one == ("[", "]") for one in library.IDENTIFIERS):
+        inside.insert(0, r"\[[^\[\]]*+\](?!\])")
+    special = rf"(?:[uU]&|[bBxXrRuU]|[bB][rR]|[rR][bB])(?:{neutral})"
+    thrice = [rf"{one}[^{one[0]}\\]*+{one}(?!{one[0]})" for one in library.QUOTES if len(one) == 3]
+    quoted = [special, *thrice, rf"[nN]?(?:{plain})", *inside]
+    if library.BYTE_STRINGS and library.BYTE_STRINGS[0][0] == "e'":
+        # A string in the next line goes on with the escapes of the one before.
+        quoted.append(r"[eE]'(?:[^'\\]|\\.|'')*+'(?!(?:\s|--[^\n]*+\n|/\*.*?\*/)*+')")
+    money = r"\$\w++" + (r"(?![$:(])" if dialect == "sqlite" else r"(?!\$)")
+    if library.HEREDOC_STRINGS:
+        quoted.append(r"\$(?P<tag>(?:[A-Za-z_][A-Za-z0-9_]*+)?+)\$.*?\$(?P=tag)\$")
+        money = (r"\$(?:[0-9]++|[A-Za-z_]\w*+)" if dialect == "duckdb" else r"\$[0-9]++") + r"(?![\w$])"
+    elif "$$" in library.RAW_STRINGS:
+        quoted.append(r"\$\$.*?\$\$")
+    lines = [rf"{re.escape(one)}[^\n]*+" for one in comments if one != "--"]
+    lines.append(r"--(?=[ \t\r\n]|\Z)[^\n]*+" if mysql else r"--[^\n]*+")
+    suffix = "(?:[lLsSyYdDfF]|[bB][dD])?+" if library.NUMERIC_LITERALS else ""
+    whole = "?" if dialect == "bigquery" else "?+"  # `my-project-12.x`
+    decimal = rf"[0-9]++(?:_[0-9]++)*+(?:\.[0-9]*+){whole}(?:[eE][+-]?[0-9]++)?+{suffix}"
+    number = rf"(?:0[xX][0-9a-fA-F]++|0[bB][01]++|{decimal}){_APART}"
+    variable = r"[@:#](?![\w$:]*\()" if dialect == "sqlite" else "[@:#]"
+    prefix = rf"[uU]&[\"']|(?:[bBxXrReEuUnNqQ]|[bB][rR]|[rR][bB]|[nN][qQ]){either}"
+    word = rf"(?!{prefix})[^\W\d](?:[\w{_MARKS}]|\$(?!\$))*+(?!\$)"
+    return (
+        re.compile(
+            rf"(?P<comment>/\*.*?\*/|{'|'.join(lines)})|(?P<quoted>{'|'.join(quoted)})|(?P<word>{word})|{number}|{money}"
+            rf"|{_SIGNS}|{variable}",
+            re.S,
+        ),
+        frozenset({*library.KEYWORDS, *found.parser_class.FUNCTIONS}),
+    )
+
+
 class _Endless(Exception):
     """The reader went to and fro for longer than a text of this size takes."""
 
 
 @lru_cache
-def _reader(dialect: str) -> Callable[[str, int], list[Any]]:
-    """Parses a text of at most so many words. What a word may be is tried out, and tried again within each bracket:
-    `DECIMAL(DECIMAL(…` takes twice as long with every level, so the reader's steps are counted."""
+def _reader(dialect: str) -> Callable[[str, int], tuple[list[Any], list[Any]]]:
+    """Gives the words and what they make, for a text of at most so many. What a word may be is tried out, and tried
+    again within each bracket: `DECIMAL(DECIMAL(…` takes twice as long with every level, so the reader's steps are
+    counted."""
     from sqlglot.dialects.dialect import Dialect
 
     found = Dialect.get_or_raise(dialect)
@@ -262,14 +388,13 @@ def _reader(dialect: str) -> Callable[[str, int], list[Any]]:
                 raise _Endless
             super()._advance(times)
 
-    def read(text: str, words: int) -> list[Any]:
+    def read(text: str, words: int) -> tuple[list[Any], list[Any]]:
         tokens = found.tokenize(text)
         if len(tokens) > words:
             raise _Endless
         parser = Counting(dialect=found)
         parser.left = 500 + 2 * len(tokens)
-        parsed: list[Any] = parser.parse(tokens, text)
-        return parsed
+        return tokens, parser.parse(tokens, text)
 
     return read
 
