@@ -2,9 +2,10 @@
 
 Run as `python -I -m aegis_daemon.audit.ingest JOURNAL STORE sync|nosync idle|urgent [DUTIES [POLICY]]`. Lines in: the
 newest sequence number that may be ingested. Lines out: `ingested N`; `gap A B` where records A to B are nowhere; `aside
-NAME` where the store belonged to another chain and was moved there; `trouble TEXT` while something keeps it from
-writing, which it tries again every second; what the notary says (`notary.py`), where DUTIES (JSON) are given, and the
-keeper (`retention.py`), which goes by POLICY (JSON). Ends at the end of its input, after one more look at the journal.
+NAME` where the store belonged to another chain and was moved there; `trouble TEXT` (`full TEXT` where that is the disk,
+`held TEXT` where somebody reads) while something keeps it from writing, which it tries again every second; what the
+notary says (`notary.py`), where DUTIES (JSON) are given, and the keeper (`retention.py`), which goes by POLICY (JSON).
+Ends at the end of its input, after one more look at the journal.
 
 SQLite's own newest record says where to go on, and a batch is one transaction: so nothing is ingested twice or left
 out. With `sync`, the journal is synced before what was read from it is committed, so that SQLite does not know more
@@ -14,6 +15,7 @@ behind it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import math
@@ -39,6 +41,8 @@ from aegis_daemon.audit.segment import Header, Line, decode_line, later
 
 BATCH_BYTES = 2 << 20
 """Journal bytes in one transaction: some 3 000 records."""
+ROOM = 64 << 20
+"""Bytes on the disk with which SQLite's log may grow to its 16 MB and be copied, and the journal have its next file."""
 BREATH = 500
 """SQLite's instructions between two breaths, some 30 us."""
 _INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?)"
@@ -51,6 +55,17 @@ _AT = len(COLUMNS) - len(CHANGING)
 
 class _Held(sqlite3.OperationalError):
     """Somebody who reads keeps the WAL from being copied."""
+
+
+def _trouble(error: sqlite3.Error | OSError) -> str:
+    """The word for what keeps it from writing."""
+    if isinstance(error, _Held):
+        return "held"
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:
+        full = getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+    return "full" if full else "trouble"
 
 
 Say = Callable[[str], None]
@@ -75,6 +90,8 @@ class Ingester:
         self._fd = -1
         self._failed = False
         """whether what SQLite shows may not be on disk"""
+        self._short = False
+        """whether there was no room on the disk, and it has yet to catch up since"""
         self._header = Header(0, 0, GENESIS, 0)
         self._at = 0
 
@@ -111,10 +128,12 @@ class Ingester:
             if self._fd < 0 and not self._locate():
                 return False
             if target is not None and target <= self._seq:
+                self._short = False
                 return False
             return self._batch(target)
         except BaseException as error:
             self._failed = self._failed or not isinstance(error, _Held)
+            self._short = self._short or (isinstance(error, sqlite3.Error | OSError) and _trouble(error) == "full")
             self.close()
             raise
 
@@ -335,7 +354,17 @@ class Ingester:
             raise
         for gap in gaps:
             self._say(f"gap {gap[0]} {gap[1]}")
+        if self._short or self._room() < ROOM:
+            # A WAL that fills the disk cannot be copied into the file any more, so it does not get large.
+            how = "TRUNCATE" if self._short else "PASSIVE"
+            if db.execute(f"PRAGMA wal_checkpoint({how})").fetchone()[0] and self._short:
+                raise _Held("somebody reads it while its log must not grow")
         return True
+
+    def _room(self) -> int:
+        """Bytes that are free on the store's disk."""
+        found = os.statvfs(self._db_path)
+        return found.f_bavail * found.f_frsize
 
     def _take(
         self,
@@ -542,7 +571,7 @@ def main(arguments: list[str]) -> None:
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, BrokenPipeError):
                 break
-            say(f"{'held' if isinstance(error, _Held) else 'trouble'} {error}")
+            say(f"{_trouble(error)} {error}")
             told = -1
             pause = 1.0
             gc.collect()

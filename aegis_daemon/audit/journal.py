@@ -150,6 +150,8 @@ class Journal:
         """names of tools and the like in which there is nothing to scrub"""
         self.trouble = ""
         """What keeps records from reaching SQLite; the writer's handle sets it."""
+        self.yielding = False
+        """Whether no file is made before SQLite has caught up. See `make_room`."""
         self.shedding = False
         """Whether files that SQLite has all of must be overwritten before they are used again (or deleted)."""
         self._db_path = db_path
@@ -629,7 +631,10 @@ class Journal:
         self._recycle()
         if self._sync is not None and old is not None:
             self._sync.kick()
-        if not self._spares and self._maker is None:
+        self._ask_ahead()
+
+    def _ask_ahead(self) -> None:
+        if not self._spares and self._maker is None and not self.yielding:
             self._ask_for_file(self._slot())
 
     def _take_spare(self, wait: float) -> Path:
@@ -637,6 +642,8 @@ class Journal:
             return self._spares.pop()
         maker = self._maker
         if maker is None or maker.failed_for(RETRY_S):
+            if self.yielding:
+                self._refuse()
             maker = self._ask_for_file(self._slot() if maker is None else maker.slot)
         # Files are asked for one ahead, so this waits only in a burst, or when the last attempt failed.
         maker.wait(wait)
@@ -659,7 +666,7 @@ class Journal:
         maker = self._maker
         if self._closed or maker is None or maker.path is not None:
             return
-        if maker.error is not None:
+        if maker.error is not None and not self.yielding:
             self._ask_for_file(maker.slot)
         else:
             self._watch = self._loop.call_later(1.0, self._watch_maker)
@@ -817,12 +824,37 @@ class Journal:
         while checkpoints and checkpoints[0][0] <= seq:
             self._ingested_bytes = checkpoints.popleft()[1]
         self._recycle()
+        if self.yielding and self.backlog_bytes <= SEGMENT >> 3:
+            self.yielding = False
+            self._ask_ahead()
+
+    def make_room(self) -> None:
+        """SQLite lacks space on the disk that it shares with the journal, and without that no file comes free.
+
+        So the unused files go, but for one that calls may need where no file waits to be emptied, and none is made
+        before SQLite has caught up: what space there is would be filled with files that nobody could empty.
+        """
+        if self._closed or self._db_path is None:
+            return
+        try:
+            if os.stat(self.directory).st_dev != os.stat(self._db_path.parent).st_dev:
+                return
+            self.yielding = True
+            maker = self._maker
+            if maker is not None and maker.path is not None:
+                self._spares.append(maker.path)
+                self._maker = None
+            kept = 0 if self._old else 1
+            while len(self._spares) > kept and not self.shedding:
+                self._spares.pop().unlink(missing_ok=True)
+        except OSError:
+            pass  # the disk is more than full; it is asked again in a second
 
     def _recycle(self) -> None:
         while self._old and self._old[0].last_seq <= self._ingested and self._old[0].fd < 0:
             file = self._old.popleft()
             path = file.path
-            again = not file.doubtful and len(self._spares) < SPARES
+            again = not file.doubtful and len(self._spares) < (1 if self.yielding else SPARES)
             try:
                 if self.shedding or (again and os.stat(path).st_size == SEGMENT):
                     self._spares.append(path)

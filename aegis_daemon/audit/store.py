@@ -29,7 +29,7 @@ from aegis_daemon.audit.shape import INDEXES as INDEXES
 from aegis_daemon.audit.shape import VIEW
 from aegis_daemon.audit.verify import Report, Trust, verify
 from aegis_daemon.core.past import Past
-from aegis_daemon.loop.reading import Unreplayed, read_only
+from aegis_daemon.loop.read_only import Unreplayed, read_only
 
 if TYPE_CHECKING:
     from aegis_daemon.audit.retention import Counts, Plan, Policy

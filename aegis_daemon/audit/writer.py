@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Admin
 from aegis_daemon.audit.removals import ACTIONS
 from aegis_daemon.core.ports import AuditUnavailable
+from aegis_daemon.loop.helper import Helper
 
 if TYPE_CHECKING:  # they need SQLite, and the path of a call does not
     from aegis_daemon.audit.notary import Duties
@@ -34,7 +33,8 @@ RESTART_S = (0.05, 0.2, 1.0, 5.0)
 FLUSH_S = 30.0
 CLOSE_S = 10.0
 URGENT = 64 << 20
-"""Bytes of backlog from which it does not yield any more: a busy machine would starve it until calls are refused."""
+"""Bytes of backlog from which it does not yield any more: a busy machine would starve it until calls are refused.
+Nor while the journal waits for it with a new file (`Journal.make_room`)."""
 HASTE_S = 0.05
 HURRY_S = 0.5
 """How long whoever waits for the store leaves a writer that yields to everybody else, where its priority can be raised
@@ -68,26 +68,20 @@ class WriterHandle:
         self._journal = journal
         self._db_path = db_path
         self._loop = loop
-        self._process: subprocess.Popen[bytes] | None = None
-        self._out = -1
-        self._rest = b""
-        self._deaths = 0
         self._timer: asyncio.TimerHandle | None = None
         self._rung_at = 0
-        self._restart: asyncio.TimerHandle | None = None
         self._waiting: list[tuple[int, asyncio.Future[None], float]] = []
-        self._ended: asyncio.Future[None] | None = None
         self._closing = False
         self._urgent = True
         self._spoke = False
-        self._replaced = False
+        self._helper = Helper(loop, self._command, RESTART_S, began=self._ring, heard=self._heard, failed=self._failed)
         journal.bell = self._rung
-        self._start()
+        self._helper.begin()
 
     @property
     def pid(self) -> int | None:
         """The process, while there is one."""
-        return self._process.pid if self._process is not None else None
+        return self._helper.pid
 
     async def flush(self, within: float = FLUSH_S) -> int:
         """Returns when SQLite holds everything appended so far; gives the newest record it holds.
@@ -120,88 +114,21 @@ class WriterHandle:
         """Lets the writer finish (ten seconds), then ends it; idempotent. The journal keeps what is left."""
         self._closing = True
         self._journal.bell = None
-        for timer in (self._timer, self._restart):
-            if timer is not None:
-                timer.cancel()
-        process = self._process
-        if process is None:
-            return
         self._ring()
-        self._ended = self._loop.create_future()
-        assert process.stdin is not None
-        process.stdin.close()
-        await asyncio.wait([self._ended], timeout=CLOSE_S)
-        if not self._ended.done():
-            _kill(process)
-            await asyncio.wait([self._ended], timeout=5)  # a process that waits for a dead disk does not even die
+        await self._helper.close(CLOSE_S, 5)
 
-    # --- its life ----------------------------------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        self._restart = None
+    def _command(self) -> list[str]:
         # Whoever starts it waits for it; from its first word on only who else does counts.
         self._urgent, self._spoke = True, False
         sync = "nosync" if self._journal.durability == "full" else "sync"
-        arguments = [sys.executable, "-I", "-m", "aegis_daemon.audit.ingest"]
-        try:
-            process = subprocess.Popen(  # noqa: S603
-                [
-                    *arguments,
-                    str(self._journal.directory),
-                    str(self._db_path),
-                    sync,
-                    "urgent",
-                    msgspec.json.encode(self._duties).decode(),
-                    msgspec.json.encode(self._policy if self._policy is not None else {}).decode(),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                # A Ctrl-C is for the daemon, which then lets it finish. Not a session of its own: Linux weighs
-                # sessions against each other (autogroup), whatever the priorities within.
-                process_group=0,
-            )
-        except OSError as error:
-            self._journal.trouble = f"the audit writer does not start: {error}"
-            self._again()
-            return
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._process = process
-        self._out = process.stdout.fileno()
-        os.set_blocking(process.stdin.fileno(), False)
-        os.set_blocking(self._out, False)
-        self._rest = b""
-        self._loop.add_reader(self._out, self._heard)
-        self._ring()
+        return [
+            sys.executable, "-I", "-m", "aegis_daemon.audit.ingest", str(self._journal.directory), str(self._db_path),
+            sync, "urgent", msgspec.json.encode(self._duties).decode(),
+            msgspec.json.encode(self._policy if self._policy is not None else {}).decode(),
+        ]  # fmt: skip
 
-    def _again(self) -> None:
-        delay = RESTART_S[min(self._deaths, len(RESTART_S) - 1)]
-        self._deaths += 1
-        self._restart = self._loop.call_later(delay, self._start)
-
-    def _gone(self) -> None:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._loop.remove_reader(self._out)
-        process.stdout.close()
-        process.stdin.close()
-        _kill(process)  # its output is closed, so it is ending already, or of no use
-        code = process.wait()
-        self._process = None
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
-        if self._closing:
-            return
-        if self._replaced:
-            self._replaced = False
-            self._start()
-            return
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-        self._journal.trouble = f"the audit writer ended with {how} and is started again"
-        self._again()
+    def _failed(self, why: str) -> None:
+        self._journal.trouble = f"the audit writer {why}"
 
     # --- what is said ------------------------------------------------------------------------------------------------
 
@@ -214,97 +141,88 @@ class WriterHandle:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        process = self._process
-        if process is None:
+        pid = self._helper.pid
+        if pid is None:
             return
-        if not self._paced(process.pid):
-            self._replaced = True
-            _kill(process)
+        if not self._paced(pid):
+            self._helper.begin()
             return
-        assert process.stdin is not None
-        try:
-            os.write(process.stdin.fileno(), b"%d\n" % self._journal.checkpoint())
-        except BlockingIOError:  # thousands of rings unread; any later one will do
+        ring = b"%d" % self._journal.checkpoint()
+        if self._helper.behind:  # thousands of rings unread; any later one will do
             self._rung()
-        except OSError:
-            pass  # it is ending, and the next one is rung when it starts
+        else:
+            self._helper.tell(ring)
 
     def _paced(self, pid: int) -> bool:
         """Lets the writer yield to everybody, or not, as is due; False where another one has to take over for that."""
-        if self._replaced:
-            return True
         if self._closing:
             _may_hurry(pid)
             return True
         backlog = self._journal.backlog_bytes
+        far = backlog > URGENT or self._journal.yielding
         if self._urgent:
             if self._spoke and not self._waiting and backlog < URGENT >> 6:
                 self._urgent = False
                 _yields(pid)
             return True
         waited = self._loop.time() - min((since for _, _, since in self._waiting), default=math.inf)
-        if backlog > URGENT or waited >= HASTE_S:
+        if far or waited >= HASTE_S:
             self._urgent = _may_hurry(pid)
-            if not self._urgent and (backlog > URGENT or waited >= HURRY_S):
+            if not self._urgent and (far or waited >= HURRY_S):
                 # Nobody but root may make it less nice, so another one takes over; being killed is nothing to it.
                 return False
         return True
 
-    def _heard(self) -> None:
-        try:
-            data = os.read(self._out, 65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._gone()
-            return
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            word, _, rest = line.decode(errors="replace").partition(" ")
-            if word == "ingested":
-                self._ingested(int(rest))
-            elif word in ("trouble", "held"):
-                self._journal.trouble = f"the audit store `{self._db_path}` cannot be written: {rest}"
-                if word == "held" and self.held is not None:
-                    self.held()
-            elif word == "checkpoint":
-                self.signed, self.unsigned, self.signed_at = int(rest), "", time.time()
-            elif word == "unsigned":
-                if rest != self.unsigned:
-                    self.unsigned = rest
-                    self._note("audit_unsigned", rest)
-            elif word == "newlog":
-                self._note("audit_new_log", rest)
-            elif word == "remove":
-                action, _, rest = rest.partition(" ")
-                signature, _, detail = rest.partition(" ")
-                if action in ACTIONS:
-                    self._note(action, detail, by="retention", signature=signature)
-            elif word == "kept":
-                self.kept = rest
-            elif word == "gap":
-                first, _, last = rest.partition(" ")
-                self._note("audit_gap", f"records {first} to {last} are neither in the store nor in the journal")
-            elif word == "aside":
-                self._note(
-                    "audit_store_replaced",
-                    f"the store held records of another chain; it was kept as `{rest}`, and a new one was begun",
-                )
+    def _heard(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "ingested":
+            self._ingested(int(rest))
+        elif word in ("trouble", "held", "full"):
+            self._journal.trouble = f"the audit store `{self._db_path}` cannot be written: {rest}"
+            if word == "trouble":
+                self._journal.yielding = False  # it is not for want of room, then
+            elif word == "full":
+                self._journal.make_room()
+                if self._helper.pid is not None and not self._paced(self._helper.pid):
+                    self._helper.begin()
+            if word == "held" and self.held is not None:
+                self.held()
+        elif word == "checkpoint":
+            self.signed, self.unsigned, self.signed_at = int(rest), "", time.time()
+        elif word == "unsigned":
+            if rest != self.unsigned:
+                self.unsigned = rest
+                self._note("audit_unsigned", rest)
+        elif word == "newlog":
+            self._note("audit_new_log", rest)
+        elif word == "remove":
+            action, _, rest = rest.partition(" ")
+            signature, _, detail = rest.partition(" ")
+            if action in ACTIONS:
+                self._note(action, detail, by="retention", signature=signature)
+        elif word == "kept":
+            self.kept = rest
+        elif word == "gap":
+            first, _, last = rest.partition(" ")
+            self._note("audit_gap", f"records {first} to {last} are neither in the store nor in the journal")
+        elif word == "aside":
+            self._note(
+                "audit_store_replaced",
+                f"the store held records of another chain; it was kept as `{rest}`, and a new one was begun",
+            )
 
     def _ingested(self, seq: int) -> None:
         journal = self._journal
         journal.trouble = ""
-        self._deaths = 0
+        self._helper.well()
         journal.ingested(seq)
         for entry in [entry for entry in self._waiting if entry[0] <= seq]:
             self._waiting.remove(entry)
             if not entry[1].done():
                 entry[1].set_result(None)
         self._spoke = True
-        if self._urgent and self._process is not None:
-            self._paced(self._process.pid)
+        if self._urgent and self._helper.pid is not None:
+            self._paced(self._helper.pid)
 
     def _note(self, action: str, detail: str, by: str = "", signature: str = "") -> None:
         try:
@@ -332,11 +250,3 @@ def _may_hurry(pid: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """It and what it started to make the tables; being killed is nothing to either."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except OSError:
-        pass  # it has ended

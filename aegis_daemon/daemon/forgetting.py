@@ -342,7 +342,7 @@ async def alone(
         if verb == "purge_audit":
             found = await forgetting.purge(shapes.PurgeRequest.model_validate(args), by)
             if found.seq:
-                await writer.flush()
+                await forgetting._flush()
                 await forgetting.purged()
         else:
             found = await forgetting.erase(shapes.EraseRequest.model_validate(args), by)

@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,12 +21,12 @@ from aegis_daemon.config.schema import Audit, Export, Witness, reveal
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.text import visible
 from aegis_daemon.loop.clock import wall
+from aegis_daemon.loop.helper import Helper
 
 _log = logging.getLogger("aegis.exports")
 RESTART_S: Final = (0.2, 1.0, 5.0, 30.0)
 CLOSE_S: Final = 6.0
 TEST_S: Final = 60.0
-LINE_MAX: Final = 1 << 16
 _BUCKET: Final = (
     "region", "endpoint", "access_key_id", "secret_access_key", "session_token", "ca_file", "timeout",
 )  # fmt: skip
@@ -153,25 +150,15 @@ class Shipping:
         self._key_file = key_file
         self._job: dict[str, Any] | None = None
         self._rows: dict[str, Row] = {}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._out = -1
-        self._rest = b""
-        self._unwritten = b""
-        self._deaths = 0
-        self._restart: asyncio.TimerHandle | None = None
-        self._ended: asyncio.Future[None] | None = None
-        self._closing = False
-        self._replaced = False
+        self._helper = Helper(
+            loop, self._command, RESTART_S,
+            began=self._began, heard=self._heard, failed=self._failed, ended=self._ended,
+        )  # fmt: skip
         self._seq = 0
         self._rung = 0
         self._numbers_trouble = ""
         self._tests: dict[str, asyncio.Future[str]] = {}
         self._ids = itertools.count(1)
-
-    @property
-    def pid(self) -> int | None:
-        """The process, while there is one."""
-        return self._process.pid if self._process is not None else None
 
     def use(self, audit: Audit, collector: Collector | None = None) -> None:
         """These settings are in force from now on."""
@@ -186,27 +173,19 @@ class Shipping:
         }
         for target in made["witnesses"] if made is not None else ():
             self._rows[f"witness {target['name']}"] = Row(target["name"], "witness", target["type"], "")
-        if self._restart is not None:
-            self._restart.cancel()
-            self._restart = None
-        if self._process is not None:
-            self._replaced = True
-            _kill(self._process)  # the next one goes on at the cursors
-        else:
-            self._start()
+        self._helper.begin()  # whichever one it is goes on at the cursors
 
     def ring(self, seq: int) -> None:
         """The log's file has this record; nothing happens where nobody wants to know."""
         self._seq = seq
-        if seq == self._rung or self._process is None or self._unwritten:
-            return
-        self._rung = seq
-        self._write(b"news %d\n" % seq)
+        if seq != self._rung and not self._helper.behind:
+            self._rung = seq
+            self._helper.tell(b"news %d" % seq)
 
     def numbers(self, line: bytes) -> None:
         """The daemon's numbers (`exports.otlp.Numbers`, JSON) for the collector; a busy process goes without."""
-        if self._process is not None and not self._unwritten:
-            self._write(b"metrics %b\n" % line)
+        if not self._helper.behind:
+            self._helper.tell(b"metrics " + line)
 
     def rows(self) -> list[Row]:
         """How each is doing, in the order of the configuration."""
@@ -231,11 +210,11 @@ class Shipping:
         if name not in self._rows and f"witness {name}" in self._rows:
             return f"`{name}` is a witness; witnesses get no test events"
         row = self._rows[name]
-        if self._process is None:
+        if self._helper.pid is None:
             return row.trouble or "the export process does not run; see `aegis logs`"
         id = str(next(self._ids))
         done = self._tests[id] = self._loop.create_future()
-        self._write(f"test {name} {id}\n".encode())
+        self._helper.tell(f"test {name} {id}".encode())
         try:
             async with asyncio.timeout(TEST_S):
                 why: str = await done
@@ -247,130 +226,34 @@ class Shipping:
 
     async def close(self) -> None:
         """Lets it send what it has (some seconds), then ends it; idempotent. Its cursors say where to go on."""
-        self._closing = True
-        if self._restart is not None:
-            self._restart.cancel()
-        process = self._process
-        if process is None:
-            return
-        self._ended = self._loop.create_future()
-        assert process.stdin is not None
-        self._loop.remove_writer(process.stdin.fileno())
-        process.stdin.close()
-        await asyncio.wait([self._ended], timeout=CLOSE_S)
-        if not self._ended.done():
-            _kill(process)
-            await asyncio.wait([self._ended], timeout=2)
+        await self._helper.close(CLOSE_S, 2)
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        self._restart = None
-        if self._job is None:
-            return
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "aegis_daemon.exports.ship"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                process_group=0,
-            )
-        except OSError as error:
-            self._unwell(f"its process does not start: {error}")
-            self._again()
-            return
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._process = process
-        self._out = process.stdout.fileno()
-        os.set_blocking(process.stdin.fileno(), False)
-        os.set_blocking(self._out, False)
-        self._rest = self._unwritten = b""
+    def _command(self) -> list[str] | None:
+        return [sys.executable, "-I", "-m", "aegis_daemon.exports.ship"] if self._job is not None else None
+
+    def _began(self) -> None:
         self._rung = self._seq
-        self._loop.add_reader(self._out, self._heard)
-        self._write(msgspec.json.encode(self._job) + b"\nnews %d\n" % self._seq)
+        self._helper.tell(msgspec.json.encode(self._job))
+        self._helper.tell(b"news %d" % self._seq)
 
-    def _again(self) -> None:
-        delay = RESTART_S[min(self._deaths, len(RESTART_S) - 1)]
-        self._deaths += 1
-        self._restart = self._loop.call_later(delay, self._start)
-
-    def _gone(self) -> None:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._loop.remove_reader(self._out)
-        if not process.stdin.closed:
-            self._loop.remove_writer(process.stdin.fileno())
-            process.stdin.close()
-        process.stdout.close()
-        _kill(process)  # its output is closed, so it is ending already, or of no use
-        code = process.wait()
-        self._process = None
+    def _ended(self) -> None:
         for done in self._tests.values():
             if not done.done():
                 done.set_result("the export process ended")
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
-        if self._closing or self._job is None:
-            return
-        if self._replaced:
-            self._replaced = False
-            self._start()
-            return
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-        self._unwell(f"its process ended with {how} and is started again")
-        self._again()
 
-    def _write(self, data: bytes) -> None:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        waiting = bool(self._unwritten)
-        self._unwritten += data
-        if not waiting:
-            self._flush()
-            if self._unwritten and self._process is not None:
-                self._loop.add_writer(process.stdin.fileno(), self._flush)
-
-    def _flush(self) -> None:
-        process = self._process
-        if process is None or process.stdin is None or process.stdin.closed:
-            return
-        try:
-            done = os.write(process.stdin.fileno(), self._unwritten)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unwritten = b""  # it is ending, and the next one is told when it starts
-            self._loop.remove_writer(process.stdin.fileno())
-            return
-        self._unwritten = self._unwritten[done:]
-        if not self._unwritten:
-            self._loop.remove_writer(process.stdin.fileno())
+    def _failed(self, why: str) -> None:
+        _log.error("exports: its process %s", why)
+        for row in self._rows.values():
+            row.trouble = f"its process {why}"
+            row.since = row.since or wall()
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
-    def _heard(self) -> None:
-        try:
-            data = os.read(self._out, 65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._gone()
-            return
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > LINE_MAX:
-            self._rest = b""
-        for line in lines:
-            self._said(line.decode(errors="replace").split(" "))
-
-    def _said(self, words: list[str]) -> None:
+    def _heard(self, line: str) -> None:
         """See `exports.ship`; a line that cannot be read is passed over."""
+        words = line.split(" ")
         try:
             if words[0] == "sink":
                 _, name, _, seq, _, lag, state, *text = words
@@ -395,7 +278,7 @@ class Shipping:
                 if done is not None and not done.done():
                     done.set_result(" ".join(text) if state == "trouble" else "")
         except ValueError:
-            _log.error("the export process said something unknown: %s", visible(" ".join(words)[:200]))
+            _log.error("the export process said something unknown: %s", visible(line[:200]))
         except AuditUnavailable as error:
             _log.error("a gap in an export could not be recorded: %s", error)
 
@@ -410,23 +293,10 @@ class Shipping:
             row.since = None
             _log.info("the export `%s` is well again", name)
         if not trouble:
-            self._deaths = 0
+            self._helper.well()
         row.seq, row.lag, row.trouble = max(seq, row.seq) if trouble else seq, lag, trouble
-
-    def _unwell(self, why: str) -> None:
-        _log.error("exports: %s", why)
-        for row in self._rows.values():
-            row.trouble = why
-            row.since = row.since or wall()
 
 
 def unwell(rows: Sequence[Row]) -> bool:
     """Whether any of them is in trouble."""
     return any(row.trouble for row in rows)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except OSError:
-        pass  # it has ended

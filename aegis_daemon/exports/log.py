@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.exports.event import Call, Event, Record, gap
-from aegis_daemon.loop.reading import read_only
+from aegis_daemon.loop.read_only import read_only
 
 SCANNED: Final = 2000
 """Records looked at for one batch: a call has two, so that is about as many as a batch has events."""

@@ -1,4 +1,4 @@
-"""What touches the event loop on the frames' path: descriptors, waiting, and calls stepped by hand.
+"""What touches the event loop and its descriptors: frames in and out, waiting, calls stepped by hand, helper processes.
 
-A floor of its own between `core` and the siblings: transports and backends both stand on it and stay strangers.
+A floor of its own between `core` and the siblings: several of them stand on it and stay strangers.
 """

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(
     params=[
-        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param(("asyncio", {}), id="asyncio", marks=pytest.mark.matrix),
         pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
     ]
 )

@@ -4,6 +4,7 @@ import os
 import re
 import sqlite3
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -301,6 +302,78 @@ async def test_a_store_that_may_not_grow_is_an_error_now_and_no_loss_later(
         pages[0] = 100_000
         assert filled.all(log.last_seq) == 398
     assert home.report(398).faults == []
+
+
+@pytest.mark.parametrize("was_full", [False, True])
+async def test_on_a_disk_without_much_room_sqlites_log_does_not_grow(
+    home: Home, filled: Ingested, monkeypatch: pytest.MonkeyPatch, was_full: bool
+) -> None:
+    real = store.connect
+    pages = [30 if was_full else 100_000]
+
+    def bounded(path: Path) -> sqlite3.Connection:
+        db = real(path)
+        db.execute(f"PRAGMA max_page_count={pages[0]}")
+        db.execute("PRAGMA synchronous=OFF")
+        return db
+
+    monkeypatch.setattr(store, "connect", bounded)
+    monkeypatch.setattr(ingest, "BATCH_BYTES", 1 << 15)
+    monkeypatch.setattr(ingest, "_urgent", True)
+    monkeypatch.setattr(ingest, "ROOM", 0 if was_full else 1 << 62)
+    wal = home.db_path.with_name("audit.db-wal")
+    with opened(home.directory) as log:
+        fill(log, range(1, 300))
+        if was_full:
+            with pytest.raises(sqlite3.OperationalError) as error:
+                filled.all(log.last_seq)
+            assert ingest._trouble(error.value) == "full"
+            pages[0] = 100_000
+        assert filled.all(log.last_seq) == 598
+        assert home.db_path.stat().st_size > 1 << 19
+        assert wal.stat().st_size < 300_000
+        if was_full:  # it has caught up, and there is room
+            fill(log, range(300, 600))
+            assert filled.all(log.last_seq) == 1198
+            assert wal.stat().st_size > 1 << 19
+    assert home.report().faults == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Home]:
+    """40 MB, which is what five of the journal's files take."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=700", "tmpfs", str(tmp_path)], check=True)
+    yield Home(tmp_path)
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which is root's")
+async def test_the_journals_unused_files_do_not_keep_sqlite_from_emptying_the_others(small_disk: Home) -> None:
+    filled = Ingested(small_disk.directory, small_disk.db_path)
+    with opened(small_disk.directory, db_path=small_disk.db_path) as log:
+        whole_call(log, 1)
+        filled.all(log.last_seq)
+        for number in range(2, 43):
+            log.append(intent(number), b'"%b"' % (b"p" * 400_000))
+        assert len(files_of(small_disk.directory)) == 3
+        assert log._maker is not None
+        log._maker.wait()
+        assert log._maker.path is not None  # a fourth one, which was faster than SQLite
+        words = []
+        while log.ingested_seq < log.last_seq:
+            try:
+                while filled.ingester.step(log.checkpoint()):
+                    log.ingested(filled.ingester.seq)
+                log.ingested(filled.ingester.seq)
+            except sqlite3.OperationalError as error:
+                words.append(ingest._trouble(error))
+                assert len(words) < 20, words
+                log.make_room()
+        assert set(words) == {"full"}
+        assert not log.yielding
+    filled.close()
+    assert small_disk.report().faults == []
 
 
 async def test_what_is_no_database_is_left_alone(home: Home, filled: Ingested) -> None:

@@ -481,7 +481,7 @@ def test_a_store_that_is_written_to_verifies_as_of_one_moment(tmp_path: Path) ->
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.matrix
 def test_two_hundred_thousand_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

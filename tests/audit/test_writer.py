@@ -324,6 +324,25 @@ async def test_a_writer_that_is_far_behind_stops_being_nice(tmp_path: Path, monk
     assert report(tmp_path).faults == []
 
 
+async def test_a_writer_for_whose_room_calls_wait_stops_being_nice(tmp_path: Path) -> None:
+    async with running(tmp_path) as (log, handle):
+        whole_call(log, 1)
+        await handle.flush()
+        assert handle.pid is not None
+        assert yields(handle.pid)
+        handle._heard("full database or disk is full")
+        assert log.yielding
+        assert "database or disk is full" in log.detail
+        await until(lambda: handle.pid is not None and not (log.yielding and yields(handle.pid)), "no longer nice")
+        whole_call(log, 2)
+        assert await handle.flush() == 4
+        assert not log.yielding
+        handle._heard("full database or disk is full")
+        handle._heard("trouble database disk image is malformed")
+        assert not log.yielding  # the journal has what the store cannot take
+    assert report(tmp_path).faults == []
+
+
 DAEMON = """
 import asyncio, os, sys
 from pathlib import Path
