@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.handed import Handed
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Opinion
 from aegis_daemon.wire.jsonrpc import encode, parse
@@ -27,6 +28,7 @@ def call(
     era: Era = Era.LEGACY,
     direction: Direction = Direction.TO_SERVER,
     id: int | str = 7,
+    handed: Handed | None = None,
 ) -> Call:
     """One governed request, through the real parser and the real table."""
     if params is None:
@@ -36,8 +38,9 @@ def call(
     subject, name = subject_of(row, frame.params)
     number = next(_numbers)
     return Call(
-        f"{number:032x}", id, "s1", Principal(agent, tenant=tenant), direction, row, subject, name, backend, era, frame
-    )
+        f"{number:032x}", id, "s1", Principal(agent, tenant=tenant), direction, row, subject, name, backend, era, frame,
+        handed=handed,
+    )  # fmt: skip
 
 
 def tool(name: str, arguments: Any = None, **more: Any) -> Call:

@@ -36,6 +36,7 @@ from aegis_daemon.audit.story import Scribe, Story
 from aegis_daemon.config.load import digest, loads
 from aegis_daemon.config.runtime import build
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.handed import Handed
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import Runtime
@@ -799,6 +800,7 @@ class Play:
         initialized: bool = False,
         start: bool = True,
         shared: bool = False,
+        handed: Handed | None = None,
     ) -> Session:
         """A new session, begun; `era`, `handshake` and `initialized` are what an earlier daemon left."""
         rule = self.runtime.agents.get(agent)
@@ -825,6 +827,7 @@ class Play:
             load=self.load,
             on_end=ended,
             shared=shared,
+            handed=handed,
         )
         client.talk = talk
         session = Session(self, client, talk, servers)

@@ -21,7 +21,7 @@ ARGUMENTS_MAX: Final = 1 << 16
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS approved (
   agent TEXT NOT NULL, backend TEXT NOT NULL, method TEXT NOT NULL, name TEXT NOT NULL, arguments TEXT NOT NULL,
-  by TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (agent, backend, method, name)
+  by TEXT NOT NULL, at REAL NOT NULL, server TEXT NOT NULL DEFAULT '', PRIMARY KEY (agent, backend, method, name)
 ) STRICT;
 """
 _arguments = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -53,13 +53,19 @@ class Changes:
         """`db` is that of the tickets. Raises `sqlite3.Error`."""
         self._db = db
         db.executescript(_SCHEMA)
+        if not any(column[1] == "server" for column in db.execute("PRAGMA table_info(approved)")):
+            db.execute("ALTER TABLE approved ADD COLUMN server TEXT NOT NULL DEFAULT ''")
 
     def last(self, ticket: Ticket) -> Approved | None:
-        """The last approved call of the same agent, backend and tool; None where there is none, or none is known."""
+        """The last approved call of the same agent, backend and tool; None where there is none, or none is known.
+
+        One that ran on another server than this one would is none: nothing is the same there.
+        """
         try:
             row = self._db.execute(
-                "SELECT arguments, by, at FROM approved WHERE agent = ? AND backend = ? AND method = ? AND name = ?",
-                _key(ticket),
+                "SELECT arguments, by, at FROM approved"
+                " WHERE agent = ? AND backend = ? AND method = ? AND name = ? AND server = ?",
+                (*_key(ticket), ticket.server),
             ).fetchone()
         except sqlite3.Error as error:
             _log.error("the last approved call could not be read: %s", error)
@@ -76,9 +82,9 @@ class Changes:
                 )
                 return
             self._db.execute(
-                "INSERT OR REPLACE INTO approved (agent, backend, method, name, arguments, by, at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*_key(ticket), ticket.arguments, ticket.by, at),
+                "INSERT OR REPLACE INTO approved (agent, backend, method, name, arguments, by, at, server)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*_key(ticket), ticket.arguments, ticket.by, at, ticket.server),
             )
             self._db.execute(
                 "DELETE FROM approved WHERE rowid IN (SELECT rowid FROM approved ORDER BY at DESC LIMIT -1 OFFSET ?)",

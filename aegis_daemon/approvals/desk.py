@@ -189,6 +189,9 @@ class Desk:
             people=hold.ask.people,
             client=client,
             pin=hold.ask.pin,
+            server=call.server,
+            command="" if call.handed is None else call.handed.command,
+            cwd="" if call.handed is None else call.handed.cwd,
         )
         try:
             self._store.put(ticket)

@@ -1,8 +1,9 @@
 """A grant lets calls of one shape run for a while without a person, and never a call outside that shape or that while.
 
 The shape is the call that a person approved: tenant, agent, backend, method, tool, deciding rule and every parameter
-but `_meta`. Top-level arguments that were left free may have any value, and must be there as they were in that call;
-with `*` free the arguments may be any. Values are compared as canonical JSON: `1`, `1.0` and `true` are three things.
+but `_meta`, and the server where the agent's end handed it over. Top-level arguments that were left free may have any
+value, and must be there as they were in that call; with `*` free the arguments may be any. Values are compared as
+canonical JSON: `1`, `1.0` and `true` are three things.
 What is known of a call comes from its ticket, and is proven by the ticket's digest.
 """
 
@@ -33,10 +34,13 @@ CREATE TABLE IF NOT EXISTS grants (
   id TEXT PRIMARY KEY, tenant TEXT NOT NULL, agent TEXT NOT NULL, backend TEXT NOT NULL, method TEXT NOT NULL,
   tool TEXT NOT NULL, rule TEXT NOT NULL, params TEXT NOT NULL, free TEXT NOT NULL, by TEXT NOT NULL,
   created REAL NOT NULL, expires REAL NOT NULL, boot TEXT NOT NULL, ends REAL NOT NULL, uses_left INTEGER NOT NULL,
-  from_call TEXT NOT NULL, pin TEXT NOT NULL DEFAULT ''
+  from_call TEXT NOT NULL, pin TEXT NOT NULL DEFAULT '', server TEXT NOT NULL DEFAULT '',
+  command TEXT NOT NULL DEFAULT '', cwd TEXT NOT NULL DEFAULT ''
 ) STRICT;
 """
-Key = tuple[str, str, str, str, str, str, str]
+_ADDED: Final = ("pin", "server", "command", "cwd")
+"""Columns that files of earlier versions lack: what they hold is for no server that is handed over."""
+Key = tuple[str, str, str, str, str, str, str, str]
 
 
 class NotGiven(Exception):
@@ -72,11 +76,15 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     from_call: str
     pin: str = ""
     """what the tool was when the grant was given, as in a ticket's digest"""
+    server: str = ""
+    """which server was handed over, how it is started and where: as in a ticket"""
+    command: str = ""
+    cwd: str = ""
 
     @property
     def key(self) -> Key:
         """What is compared before the parameters are."""
-        return (self.tenant, self.agent, self.backend, self.method, self.tool, self.rule, self.pin)
+        return (self.tenant, self.agent, self.backend, self.method, self.tool, self.rule, self.pin, self.server)
 
     @property
     def arguments(self) -> str:
@@ -156,8 +164,10 @@ class Grants:
         self._unwritten: set[str] = set()
         """revoked ones that the disk may still know"""
         db.executescript(_SCHEMA)
-        if not any(column[1] == "pin" for column in db.execute("PRAGMA table_info(grants)")):
-            db.execute("ALTER TABLE grants ADD COLUMN pin TEXT NOT NULL DEFAULT ''")
+        there = {column[1] for column in db.execute("PRAGMA table_info(grants)")}
+        for column in _ADDED:
+            if column not in there:
+                db.execute(f"ALTER TABLE grants ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
         db.execute("DELETE FROM grants WHERE uses_left <= 0 OR expires <= ?", (wall(),))
         for row in db.execute(f"SELECT {','.join(_COLUMNS)} FROM grants ORDER BY created").fetchall():  # noqa: S608
             fields = dict(zip(_COLUMNS, row, strict=True))
@@ -201,7 +211,7 @@ class Grants:
         call = hold.call
         who = call.principal
         ask = hold.ask
-        key = (who.tenant, who.agent, call.backend, call.method, call.name or "", ask.rule, ask.pin)
+        key = (who.tenant, who.agent, call.backend, call.method, call.name or "", ask.rule, ask.pin, call.server)
         alike = self._alike.get(key)
         for held in tuple(alike or ()):
             if self._holds(held) and held.shape is not None and shape(call.frame.params, held.grant.free) == held.shape:
@@ -210,8 +220,8 @@ class Grants:
 
     def covers(self, grant: Grant, ticket: Ticket) -> bool:
         """Whether the ticket's call is of the grant's shape."""
-        if (grant.agent, grant.backend, grant.method, grant.tool, grant.rule, grant.pin) != (
-            ticket.agent, ticket.backend, ticket.method, ticket.name, ticket.rule, ticket.pin,
+        if (grant.agent, grant.backend, grant.method, grant.tool, grant.rule, grant.pin, grant.server) != (
+            ticket.agent, ticket.backend, ticket.method, ticket.name, ticket.rule, ticket.pin, ticket.server,
         ) or ticket.people > 1:  # fmt: skip
             return False
         held = self._held.get(grant.id)
@@ -320,6 +330,9 @@ class Grants:
             uses_left=USES if uses is None else uses,
             from_call=ticket.call_id,
             pin=ticket.pin,
+            server=ticket.server,
+            command=ticket.command,
+            cwd=ticket.cwd,
         )
 
     def keep(self, grant: Grant) -> None:

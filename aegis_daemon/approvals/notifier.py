@@ -272,6 +272,8 @@ class Notifier:
             backend=ticket.backend,
             tool=ticket.name,
             arguments=self._shown(ticket.arguments),
+            command=self._shown_text(ticket.command),
+            cwd=self._shown_text(ticket.cwd),
             created=ticket.created,
             expires=ticket.expires,
             rule=ticket.rule,
@@ -280,6 +282,9 @@ class Notifier:
             code=links.code(self._key, bound) if settings.codes else "",
             proof=links.proof(self._key, bound),
         )
+
+    def _shown_text(self, text: str) -> str:
+        return str(msgspec.json.decode(self._shown(msgspec.json.encode(text).decode()))) if text else ""
 
     def _begin(self, state: _State, ticket: Ticket, notice: Notice) -> None:
         channel = state.channel

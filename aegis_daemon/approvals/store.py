@@ -33,11 +33,18 @@ _STEPS: Final = (
     CREATE INDEX tickets_ended ON tickets (agent, created, expires, state) WHERE state NOT IN ('pending', 'approved');
     """,
     "ALTER TABLE tickets ADD COLUMN pin TEXT NOT NULL DEFAULT '';",
+    # Until here a ticket did not say for which server it was: one that was handed over asks anew.
+    """
+    ALTER TABLE tickets ADD COLUMN server TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tickets ADD COLUMN command TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tickets ADD COLUMN cwd TEXT NOT NULL DEFAULT '';
+    """,
 )
 """What turns one schema into the next; a file's `PRAGMA user_version` counts those it has seen."""
 _COLUMNS = (
     "call_id", "id", "digest", "agent", "backend", "method", "name", "arguments", "rule", "created", "expires",
     "claims", "state", "by", "note", "outcome", "people", "votes", "client", "via", "task", "pin",
+    "server", "command", "cwd",
 )  # fmt: skip
 _OPEN = "state IN ('pending', 'approved') OR (state IN ('consumed', 'rejected') AND outcome IS NOT NULL)"
 _JSON: Final[dict[str, msgspec.json.Decoder[Any]]] = {

@@ -68,6 +68,11 @@ class Ticket(msgspec.Struct, eq=False):
     """how the decision came"""
     task: str = ""
     pin: str = ""
+    server: str = ""
+    """which server was handed over (`core.handed`); "" where the configuration says what runs"""
+    command: str = ""
+    """how that server is started, and where, as people may see it"""
+    cwd: str = ""
     seats: list[Any] = []
     """who waits for it, the newest last"""
     runner: Any = None
@@ -87,20 +92,33 @@ class Ticket(msgspec.Struct, eq=False):
 
 
 def digest(call: Call, ask: Ask) -> str:
-    """What an approval is bound to: tenant, agent, backend, method, all parameters but `_meta`, rule and pin.
+    """What an approval is bound to: tenant, agent, backend, method, all parameters but `_meta`, rule, pin and server.
 
     SHA-256, hex, over JSON with sorted keys (hard rule 5). The pin is one more key once a person has trusted a change
-    of the tool: what was agreed to before does not hold for what the tool is now.
+    of the tool: what was agreed to before does not hold for what the tool is now. The server is one where the agent's
+    end handed it over: the same call of another program, or in another place, is another call.
     """
     params = {key: value for key, value in call.frame.params.items() if key != "_meta"}
-    return seal(call.principal.tenant, call.principal.agent, call.backend, call.method, params, ask.rule, ask.pin)
+    who = call.principal
+    return seal(who.tenant, who.agent, call.backend, call.method, params, ask.rule, ask.pin, call.server)
 
 
-def seal(tenant: str, agent: str, backend: str, method: str, params: dict[str, Any], rule: str, pin: str = "") -> str:
+def seal(
+    tenant: str,
+    agent: str,
+    backend: str,
+    method: str,
+    params: dict[str, Any],
+    rule: str,
+    pin: str = "",
+    server: str = "",
+) -> str:
     """The same over the parts; `params` are without `_meta`."""
     bound = {"agent": agent, "backend": backend, "method": method, "params": params, "rule": rule, "tenant": tenant}
     if pin:
         bound["pin"] = pin
+    if server:
+        bound["server"] = server
     return hashlib.sha256(msgspec.json.encode(bound, order="sorted")).hexdigest()
 
 
@@ -136,6 +154,7 @@ def params_of(ticket: Ticket, tenant: str) -> dict[str, Any] | None:
             if content["arguments"] == {}:
                 found.append({"name": ticket.name, **{key: content[key] for key in content if key != "arguments"}})
     for params in found:
-        if seal(tenant, ticket.agent, ticket.backend, ticket.method, params, ticket.rule, ticket.pin) == ticket.digest:
+        made = seal(tenant, ticket.agent, ticket.backend, ticket.method, params, ticket.rule, ticket.pin, ticket.server)
+        if made == ticket.digest:
             return params
     return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from aegis_daemon.core.handed import Handed
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.wire.jsonrpc import Frame, Id
 from aegis_daemon.wire.methods import Direction, Era, Method
@@ -27,11 +28,18 @@ class Call(msgspec.Struct, frozen=True):
     frame: Frame
     trace: str = ""
     """the `traceparent` that it came with, where calls are traced"""
+    handed: Handed | None = None
+    """the session's server, where the agent's end handed it over; None where the configuration says what runs"""
 
     @property
     def method(self) -> str:
         """The JSON-RPC method."""
         return self.row.name
+
+    @property
+    def server(self) -> str:
+        """What tells the server from others of the same backend; "" where the configuration says what runs."""
+        return "" if self.handed is None else self.handed.mark
 
     @property
     def arguments(self) -> Any:

@@ -125,6 +125,7 @@ class Ticket(Protocol):
     name: str
     arguments: str
     pin: str
+    server: str
     created: float
     expires: float
     outcome: bytes | None

@@ -212,6 +212,10 @@ class Governor(Protocol):
         """
         ...
 
+    def note_wiring(self, action: str, done: str, *, by: str) -> None:
+        """Records that entries of agents were wired or taken out. :raises Unavailable: it cannot be."""
+        ...
+
     def channels(self) -> Sequence[shapes.ChannelRow]:
         """The configured ways to reach people, and how they are doing."""
         ...
@@ -324,7 +328,7 @@ class Governor(Protocol):
         ...
 
     async def flush_audit(self) -> int:
-        """Waits until what was recorded by now is in SQLite; the newest record that is."""
+        """Waits until what was recorded by now is in SQLite; the newest record that is. Raises `Unavailable`."""
         ...
 
     async def stop(self, restart: bool) -> None:
@@ -520,14 +524,23 @@ async def config_show(governor: Governor, caller: Caller, ask: shapes.Nothing) -
     return governor.config_show()
 
 
-async def reload(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Reloaded:
-    """The file, again."""
+async def reload(governor: Governor, caller: Caller, ask: shapes.ReloadRequest) -> shapes.Reloaded:
+    """The file, again: an agent that may write it must not also make it hold."""
+    _person(governor, caller, ask.key)
     return await governor.reload()
 
 
 async def mode(governor: Governor, caller: Caller, ask: shapes.Nothing) -> shapes.Mode:
     """The mode."""
     return await governor.mode()
+
+
+async def guard(governor: Governor, caller: Caller, ask: shapes.GuardRequest) -> shapes.Guarded:
+    """Whether a person asks, and what that person did."""
+    _person(governor, caller, ask.key)
+    if ask.done:
+        governor.note_wiring(ask.action, ask.done, by=caller.name)
+    return shapes.Guarded(by=caller.name)
 
 
 async def set_mode(governor: Governor, caller: Caller, ask: shapes.ModeRequest) -> shapes.ProofState | shapes.Reloaded:
@@ -562,7 +575,8 @@ async def flush_audit(governor: Governor, caller: Caller, ask: shapes.Nothing) -
 
 
 async def stop(governor: Governor, caller: Caller, ask: shapes.StopRequest) -> shapes.Stopping:
-    """The end."""
+    """The end, which is a person's to say: nobody is governed after it."""
+    _person(governor, caller, ask.key)
     pid = governor.status().pid
     await governor.stop(ask.restart)
     return shapes.Stopping(pid=pid, restart=ask.restart)
@@ -595,9 +609,10 @@ HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
     "queue": (shapes.Nothing, queue, Permit.READ),
     "cancel_queued": (shapes.CancelRequest, cancel_queued, Permit.WRITE),
     "config_show": (shapes.Nothing, config_show, Permit.READ),
-    "reload": (shapes.Nothing, reload, Permit.WRITE),
+    "reload": (shapes.ReloadRequest, reload, Permit.WRITE),
     "mode": (shapes.Nothing, mode, Permit.READ),
     "set_mode": (shapes.ModeRequest, set_mode, Permit.WRITE),
+    "guard": (shapes.GuardRequest, guard, Permit.WRITE),
     "flush_audit": (shapes.Nothing, flush_audit, Permit.WRITE),
     "rotate_audit_key": (shapes.RotateKeyRequest, rotate_audit_key, Permit.WRITE),
     "purge_audit": (shapes.PurgeRequest, purge_audit, Permit.WRITE),

@@ -1,10 +1,17 @@
-"""One question to the daemon, one answer; or a stream of events. Plain sockets, so that a command starts fast."""
+"""One question to the daemon, one answer; or a stream of events. Plain sockets, so that a command starts fast.
+
+Who listens is told by the kernel, since a socket's path is whatever an entry or a variable says: nobody but the daemon
+of this user, of root or of the machine is told the approver key.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -12,6 +19,8 @@ from typing import Any, Final
 
 ANSWER_MAX: Final = 256 * 1024 * 1024
 """Bytes of the longest answer that is read."""
+MACHINES: Final = "aegis"
+"""The user whose daemon is the machine's, in the isolated tier."""
 
 
 class DaemonAway(Exception):
@@ -48,10 +57,17 @@ class Connection:
                 self._socket.close()
                 raise DaemonAway(f"`{path}` belongs to uid {owner}, so what listens there is not your daemon")
             self._socket.connect(path)
+            listener = _listener(self._socket)
         except OSError as error:
             self._socket.close()
             why = (error.strerror or str(error)).lower()
             raise DaemonAway(f"the daemon is not running (no answer on `{path}`: {why})") from None
+        # Whose the socket is, and who listens: for the daemon both are ours, root's or the machine's.
+        strangers = [uid for uid in (listener, owner) if uid not in (me, 0) and uid != _machines()]
+        self._stranger = strangers[0] if strangers else None
+        if self._stranger is not None and me != 0:  # it was put there after the look
+            self._socket.close()
+            raise DaemonAway(f"uid {self._stranger} listens on `{path}`, so it is not your daemon")
 
     def fileno(self) -> int:
         """For `select`: readable when an event may have come."""
@@ -103,6 +119,11 @@ class Connection:
         self.close()
 
     def _ask(self, verb: str, args: dict[str, Any]) -> None:
+        if args.get("key") is not None and self._stranger is not None:
+            raise DaemonAway(
+                f"`{self._path}` is uid {self._stranger}'s, who is not told the approver key; unset "
+                "AEGIS_APPROVER_KEY, or ask as that user"
+            )
         line = json.dumps({"verb": verb, "args": {key: value for key, value in args.items() if value is not None}})
         try:
             self._socket.sendall(line.encode() + b"\n")
@@ -156,6 +177,21 @@ def ask(path: str, verb: str, **args: Any) -> Any:
     """One request on a connection of its own. Raises as `Connection.call`."""
     with Connection(path) as connection:
         return connection.call(verb, **args)
+
+
+def _listener(connection: socket.socket) -> int:
+    """The user who listens at the other end. Raises `OSError` where the system does not tell."""
+    if sys.platform == "linux":
+        return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
+    else:  # noqa: RET505  (mypy reads a platform test only as a branch)
+        return int(struct.unpack_from("II", connection.getsockopt(0, 1, 76))[1])  # LOCAL_PEERCRED: struct xucred
+
+
+def _machines() -> int | None:
+    try:
+        return pwd.getpwnam(MACHINES).pw_uid
+    except KeyError:
+        return None
 
 
 def approver_key(path: str) -> str:

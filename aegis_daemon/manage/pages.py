@@ -233,6 +233,8 @@ def _call(asked: shapes.Asked) -> str:
     named = ticket.arguments.lstrip().startswith("{")
     arguments = "\n".join(_argument(row, row.name if named else "all of them") for row in asked.arguments)
     facts = {
+        "Server": ticket.command,
+        "Directory": ticket.cwd,
         "Rule": ticket.rule,
         "Client": ticket.client,
         "Asked at": _clock(ticket.created_at),

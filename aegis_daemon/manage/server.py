@@ -1,6 +1,7 @@
 """The management socket answers only our own user and root, one JSON line each, and nobody can hold it up.
 
-It is 0600 from the instant it exists; the kernel says who connects. A peer that sends nothing, too much, or something
+It is 0600 from the instant it exists; the kernel says who connects. In the isolated tier root makes it for one group of
+people besides (`admins`), whose members are asked for again here. A peer that sends nothing, too much, or something
 else, or that does not read, is dropped after a bound (`Bounds`). Agents' frames never come here.
 """
 
@@ -13,6 +14,8 @@ import os
 import select
 import socket
 import stat
+import struct
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -26,6 +29,7 @@ from aegis_daemon.transports.unix_relay import Peer, peer_of
 
 _log = logging.getLogger("aegis.manage")
 _SO_PEERPIDFD: Final = 77
+_SO_PEERGROUPS: Final = 59
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -42,8 +46,18 @@ class Bounds(msgspec.Struct, frozen=True):
 class ManageServer:
     """Serves `HANDLERS` on one socket."""
 
-    def __init__(self, governor: api.Governor, path: str | Path, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        governor: api.Governor,
+        path: str | Path,
+        bounds: Bounds | None = None,
+        given: socket.socket | None = None,
+        admins: int | None = None,
+    ) -> None:
+        """`given` is a socket that listens at `path` already, and outlives us; `admins` is a group."""
         self._governor = governor
+        self._given = given
+        self._admins = admins
         self._path = str(path)
         self._bounds = bounds or Bounds()
         self._server: asyncio.Server | None = None
@@ -56,10 +70,11 @@ class ManageServer:
 
         :raises OSError: something else is in the way, or the path cannot be bound.
         """
-        listener = listen(self._path)
+        listener = self._given or listen(self._path)
         try:
             found = os.stat(self._path)
-            self._inode = (found.st_dev, found.st_ino)
+            if self._given is None:
+                self._inode = (found.st_dev, found.st_ino)
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=self._bounds.request)
         except BaseException:
             listener.close()
@@ -99,7 +114,7 @@ class ManageServer:
         held: list[int] = []
         try:
             try:
-                caller = _caller(cast(socket.socket, writer.get_extra_info("socket")), held)
+                caller = _caller(cast(socket.socket, writer.get_extra_info("socket")), held, self._admins)
                 if len(self._peers) > self._bounds.peers:
                     raise api.Refusal("too many clients are connected", "close some and repeat", code="busy")
             except api.Refusal as refusal:
@@ -230,18 +245,32 @@ def permits(uid: int) -> frozenset[api.Permit]:
     return api.ALL if uid in (os.geteuid(), 0) else frozenset()
 
 
-def _caller(connection: socket.socket, held: list[int]) -> api.Caller:
+def _caller(connection: socket.socket, held: list[int], admins: int | None = None) -> api.Caller:
     """Who connected. Descriptors that must stay open as long as the peer go to `held`."""
     try:
         peer = peer_of(connection)
     except OSError:
         raise api.Forbidden("the system does not tell who connects") from None
     allowed = permits(peer.uid)
+    if not allowed and admins is not None and admins in _groups(connection):
+        allowed = api.ALL
     if not allowed:
         raise api.Forbidden(
             f"the daemon belongs to another user than uid {peer.uid}", "run `aegis` as the daemon's user, or as root"
         )
     return api.Caller(uid=peer.uid, pid=peer.pid, permits=allowed, present=_presence(connection, peer, held))
+
+
+def _groups(connection: socket.socket) -> set[int]:
+    """The groups of the process that connected, as the kernel knew them then; none where it does not tell."""
+    if sys.platform != "linux":
+        return set()
+    _, _, own = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        listed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:
+        return {own}  # more than 256: a member by one of those has to come as another user
+    return {own, *struct.unpack(f"{len(listed) // 4}I", listed)}
 
 
 def _presence(connection: socket.socket, peer: Peer, held: list[int]) -> Callable[[], bool]:

@@ -70,6 +70,17 @@ class LoginRequest(Request):
     key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
+class GuardRequest(Request):
+    """Whether whoever asks may change how agents reach us, as an approver might; `done` is recorded where it is given.
+
+    `action` is `wire`, `unwire`, or `daemon` for its end and its service. `key` as in a decision.
+    """
+
+    action: Literal["wire", "unwire", "daemon"]
+    done: str = Field(default="", max_length=2000)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
 class DecideRequest(Request):
     """One decision on one ticket, by ticket id or call id. `key` is the content of an approver key file.
 
@@ -202,9 +213,19 @@ class CancelRequest(Request):
 
 
 class StopRequest(Request):
-    """`restart`: tells the agents' sessions to wait for the next daemon and start one if none comes."""
+    """`restart`: tells the agents' sessions to wait for the next daemon and start one if none comes.
+
+    `key` as in a decision.
+    """
 
     restart: bool = False
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
+class ReloadRequest(Request):
+    """`key` as in a decision."""
+
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
 class NotifyTestRequest(Request):
@@ -417,6 +438,9 @@ class Ticket(Shape):
     client: str = ""
     """what the client calls itself"""
     decided_by: str = ""
+    command: str = ""
+    """how its server is started, where the agent's end handed that over, and in which directory; without secrets"""
+    cwd: str = ""
 
 
 class TicketEvent(Shape):
@@ -458,6 +482,9 @@ class Grant(Shape):
     expires_at: str
     uses_left: int
     from_call: str
+    command: str = ""
+    """how the server is started that it holds for, and where, as in a ticket"""
+    cwd: str = ""
 
 
 class Quota(Shape):
@@ -685,6 +712,12 @@ class Login(Shape):
     by: str
     expires_at: str = ""
     ended: int = 0
+
+
+class Guarded(Shape):
+    """Who asked is a person, by this name."""
+
+    by: str
 
 
 class CallRow(Shape):

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 
 import msgspec
 
+from aegis_daemon.core.handed import Handed, handed
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import BackendRule, Runtime
 from aegis_shim.hello import PRIVATE, Hello, backend_name
 
+UNNAMED = "default"
+"""What a shim calls its agent where nobody says."""
 MAX_NAME = 128
 """Characters of an agent's or backend's name in a greeting."""
 
@@ -30,6 +33,8 @@ class Plan(msgspec.Struct, frozen=True):
     cwd: str | None = None
     env: Mapping[str, str] = {}
     umask: int = PRIVATE
+    handed: Handed | None = None
+    """the server, where its command line, directory or environment came from the shim; None where nothing of it did"""
 
     @property
     def serves(self) -> bool:
@@ -41,9 +46,19 @@ class Refused(Exception):
     """The greeting is refused; the text goes to the agent's log."""
 
 
-def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Mapping[str, str]) -> Plan:
-    """What to make of a greeting from a process of user `uid`. Raises `Refused`."""
-    name = hello.agent
+def plan(
+    hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Mapping[str, str], door: str | None = None
+) -> Plan:
+    """What to make of a greeting from a process of user `uid`. Raises `Refused`.
+
+    :param door: the agent whose own socket it came through: it is that one, and a greeting may at most repeat it.
+    """
+    name = hello.agent if door is None else door
+    if name != hello.agent and hello.agent != UNNAMED:
+        raise Refused(
+            f"this socket is the agent `{name}`'s, and the session says it is `{hello.agent:.{MAX_NAME}}`; leave "
+            "`--agent` out, or name that agent's own socket with `--socket`"
+        )
     backend = hello.backend or backend_name(hello.args)
     for what, said in (("agent", name), ("backend", backend)):
         # They are written into every record and log line; half a character cannot be written at all.
@@ -82,7 +97,8 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
                 f"`{shlex.join(hello.args)}`; make them the same, or take the command out of one"
             )
         cwd = settings.cwd or (hello.cwd if same_user else None)
-        return Plan(principal, backend, settings, settings.command, cwd, env, umask)
+        mark = handed(settings.command, cwd or "", env) if same_user else None
+        return Plan(principal, backend, settings, settings.command, cwd, env, umask, mark)
     if not hello.args:
         raise Refused(f"no command for the backend `{backend}`; write it after `aegis-wrap`, or set "
                       f"`backends.{backend}.command`")  # fmt: skip
@@ -91,7 +107,8 @@ def plan(hello: Hello, uid: int, own_uid: int, runtime: Runtime, daemon_env: Map
             f"a command handed over by another user is not run (isolated tier); set `backends.{backend}.command` and "
             f"use `aegis-wrap --backend {backend}`"
         )
-    return Plan(principal, backend, settings, tuple(hello.args), settings.cwd or hello.cwd, env, umask)
+    argv, cwd = tuple(hello.args), settings.cwd or hello.cwd
+    return Plan(principal, backend, settings, argv, cwd, env, umask, handed(argv, cwd, env))
 
 
 def plan_remote(principal: Principal, backend: str, runtime: Runtime, daemon_env: Mapping[str, str]) -> Plan:

@@ -16,6 +16,7 @@ import msgspec
 
 from aegis_daemon.core import roots
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.handed import Handed
 from aegis_daemon.core.ports import Fault, Landing, Peer, Ticket
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
@@ -91,7 +92,8 @@ UNKNOWN_METHOD: Final = {
 class Conversation:
     """The event machine of one session. `on_end` is called once, when everything of it is gone.
 
-    In a `shared` one several senders of one agent ask, whose ids and progress tokens may be the same.
+    In a `shared` one several senders of one agent ask, whose ids and progress tokens may be the same. `handed` is the
+    server, where the client's end handed it over: each call says so.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class Conversation:
         load: Load,
         on_end: Callable[[Conversation], None],
         shared: bool = False,
+        handed: Handed | None = None,
     ) -> None:
         self.session = session
+        self.handed = handed
         self.principal = principal
         self.backend = backend
         self.client = client
@@ -198,7 +202,7 @@ class Conversation:
         opened = self._replay = self.to_server.begin(id, {})
         opened.call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_SERVER, TO_SERVER["initialize"],
-            None, None, self.backend, Era.LEGACY, frame,
+            None, None, self.backend, Era.LEGACY, frame, handed=self.handed,
         )  # fmt: skip
         carry(opened.call, opened, _Replayed(self), self.to_server_side, self.shell)
 
@@ -434,7 +438,8 @@ class Conversation:
             era = era_of(frame.method, frame.params, era)  # it is refused before the session takes on one
         call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_SERVER,
-            row or UNKNOWN_METHOD[Direction.TO_SERVER], subject, name, self.backend, era or Era.LEGACY, frame,
+            row or UNKNOWN_METHOD[Direction.TO_SERVER], subject, name, self.backend, era or Era.LEGACY, frame, "",
+            self.handed,
         )  # fmt: skip
         if fault is None and "inputResponses" in frame.params:
             try:
@@ -823,7 +828,7 @@ class Conversation:
         subject, name = subject_of(row, frame.params)
         call = Call(
             self._ids(), id, self.session, self.principal, Direction.TO_CLIENT, row, subject, name, self.backend,
-            Era.LEGACY, frame,
+            Era.LEGACY, frame, handed=self.handed,
         )  # fmt: skip
         opened.call = call
         carry(call, opened, self._to_client_side, self._to_client_side, self.shell)

@@ -184,7 +184,7 @@ class Listing:
         opened.alone = True
         opened.call = call = Call(
             talk.new_id(), id, talk.session, talk.principal, Direction.TO_SERVER, TO_SERVER[method], None, None,
-            talk.backend, era, frame,
+            talk.backend, era, frame, handed=talk.handed,
         )  # fmt: skip
         story = talk.shell.audit.story(call)
         story.note = "pins"

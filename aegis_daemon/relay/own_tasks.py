@@ -226,7 +226,8 @@ class OwnTasks:
     def _look(self, talk: Conversation, call: Call, own: Own) -> None:
         """Brings the task up to date: a call that nobody waits for waits here from now on."""
         ticket = own.ticket
-        if self._may_go_on(talk, own):
+        # A session with another server of the same name may look; the call goes on where it was asked.
+        if self._may_go_on(talk, own) and ticket.server == call.server:
             self._resume(talk, call, own)
         if own.ended in ("completed", "failed"):
             talk.shell.desk.delivered(ticket)
@@ -256,7 +257,7 @@ class OwnTasks:
         frame = Frame(Kind.REQUEST, own.id, "tools/call", params, value)
         call = Call(
             talk.new_id(), own.id, talk.session, poll.principal, Direction.TO_SERVER, TO_SERVER["tools/call"], "tool",
-            params["name"], talk.backend, Era.MODERN, frame,
+            params["name"], talk.backend, Era.MODERN, frame, handed=talk.handed,
         )  # fmt: skip
         if shell.brake is not None and shell.brake.stops(call) is not None:
             return  # it may go on once a person lets it

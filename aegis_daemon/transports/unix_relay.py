@@ -1,7 +1,8 @@
 """Shims connect here: one greeting, four descriptors, and from then on the socket only says how it ends.
 
 The daemon never reads frames from this socket: in hand-over the descriptors are the client's own, in relay they are
-pipes that the shim pumps. Who the peer is comes from the kernel (SO_PEERCRED), never from the greeting.
+pipes that the shim pumps. Who the peer is comes from the kernel (SO_PEERCRED), never from the greeting. In the isolated
+tier each agent has a socket of its own, made by root, and whoever comes through it is that agent or nobody.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -100,6 +101,8 @@ class Attachment(msgspec.Struct):
     client_out: int
     stderr: int
     ledger: int
+    door: str | None = None
+    """the agent whose own socket it came through"""
 
     def refuse(self, reason: str) -> None:
         """Says no and lets go of everything."""
@@ -119,8 +122,9 @@ class Attachment(msgspec.Struct):
 class _Greeting:
     """A connection that has not said everything yet."""
 
-    def __init__(self, server: UnixRelay, connection: socket.socket, peer: Peer) -> None:
+    def __init__(self, server: UnixRelay, connection: socket.socket, peer: Peer, door: str | None) -> None:
         self._server = server
+        self._door = door
         self._connection = connection
         self.peer = peer
         self._data = bytearray()
@@ -177,9 +181,9 @@ class _Greeting:
             os.set_blocking(fd, False)
         self._server.loop.remove_reader(self._connection.fileno())
         self._timer.cancel()
-        fds, self._fds = self._fds, []
+        (client_in, client_out, stderr, ledger), self._fds = self._fds, []
         control = Control(self._server.loop, self._connection)
-        attachment = Attachment(hello, self.peer, control, *fds)
+        attachment = Attachment(hello, self.peer, control, client_in, client_out, stderr, ledger, self._door)
         self._server.greeted(self)
         try:
             self._server.on_attach(attachment)
@@ -201,7 +205,11 @@ class _Greeting:
 
 
 class UnixRelay:
-    """The socket that agents use. `accepts(peer)` tells whether a user may connect at all."""
+    """The sockets that agents use. `accepts(peer)` tells whether a user may connect at all.
+
+    `given` are sockets that listen already, and the agent whose door each is (None: everybody's); where there are some,
+    none is made at `path`, and none is removed at the end. `belongs(peer, agent)` is asked at an agent's own door.
+    """
 
     def __init__(
         self,
@@ -211,13 +219,18 @@ class UnixRelay:
         accepts: Callable[[Peer], bool],
         on_attach: Callable[[Attachment], None],
         mode: int = 0o600,
+        given: Mapping[socket.socket, str | None] | None = None,
+        belongs: Callable[[Peer, str], bool] = lambda peer, agent: False,
     ) -> None:
         self.loop = loop
+        self._given = given
+        self._belongs = belongs
+        self._doors: dict[socket.socket, str | None] = {}
+        self._inode: tuple[int, int] | None = None
         self._path = path
         self._accepts = accepts
         self.on_attach = on_attach
         self._mode = mode
-        self._socket: socket.socket | None = None
         self._greeting: set[_Greeting] = set()
 
     def open(self) -> None:
@@ -225,6 +238,13 @@ class UnixRelay:
 
         Raises `OSError`: something else is in the way (`AEGIS_SOCKET` may name anything), or the path cannot be bound.
         """
+        self._doors = dict(self._given) if self._given is not None else {self._bind(): None}
+        if self._given is not None and None in self._given.values():
+            self._chmod()
+        for listener in self._doors:
+            self.loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _bind(self) -> socket.socket:
         try:
             if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
                 raise FileExistsError(errno.EEXIST, "this is no socket; move it away", str(self._path))
@@ -239,44 +259,48 @@ class UnixRelay:
             os.umask(mask)
         listener.listen(512)
         listener.setblocking(False)
-        self._socket = listener
-        self.loop.add_reader(listener.fileno(), self._accept)
+        made = os.lstat(self._path)
+        self._inode = (made.st_dev, made.st_ino)
+        return listener
 
     def set_mode(self, mode: int) -> None:
-        """Who may open the socket from now on."""
-        if mode != self._mode and self._socket is not None:
+        """Who may open the socket that all agents share from now on."""
+        if mode != self._mode and None in self._doors.values():
             self._mode = mode
-            try:
-                os.chmod(self._path, mode)
-            except OSError as error:
-                _log.error("the socket's mode could not be changed: %s", error)
+            self._chmod()
 
-    def _accept(self) -> None:
-        assert self._socket is not None
+    def _chmod(self) -> None:
+        try:
+            os.chmod(self._path, self._mode)
+        except OSError as error:
+            _log.error("the socket's mode could not be changed: %s", error)
+
+    def _accept(self, listener: socket.socket) -> None:
+        door = self._doors[listener]
         for _ in range(64):
             try:
-                connection, _ = self._socket.accept()
+                connection, _ = listener.accept()
             except OSError as error:
                 if error.errno not in _AGAIN:
                     # Out of descriptors: the waiting ones stay in the kernel's queue until some come free.
                     _log.error("cannot accept a connection: %s", error)
-                    self.loop.remove_reader(self._socket.fileno())
-                    self.loop.call_later(0.2, self._again)
+                    self.loop.remove_reader(listener.fileno())
+                    self.loop.call_later(0.2, self._again, listener)
                 return
             connection.setblocking(False)
             try:
                 peer = peer_of(connection)
-                welcome = self._accepts(peer)
+                welcome = self._accepts(peer) if door is None else self._belongs(peer, door)
             except OSError:
                 welcome = False
             if not welcome or sum(1 for one in self._greeting if one.peer.uid == peer.uid) >= GREETINGS:
                 connection.close()
                 continue
-            self._greeting.add(_Greeting(self, connection, peer))
+            self._greeting.add(_Greeting(self, connection, peer, door))
 
-    def _again(self) -> None:
-        if self._socket is not None:
-            self.loop.add_reader(self._socket.fileno(), self._accept)
+    def _again(self, listener: socket.socket) -> None:
+        if listener in self._doors:
+            self.loop.add_reader(listener.fileno(), self._accept, listener)
 
     def waiting_bytes(self, uid: int) -> int:
         """How much the unfinished greetings of a user take."""
@@ -288,10 +312,16 @@ class UnixRelay:
 
     def close(self) -> None:
         """No more connections."""
-        if self._socket is not None:
-            self.loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-            self._path.unlink(missing_ok=True)
+        for listener in self._doors:
+            self.loop.remove_reader(listener.fileno())
+            listener.close()
+        if self._doors and self._given is None:
+            try:
+                found = os.lstat(self._path)
+                if (found.st_dev, found.st_ino) == self._inode:  # else it is a service manager's by now
+                    self._path.unlink()
+            except OSError:
+                pass
+        self._doors = {}
         for waiting in list(self._greeting):
             waiting.drop("the daemon ends")

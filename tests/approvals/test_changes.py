@@ -113,3 +113,13 @@ def test_a_disk_that_fails_only_takes_the_comparison(caplog: pytest.LogCaptureFi
         known.approved(ticket(), 1.0)
         assert known.last(ticket()) is None
     assert len(caplog.messages) == 2
+
+
+def test_a_call_is_not_compared_with_one_that_another_server_ran() -> None:
+    changes = kept()
+    dev, prod = ticket(), ticket()
+    dev.server, prod.server = "d" * 64, "e" * 64
+    changes.approved(dev, 1.0)
+    assert changes.last(dev) is not None
+    assert changes.last(prod) is None
+    assert changes.last(ticket()) is None

@@ -14,6 +14,7 @@ from aegis_daemon.approvals.channels import CHANNELS, Made, make
 from aegis_daemon.approvals.channels.feishu import SHOWN_BYTES, Feishu, shown, sign
 from aegis_daemon.approvals.channels.generic import Generic, key_of, signature
 from aegis_daemon.approvals.channels.notice import Notice
+from aegis_daemon.approvals.channels.notice import shown as part
 from aegis_daemon.config.schema import Config
 from aegis_daemon.daemon.channels import values
 
@@ -204,3 +205,12 @@ def test_long_arguments_are_cut_between_characters_and_it_is_said(text: str) -> 
 )
 def test_feishu_took_it_only_where_the_body_says_code_0(status: int, body: bytes, why: str | None) -> None:
     assert Feishu(URL).fault(status, body) == why
+
+
+def test_a_server_that_was_handed_over_is_told_and_one_that_is_cut_is_not_the_whole_call() -> None:
+    told, _, whole = part(notice(command="db --root /", cwd="/w"), 200, 200)
+    assert ("Server", "db --root /") in told
+    assert ("Directory", "/w") in told
+    assert whole
+    assert not part(notice(command="db " + "x" * 300, cwd="/w"), 200, 200)[2]
+    assert not part(notice(command="db", cwd="/" + "x" * 300), 200, 200)[2]

@@ -17,6 +17,7 @@ from aegis_daemon.approvals.grants import ANY, LARGEST, MOST, USES, Grant, Grant
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import CROCKFORD, Ticket, digest
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.handed import handed
 from aegis_daemon.core.verdict import Ask, Hold
 
 RULE = "agents.amy.backends.files.approval_required"
@@ -85,7 +86,7 @@ def ticket(call: Call, ask: Ask = ASK) -> Ticket:
     return Ticket(
         id="K7Q2", call_id=call.id, digest=digest(call, ask), agent=call.principal.agent, backend=call.backend,
         method=call.method, name=call.name or "", arguments=msgspec.json.encode(call.content).decode(), rule=ask.rule,
-        created=0.0, expires=600.0, people=ask.people,
+        created=0.0, expires=600.0, people=ask.people, server=call.server,
     )  # fmt: skip
 
 
@@ -120,6 +121,30 @@ def test_the_same_call_needs_nobody_any_more_and_another_one_does(house: House) 
         assert house.finds(other) is None
     assert house.finds(tool("issue", ISSUE), Ask("agents.amy.backends.files.other_rule", 600.0)) is None
     assert house.finds(tool("issue", ISSUE), Ask(RULE, 600.0, people=2)) is None
+
+
+def test_a_grant_for_a_server_that_was_handed_over_is_none_for_another(house: House) -> None:
+    dev, prod = (handed(["db"], "/w", {"URL": where}) for where in ("dev", "prod"))
+    grant = house.give(tool("issue", ISSUE, handed=dev), free=("title",))
+    for _ in range(2):
+        assert house.finds(tool("issue", ISSUE, handed=dev)).id == grant.id
+        assert house.finds(tool("issue", ISSUE, handed=prod)) is None
+        assert house.finds(tool("issue", ISSUE)) is None
+        assert house.grants.covers(grant, ticket(tool("issue", ISSUE, handed=dev)))
+        assert not house.grants.covers(grant, ticket(tool("issue", ISSUE, handed=prod)))
+        house.restarts()
+    plain = house.give(tool("other", ISSUE))
+    assert house.finds(tool("other", ISSUE, handed=dev)) is None
+    assert house.finds(tool("other", ISSUE)).id == plain.id
+
+
+def test_a_file_of_an_earlier_version_keeps_its_grants_for_what_is_not_handed_over(house: House) -> None:
+    grant = house.give(tool("issue", ISSUE))
+    for column in ("server", "command", "cwd"):
+        house.store.db.execute(f"ALTER TABLE grants DROP COLUMN {column}")
+    house.restarts()
+    assert house.finds(tool("issue", ISSUE)).id == grant.id
+    assert house.finds(tool("issue", ISSUE, handed=handed(["db"], "/", {}))) is None
 
 
 def test_what_the_protocol_adds_does_not_matter(house: House) -> None:

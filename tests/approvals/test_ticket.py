@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from making import Clock, call, tool
 from aegis_daemon.approvals.desk import Desk
 from aegis_daemon.approvals.store import _STEPS, TicketStore
 from aegis_daemon.approvals.ticket import Ticket, Vote, digest, new_id, spoken
+from aegis_daemon.core.handed import handed
 from aegis_daemon.core.verdict import Ask, Hold
 
 ASK = Ask("rule", 60.0)
@@ -54,6 +56,8 @@ def test_the_order_of_keys_and_meta_do_not_matter_and_all_else_does() -> None:
         tool("post", {**arguments, "b": {"x": 1}}),
         call(params={"name": "post", "arguments": arguments, "task": {"ttl": 1}}),
         call("prompts/get", {"name": "post", "arguments": arguments}),
+        tool("post", arguments, handed=handed(["a"], "/", {})),
+        tool("post", arguments, handed=handed(["a"], "/b", {})),
     ]
     digests = [digest(one, ASK) for one in (usual, *others)] + [digest(usual, Ask("another", 60.0))]
     assert len(set(digests)) == len(digests)
@@ -136,6 +140,7 @@ def test_a_file_of_the_first_version_keeps_its_tickets(tmp_path: Path) -> None:
         (ticket,) = store.open_tickets()
         assert (ticket.id, ticket.state, ticket.by, ticket.claims[0].tool) == ("AB12", "approved", "ann", "post")
         assert (ticket.people, ticket.votes, ticket.client, ticket.via, ticket.task) == (1, (), "", "", "")
+        assert (ticket.server, ticket.command, ticket.cwd) == ("", "", "")
         ticket.votes = (Vote("user:ann", "ann", "cli", "fine", 5.0),)
         store.put(ticket)
         assert store.open_tickets()[0].votes == ticket.votes
@@ -184,12 +189,14 @@ def test_a_change_of_the_file_that_fails_half_way_has_not_happened(
 )
 def test_what_a_ticket_keeps_gives_the_call_again_as_it_was(tmp_path: Path, params: dict[str, Any]) -> None:
     store = TicketStore(tmp_path / "state.db", full=False)
-    asked = call(params={**params, "_meta": {"progressToken": 1}})
+    asked = call(params={**params, "_meta": {"progressToken": 1}}, handed=handed(["a", "b c"], "/w", {}))
     desk = Desk(store, wall=lambda: 0.0, call_later=Clock().call_later, on_event=lambda event, ticket: None)
     ticket = desk.open(Hold(asked, ASK))
     assert isinstance(ticket, Ticket)
     (kept,) = store.open_tickets()
     assert desk.params(kept, "default") == params
+    assert (kept.server, kept.command, kept.cwd) == (asked.server, "a 'b c'", "/w")
+    assert desk.params(msgspec.structs.replace(kept, server=""), "default") is None
     assert desk.params(kept, "another tenant") is None
     kept.arguments = '{"a":2}'
     assert desk.params(kept, "default") is None

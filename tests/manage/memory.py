@@ -55,6 +55,7 @@ class MemoryGovernor:
         self.pin_rows: list[shapes.PinRow] = []
         self.pin_lines: list[str] = []
         self.trusted: list[tuple[str, str, bool]] = []
+        self.wirings: list[tuple[str, str]] = []
         self.logins = Logins(time.monotonic, partial(secrets.token_urlsafe, 32))
         self.refusal: str | None = None
         self.asked: list[tuple[int | None, str | None]] = []
@@ -212,6 +213,9 @@ class MemoryGovernor:
     async def watch_calls(self) -> AsyncIterator[shapes.CallEvent]:
         yield shapes.CallEvent(event="lost", lost=3)
         await asyncio.Event().wait()
+
+    def note_wiring(self, action: str, done: str, *, by: str) -> None:
+        self.wirings.append((action, done))
 
     def may_decide(self, pid: int | None, key: str | None) -> str | None:
         self.asked.append((pid, key))

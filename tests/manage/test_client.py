@@ -4,6 +4,8 @@ import json
 import os
 import select
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -123,6 +125,31 @@ def test_another_users_socket_is_not_talked_to(path: str, monkeypatch: pytest.Mo
         with pytest.raises(DaemonAway, match="belongs to uid 4711"):
             ask(path, "status")
         monkeypatch.undo()
+
+
+STRANGER = """
+import os, socket, sys
+listener = socket.socket(fileno=int(sys.argv[1]))
+os.setuid(65534)
+listener.listen()
+print("listens", flush=True)
+print(listener.accept()[0].recv(4096))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user can be played by root alone")
+def test_root_tells_the_approver_key_to_no_stranger_who_listens(path: str) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    serving = subprocess.Popen(
+        [sys.executable, "-c", STRANGER, str(listener.fileno())], pass_fds=[listener.fileno()], stdout=subprocess.PIPE
+    )
+    assert serving.stdout is not None
+    assert serving.stdout.readline() == b"listens\n"
+    with pytest.raises(DaemonAway, match=r"uid 65534's, who is not told the approver key"):
+        ask(path, "guard", action="wire", done="", key="5ec2e7")
+    assert serving.communicate(timeout=10)[0] == b"b''\n"
+    listener.close()
 
 
 def test_an_approver_key_is_read_and_an_empty_or_endless_file_is_none(tmp_path: os.PathLike[str]) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 QUICK = Bounds(request=2048, read_s=0.3, write_s=0.3, answer_s=0.3, close_s=0.3, peers=4)
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=[pytest.param("asyncio", marks=pytest.mark.matrix), "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
 
@@ -146,7 +146,7 @@ async def test_every_verb_answers(governor: MemoryGovernor, path: str) -> None:
         "revoke_grant": {"all": True}, "grant_quota": {"backend": "github", "tool": "post"},
         "pin_diff": {"name": "none"}, "trust": {"name": "none", "expect": "ab"},
         "explain_refusal": {"id": "none"}, "set_mode": {"mode": "observe"}, "exports_test": {"name": "none"},
-        "purge_audit": {"before": "2026-01-31"},
+        "purge_audit": {"before": "2026-01-31"}, "guard": {"action": "wire", "done": "gh of amy"},
     }  # fmt: skip
     async with serving(governor, path):
         for verb in api.HANDLERS:
@@ -323,6 +323,17 @@ async def test_whoever_may_not_decide_is_told_why_unless_a_key_says_otherwise(
     assert "claude" in refused["error"]["message"]
     assert "AEGIS_APPROVER_KEY" in refused["error"]["hint"]
     assert right["ok"]
+
+
+@pytest.mark.parametrize(("verb", "args"), [("stop", {}), ("reload", {}), ("guard", {"action": "daemon"})])
+async def test_an_agents_shell_neither_ends_the_daemon_nor_has_its_own_rules_hold(
+    governor: MemoryGovernor, path: str, verb: str, args: dict[str, Any]
+) -> None:
+    governor.refusal = "the request comes from `claude` (pid 7)"
+    async with serving(governor, path):
+        refused = await one(path, verb, **args)
+        assert (refused["error"]["code"], governor.stopped) == ("forbidden", None)
+        assert (await one(path, verb, **args, key="the right key"))["ok"]
 
 
 async def test_a_decision_on_a_connection_whose_maker_is_gone_is_refused(governor: MemoryGovernor, path: str) -> None:

@@ -43,6 +43,9 @@ class Notice(msgspec.Struct, frozen=True):
     """what a message begins with that tells something and asks nothing, and is a test likewise"""
     rows: tuple[tuple[str, str], ...] = ()
     """what it says: labels of our own, and texts"""
+    command: str = ""
+    """how the server is started, where the agent's end handed that over, and in which directory"""
+    cwd: str = ""
     look_url: str = ""
     """where a person sees more of it; a channel shows it as a link"""
 
@@ -208,6 +211,8 @@ def facts(notice: Notice) -> list[tuple[str, str]]:
         ("Agent", notice.agent),
         ("Tool", notice.tool),
         ("Backend", notice.backend),
+        ("Server", notice.command),
+        ("Directory", notice.cwd),
         ("Rule", notice.rule),
         ("Id", notice.id),
         ("Code for the page", notice.code),
@@ -227,6 +232,7 @@ def shown(
     part = cut(seen, arguments, size)
     named = dict(told)
     raw = {"Agent": notice.agent, "Tool": notice.tool, "Backend": notice.backend}
+    raw |= {"Server": notice.command, "Directory": notice.cwd}
     return told, part, part == seen and all(named.get(label, "") == visible(text) for label, text in raw.items())
 
 
