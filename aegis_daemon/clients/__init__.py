@@ -1,0 +1,1 @@
+"""What other programs write in their configuration files is known here, as data, and nowhere else."""
