@@ -59,6 +59,7 @@ from aegis_daemon.registry.likeness import telling
 if TYPE_CHECKING:
     from aegis_daemon.approvals.grants import Grant
     from aegis_daemon.daemon.orders import Orders
+    from aegis_daemon.daemon.wiring_watch import WiringWatch
     from aegis_daemon.registry.pins import Registry
 
 T = TypeVar("T")
@@ -119,7 +120,14 @@ def ticket_row(ticket: tickets.Ticket, shown: Callable[[str], str] = str) -> sha
         given=_agreed(ticket),
         client=ticket.client,
         decided_by=ticket.by,
+        command=shown_text(ticket.command, shown),
+        cwd=shown_text(ticket.cwd, shown),
     )
+
+
+def shown_text(text: str, shown: Callable[[str], str]) -> str:
+    """A text that is no JSON through what gives a JSON text as people may see it."""
+    return str(msgspec.json.decode(shown(msgspec.json.encode(text).decode()))) if text else ""
 
 
 def _person(voter: str) -> str:
@@ -196,6 +204,7 @@ class Governor:
         links_key: bytes = b"",
         changes: Changes | None = None,
         http: Callable[[], str | None] = lambda: None,
+        unserved: Callable[[], Sequence[str]] = tuple,
         notifier: Notifier | None = None,
         feed: Feed | None = None,
         orders: Orders | None = None,
@@ -205,12 +214,14 @@ class Governor:
         forgetting: Forgetting | None = None,
         shipping: Shipping | None = None,
         metering: Metering | None = None,
+        wiring: WiringWatch | None = None,
         prover: Prover | None = None,
         modes: Modes | None = None,
         arm: Callable[[str], Awaitable[Proof]] | None = None,
     ) -> None:
         self._shipping = shipping
         self._metering = metering
+        self._wiring = wiring
         self._checking = checking
         self._signing = signing
         self._forgetting = forgetting
@@ -223,6 +234,7 @@ class Governor:
         self._feed = feed or Feed(journal)
         self._notifier = notifier
         self._http = http
+        self._unserved = unserved
         self._socket = socket
         self._in_force = in_force
         self._reload = reload
@@ -297,6 +309,7 @@ class Governor:
             proof=self._proof(),
             warnings=(
                 *force.warnings,
+                *self._unserved(),
                 *self._tampered(),
                 *self._keeping(),
                 *self._unsigned(),
@@ -305,6 +318,7 @@ class Governor:
                 *self._wishes(),
                 *(self._notifier.warnings() if self._notifier is not None else ()),
                 *(self._shipping.warnings() if self._shipping is not None else ()),
+                *(self._wiring.warnings() if self._wiring is not None else ()),
             ),
             exports=tuple(self.exports()),
         )
@@ -584,6 +598,15 @@ class Governor:
         except AuditUnavailable as error:
             raise api.Unavailable(f"the login cannot be recorded: {error}", "see `aegis status`") from None
 
+    def note_wiring(self, action: str, done: str, *, by: str) -> None:
+        """Records that entries of agents were wired or taken out."""
+        if self._wiring is not None and action in ("wire", "unwire"):
+            self._wiring.expect()
+        try:
+            self._journal.append(Admin(action=action, by=by, detail=done))
+        except AuditUnavailable as error:
+            raise api.Unavailable(f"it cannot be recorded: {error}", "see `aegis status`") from None
+
     def waiting(self) -> int:
         """How many tickets want a person's word."""
         return sum(ticket.state == tickets.PENDING for ticket in self._desk.pending())
@@ -748,7 +771,9 @@ class Governor:
         return [self._grant_row(row) for row in self._orders.revoke(ids, by, via)]
 
     def _grant_row(self, row: shapes.Grant) -> shapes.Grant:
-        return row.model_copy(update={"arguments": self._shown(row.arguments)})
+        seen = {"arguments": self._shown(row.arguments)}
+        seen |= {"command": shown_text(row.command, self._shown), "cwd": shown_text(row.cwd, self._shown)}
+        return row.model_copy(update=seen)
 
     def pause(self, agent: str | None, *, by: str, note: str) -> shapes.Pause:
         """Stops an agent, or everything."""
@@ -997,7 +1022,10 @@ class Governor:
 
     async def flush_audit(self) -> int:
         """Waits until SQLite has what was recorded by now."""
-        return await self._writer.flush()
+        try:
+            return await self._writer.flush()
+        except AuditUnavailable as error:
+            raise api.Unavailable(str(error), "see `aegis status`") from None
 
     async def stop(self, restart: bool) -> None:
         """Begins to stop."""

@@ -6,18 +6,29 @@ import errno
 import fcntl
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterable
+import pwd
+import secrets
+import stat
+import time
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
+from typing import Final
 
+from aegis_daemon.config.paths import Paths
 from aegis_daemon.core.runtime import AgentRule
+from aegis_daemon.manage.client import DaemonAway, Refused, ask
+
+_log = logging.getLogger("aegis")
+GIVES_WAY_S: Final = 45.0
+"""How long another daemon may take to end, for one that the service manager starts."""
 
 
 class AlreadyRunning(Exception):
-    """Another daemon holds the lock; `pid` is None where it does not say which."""
+    """Another daemon holds the lock; `pid` is None where it does not say which, `why` is why it does not give way."""
 
-    def __init__(self, pid: int | None) -> None:
-        super().__init__("a daemon is running already" + (f" (pid {pid})" if pid else ""))
+    def __init__(self, pid: int | None, why: str = "") -> None:
+        which = f" (pid {pid})" if pid else ""
+        super().__init__(f"a daemon is running already{which}" + (f" and does not give way: {why}" if why else ""))
         self.pid = pid
 
 
@@ -40,10 +51,71 @@ class Lock:
         os.close(self._fd)
 
 
+def take_over(paths: Paths) -> Lock:
+    """The lock, for the daemon that the service manager starts: one that a session started by itself gives way.
+
+    The manager holds the socket's path from then on, so the other one would never hear of a new session; its own ones
+    come back to us. It is asked without the approver key, so that it looks at who asks: what a governed agent starts
+    may call itself the manager's, and takes nothing over. Raises `AlreadyRunning` where it does not end.
+    """
+    until = time.monotonic() + GIVES_WAY_S
+    asked = False
+    while True:
+        try:
+            return Lock(Path(paths.lock))
+        except AlreadyRunning as running:
+            if time.monotonic() > until:
+                raise
+            if not asked:
+                _log.warning("%s outside the service; it is asked to give way", running)
+                try:
+                    ask(paths.manage_socket, "stop", restart=True)
+                    asked = True
+                except Refused as refused:
+                    if refused.code == "forbidden":
+                        raise AlreadyRunning(running.pid, refused.message) from None
+                except DaemonAway:
+                    pass  # it has not opened its sockets yet, or has closed them
+            time.sleep(0.05)
+
+
+def door_of(name: str, agents: Container[str]) -> str:
+    """The agent that a socket in the agents' directory is for: `bot.sock`, or `bot.1001.sock` for one of its users."""
+    stem = name.removesuffix(".sock")
+    head, _, tail = stem.rpartition(".")
+    return head if stem not in agents and head and tail.isdigit() else stem
+
+
+def in_group(uid: int, gid: int) -> bool:
+    """Whether a user is in a group; one without a name is in none."""
+    try:
+        who = pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return gid in os.getgrouplist(who.pw_name, who.pw_gid)
+
+
 def socket_mode(rules: Iterable[AgentRule], own_uid: int) -> int:
     """Who may open the shims' socket: everybody once an agent is another user's; each peer is then looked at."""
     strangers = any(rule.uids is not None and any(uid != own_uid for uid in rule.uids) for rule in rules)
     return 0o666 if strangers else 0o600
+
+
+def own_log(path: str) -> None:
+    """Makes the log's file the error output of this process, and of all that it starts. Raises `OSError`.
+
+    The daemon opens it as itself. Whoever opens it for the daemon (root, systemd) would follow a link that a server of
+    the daemon's user put in its place, and write what that server says into any file of the machine.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", path)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+    finally:
+        os.close(fd)
 
 
 class Plain(logging.Formatter):
@@ -81,7 +153,8 @@ def secret_key(path: Path) -> str:
 def _new_key(path: Path) -> str:
     key = os.urandom(32).hex()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600, and whole before it has the name
+    made = path.parent / f".{path.name}.{secrets.token_hex(8)}"  # 0600, and whole before it has the name
+    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w", encoding="ascii") as file:
             file.write(key + "\n")

@@ -7,7 +7,9 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sqlite3
+import stat
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,18 +35,30 @@ from aegis_daemon.backends.children import Nursery
 from aegis_daemon.backends.http_client import HttpPool
 from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.config.paths import PathError, Paths
+from aegis_daemon.config.schema import OFF
 from aegis_daemon.core.past import shortened
 from aegis_daemon.core.ports import AuditUnavailable, Brake
 from aegis_daemon.core.verdict import Claim, Deny
 from aegis_daemon.daemon import log
 from aegis_daemon.daemon import reload as reloading
+from aegis_daemon.daemon.activation import Manager
 from aegis_daemon.daemon.channels import Channels, answer
 from aegis_daemon.daemon.checking import Checking
 from aegis_daemon.daemon.fitting import Reviewer
 from aegis_daemon.daemon.forgetting import Forgetting, retention
 from aegis_daemon.daemon.governor import Governor
 from aegis_daemon.daemon.keykeeper import KeyKeeper
-from aegis_daemon.daemon.lifecycle import AlreadyRunning, Lock, Plain, secret_key, socket_mode
+from aegis_daemon.daemon.lifecycle import (
+    AlreadyRunning,
+    Lock,
+    Plain,
+    door_of,
+    in_group,
+    own_log,
+    secret_key,
+    socket_mode,
+    take_over,
+)
 from aegis_daemon.daemon.metering import Metering, Parts
 from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.network import Network
@@ -57,6 +71,7 @@ from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.daemon.servers import Servers
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.daemon.shipping import Shipping
+from aegis_daemon.daemon.wiring_watch import WiringWatch
 from aegis_daemon.lanes import Lanes
 from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import micros, monotonic, wall
@@ -71,14 +86,18 @@ from aegis_daemon.transports.unix_relay import Peer, UnixRelay
 
 _log = logging.getLogger("aegis")
 STOP_GRACE_S = 5.0
+READABLE = "every user of this machine can read the API, so all that agents do; set `server.api_token`"
 """How long calls under way get when the daemon stops."""
 
 
 class Daemon:
     """Everything of one run. `start` raises what keeps a daemon from starting; `stop` undoes it."""
 
-    def __init__(self, paths: Paths, force: InForce, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, paths: Paths, force: InForce, loop: asyncio.AbstractEventLoop, manager: Manager | None = None
+    ) -> None:
         self._paths = paths
+        self._manager = manager or Manager({})
         self._force = force
         self._loop = loop
         self._done = asyncio.Event()
@@ -154,6 +173,10 @@ class Daemon:
             now=monotonic,
             wall=wall,
         )
+        self._wiring = WiringWatch(
+            paths.state_dir, self._tickets.db, record=partial(self._note, "aegis"),
+            tell=lambda headline, text: self._notifier is not None and self._notifier.alarm(headline, text),
+        )  # fmt: skip
         self._reloading: set[asyncio.Task[None]] = set()
         self._pin(self._ready(force))
         self._pool = HttpPool(loop)
@@ -170,6 +193,8 @@ class Daemon:
             accepts=self._accepts,
             on_attach=self._sessions.attach,
             mode=socket_mode(force.runtime.agents.values(), os.geteuid()),
+            given=self._given(),
+            belongs=self._belongs,
         )
         self._writer: WriterHandle | None = None
         parts = Parts(
@@ -237,7 +262,7 @@ class Daemon:
             shown=lambda text: self._force.runtime.secrets.shown(text),
         )
         self._governor = Governor(
-            socket=self._paths.socket,
+            socket=self._paths.doors or self._paths.socket,
             in_force=lambda: self._force,
             reload=self.reload,
             stop=self.stop_soon,
@@ -253,6 +278,7 @@ class Daemon:
             links_key=links_key,
             changes=ApprovedCalls(self._tickets.db),
             http=lambda: self._network.address,
+            unserved=lambda: self._network.trouble,
             orders=self._orders,
             pins=self._pins,
             notifier=self._notifier,
@@ -264,6 +290,7 @@ class Daemon:
             forgetting=self._forgetting,
             shipping=self._shipping,
             metering=self._metering,
+            wiring=self._wiring,
         )
         self._mode_taken()
         await self._prover.prove(first=True)
@@ -284,9 +311,13 @@ class Daemon:
         )
         self._news.kick()
         self._reviewer.kick()
-        self._manage = ManageServer(self._governor, self._paths.manage_socket)
+        given = self._manager.listener(self._paths.manage_socket)
+        admins = self._admins() if given is not None else None
+        self._manage = ManageServer(self._governor, self._paths.manage_socket, given=given, admins=admins)
+        self._manager.drop()
         await self._manage.start()
         self._relay.open()
+        self._wiring.start()
         self._tick()
 
     def _export(self) -> None:
@@ -311,6 +342,13 @@ class Daemon:
 
     def _ready(self, force: InForce) -> InForce:
         """This configuration as it judges here: by what is known of the servers, and by what limits have counted."""
+        if self._paths.doors:  # whoever is not told apart by a door of its own comes over the network, with a token
+            own, admins = os.geteuid(), self._admins()
+            users = {uid for rule in force.runtime.agents.values() for uid in rule.uids or ()}
+            isolated = not any(uid == own or (admins is not None and in_group(uid, admins)) for uid in users)
+            force = msgspec.structs.replace(force, runtime=msgspec.structs.replace(force.runtime, isolated=isolated))
+            if _readable(force) and READABLE not in force.warnings:
+                force = msgspec.structs.replace(force, warnings=(*force.warnings, READABLE))
         fitted = reloading.fitted(reloading.pinned(force, self._pins), self._pins, monotonic)
         return reloading.counted(fitted, self._limits.usage)
 
@@ -460,6 +498,11 @@ class Daemon:
         turn = self._lanes.hold(ticket.backend, (ticket.call_id, ticket.agent, ticket.name))
         ticket.turn = None if isinstance(turn, Deny) else turn
 
+    @property
+    def tier(self) -> str:
+        """`isolated` or `advisory`."""
+        return "isolated" if self._force.runtime.isolated else "advisory"
+
     def stop_soon(self, restart: bool = False) -> None:
         """Asks `run` to end."""
         self._restart = self._restart or restart
@@ -475,6 +518,7 @@ class Daemon:
             self._ticker.cancel()
         await self._prover.close()
         await self._reviewer.close()
+        await self._wiring.close()
         self._relay.close()
         self._network.stop()
         await self._checking.close()
@@ -504,6 +548,26 @@ class Daemon:
 
     # --- while it runs ------------------------------------------------------------------------------------------
 
+    def _given(self) -> dict[socket.socket, str | None] | None:
+        """The agents' sockets that somebody opened for us; None where we have to open one."""
+        if self._paths.doors:
+            agents = self._force.runtime.agents
+            return {each: door_of(name, agents) for name, each in self._manager.below(self._paths.doors).items()}
+        one = self._manager.listener(self._paths.socket)
+        return None if one is None else {one: None}
+
+    def _admins(self) -> int | None:
+        """The group that root lets manage us besides: the socket's, where it was made for a group."""
+        try:
+            found = os.stat(self._paths.manage_socket)
+        except FileNotFoundError:
+            return None
+        return found.st_gid if found.st_uid == 0 and stat.S_IMODE(found.st_mode) & 0o020 else None
+
+    def _belongs(self, peer: Peer, agent: str) -> bool:
+        rule = self._force.runtime.agents.get(agent)
+        return rule is not None and rule.uids is not None and peer.uid in rule.uids
+
     def _accepts(self, peer: Peer) -> bool:
         if peer.uid == os.geteuid():
             return True
@@ -511,6 +575,7 @@ class Daemon:
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(1.0, self._tick)
+        self._manager.beat(monotonic())
         ring = partial(self._shipping.ring, self._journal.ingested_seq)
         meter = partial(self._metering.tick, monotonic())
         rotate = partial(self._rotation.tick, self._force.config.logging)
@@ -599,17 +664,34 @@ class Daemon:
         task.add_done_callback(self._reloading.discard)
 
     async def _signalled(self) -> None:
+        self._manager.reloading()
         try:
             await self.reload()
         except (ConfigFaults, Unproven):
             pass  # it is in the log
         except Exception:
             _log.exception("the configuration was not reloaded, the old one stays in force")
+        finally:
+            self._manager.ready()
 
 
-async def _main(paths: Paths, force: InForce, foreground: bool) -> int:
+def _readable(force: InForce) -> bool:
+    """Whether anybody of this machine may read what agents do."""
+    server = force.config.server
+    return server.listen != OFF and server.api_token is None and server.read_token is None
+
+
+async def _main(paths: Paths, force: InForce, manager: Manager) -> int:
     loop = asyncio.get_running_loop()
-    daemon = Daemon(paths, force, loop)
+    try:
+        daemon = Daemon(paths, force, loop, manager)
+    except sqlite3.Error as error:
+        text = (
+            "move it away, with `-wal` and `-shm`, to begin without what it keeps, pauses too; see `aegis doctor "
+            "state-damaged`"
+        )
+        _log.error("the daemon cannot start: `%s`: %s; %s", paths.state_db, error, text)
+        return 1
     for number, call in (
         (signal.SIGTERM, daemon.stop_soon),
         (signal.SIGINT, daemon.stop_soon),
@@ -622,18 +704,19 @@ async def _main(paths: Paths, force: InForce, foreground: bool) -> int:
         _log.error("the daemon cannot start: %s", error)
         await daemon.stop()
         return 1
-    for warning in force.warnings:
+    for warning in (*force.warnings, *((READABLE,) if _readable(force) else ())):
         _log.warning("%s", warning)
     _log.info(
         "aegis %s is ready at %s (%s tier, %s, durability %s)",
-        __version__, paths.socket, "isolated" if force.runtime.isolated else "advisory", force.config.mode,
-        force.config.audit.durability,
+        __version__, paths.doors or paths.socket, daemon.tier, force.config.mode, force.config.audit.durability,
     )  # fmt: skip
     # Everything made so far stays; collecting it again and again would only cost pauses.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+    manager.ready()
     await daemon.run()
+    manager.stopping()
     _log.info("stopping")
     await daemon.stop()
     return 0
@@ -664,12 +747,18 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
 
     Gives the exit code: 0 done, 1 the configuration has faults or the daemon cannot start or another one runs.
     """
+    manager = Manager.take(os.environ, os.getpid())
     logging.basicConfig(level=logging.INFO, handlers=[log.to_stderr()])
+    if paths.doors and os.geteuid() == 0:
+        text = "the machine's daemon runs as a user of its own; root starts it with `aegis daemon start` (or `run`)"
+        print(f"aegis: {text}", file=sys.stderr)
+        return 1
     try:
         paths.prepare()
-        lock = Lock(Path(paths.lock))
+        managed = manager.serves(paths.socket, paths.manage_socket, below=paths.doors)
+        lock = take_over(paths) if managed and not foreground else Lock(Path(paths.lock))
     except AlreadyRunning as running:
-        if foreground:
+        if foreground or manager.gives:
             print(f"aegis: {running}; stop it with `aegis daemon stop`", file=sys.stderr)
             return 1
         return 0  # several shims started one each; the first one serves them all
@@ -687,14 +776,21 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
         os.umask(0o077)
         _raise_descriptor_limit()
         with _runner() as runner:
-            return int(runner.run(_main(paths, force, foreground)))
+            return int(runner.run(_main(paths, force, manager)))
     finally:
         lock.release()
 
 
 def main() -> int:
-    """What `aegis-wrap` starts in the background."""
+    """What `aegis-wrap` starts in the background, and a service; with `--log` it writes to its log's file by itself."""
     paths = Paths.find(os.environ)
+    if "--log" in sys.argv[1:]:
+        try:
+            own_log(paths.log)
+        except OSError as error:
+            text = f"the log `{paths.log}` cannot be opened: {error.strerror}; look at what it is, and remove it"
+            print(f"aegis: {text}", file=sys.stderr)
+            return 1
     return serve(None, paths, foreground=False)
 
 

@@ -51,6 +51,8 @@ class Network:
         self._sockets = WebSockets(reception, outbox, monotonic)
         self._port: Port | None = None
         self._page: Port | None = None
+        self.trouble: tuple[str, ...] = ()
+        """what a status says of an address that could not be had"""
 
     @property
     def address(self) -> str | None:
@@ -74,7 +76,8 @@ class Network:
         except OSError as error:
             if "listen" in config.server.model_fields_set:
                 raise
-            _log.warning("nothing is served over http: %s", error)
+            self.trouble = (f"nothing is served over http: {error}",)
+            _log.warning("%s", self.trouble[0])
         else:
             self._port = port
             _log.info("http is served at http://%s", port.address)

@@ -281,6 +281,8 @@ def grant_row(grant: Grant) -> shapes.Grant:
         expires_at=instant(grant.expires),
         uses_left=grant.uses_left,
         from_call=grant.from_call,
+        command=grant.command,
+        cwd=grant.cwd,
     )
 
 

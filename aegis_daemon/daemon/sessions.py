@@ -70,8 +70,8 @@ class Sessions:
             return
         try:
             runtime = self._shell.runtime
-            planned = plan(hello, peer.uid, self._own_uid, runtime, os.environ)
-            self._check_room(hello.agent)
+            planned = plan(hello, peer.uid, self._own_uid, runtime, os.environ, attachment.door)
+            self._check_room(planned.principal.agent)
             client = ShimClient(self.loop, self._outbox, attachment, own_uid=self._own_uid)
         except (Refused, BadLedger) as refused:
             _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, refused)
@@ -87,7 +87,8 @@ class Sessions:
         self._sessions[conversation.session] = Session(conversation, client, hello.way, peer.pid, above, wall())
         attachment.control.on_gone = conversation.shim_gone
         attachment.control.say(greeting.say_ok(conversation.session, hello.way))
-        _log.info("session %s: `%s` to `%s` by %s", conversation.session, hello.agent, planned.backend, hello.way)
+        agent = planned.principal.agent
+        _log.info("session %s: `%s` to `%s` by %s", conversation.session, agent, planned.backend, hello.way)
         conversation.start()
 
     def open(self, planned: Plan, client: Client, way: str, *, shared: bool) -> Conversation:
@@ -129,6 +130,7 @@ class Sessions:
             load=self._load,
             on_end=self._ended,
             shared=shared,
+            handed=planned.handed,
         )
 
     def _ended(self, conversation: Conversation) -> None:
