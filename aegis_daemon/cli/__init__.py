@@ -1,1 +1,1 @@
-"""The `aegis` command: one file for each command, listed in `main`."""
+"""The `aegis` command: one file or package for each command, listed in `main`."""

@@ -189,7 +189,7 @@ def _apply(daemon: Connection, path: str, old: bytes, edited: Edited, row: dict[
         say("the running daemon has another file, so nothing was reloaded")
         return DONE
     try:
-        answer = daemon.call("reload")
+        answer = daemon.call("reload", key=own_key())
     except DaemonAway:
         say("the daemon went away; the change is in force when it starts again")
         return AWAY

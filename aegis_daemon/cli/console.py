@@ -105,6 +105,27 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def heading(text: str, *, as_json: bool = False) -> None:
+    """The line over data: on stdout with it, so that a pipe has both; on stderr where stdout is JSON."""
+    if as_json:
+        say(text)
+    else:
+        print(text, flush=True)
+
+
+def confirm(question: str) -> bool:
+    """Whether a person says yes. Enter is no, and what is neither is asked again."""
+    import typer
+
+    while True:
+        said = str(typer.prompt(f"{question} [y/N]", default="", show_default=False, err=True)).strip().lower()
+        if said in ("y", "yes"):
+            return True
+        if said in ("", "n", "no"):
+            return False
+        say("  `y` or `n`")
+
+
 def complain(message: str, hint: str = "") -> None:
     """An error and its next step, on stderr."""
     label = "\x1b[31merror:\x1b[0m" if coloured(sys.stderr) else "error:"

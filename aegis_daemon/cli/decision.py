@@ -1,12 +1,16 @@
-"""What `approve` and `reject` share: a person sees the whole call, is asked, and what was seen is what is decided."""
+"""What `approve` and `reject` share: a person sees the whole call, is asked, and what was seen is what is decided.
+
+What else only a person may do, they show with their key (`own_key`), and the daemon is asked first (`guard`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from contextlib import suppress
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +30,12 @@ from aegis_daemon.cli.console import (
     span,
     visible,
 )
+from aegis_daemon.config.paths import Paths
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key
+
+if TYPE_CHECKING:
+    from aegis_daemon.clients.plans import Plan
+    from aegis_daemon.clients.standing import Ours
 
 LONG = 40
 """Lines of arguments that a screen may not hold."""
@@ -152,6 +161,53 @@ def own_key() -> str | None:
         ) from None
 
 
+def guard(action: str, done: str = "") -> None:
+    """Asks the daemon whether a person does this, or records what was done. Without a daemon no agent is governed now.
+
+    Raises `Refused`, `Problem`.
+    """
+    with suppress(DaemonAway):
+        link.call("guard", action=action, done=done[:2000], key=own_key())
+
+
+def guard_named(paths: Paths, plans: list[Plan], action: str) -> None:
+    """As `guard`, of every other daemon that entries lead to until now: whoever asks for another one does not pass.
+
+    Raises `Refused`, `Problem`.
+    """
+    from aegis_daemon.clients import documents, entries, standing
+    from aegis_daemon.manage.client import ask
+
+    sockets: set[str] = set()
+    for plan in plans:
+        changed = {change.keys for change in plan.changes}
+        for entry in entries.read(plan.client, documents.parse(plan.before, plan.client.format)) if changed else ():
+            said = standing.ours(entry) if entry.path in changed else None
+            if said is not None:
+                sockets |= _named_by(said, plan.path)
+    for socket in sorted(sockets - {paths.manage_socket}):
+        if os.path.lexists(socket):
+            with suppress(DaemonAway):
+                ask(socket, "guard", action=action, done="", key=own_key())
+
+
+def _named_by(said: Ours, path: str) -> set[str]:
+    """Where the daemon that an entry leads to is managed."""
+    import pwd
+
+    if said.way != "wrap":
+        return set()
+    homes = {os.path.expanduser("~")}
+    real = pwd.getpwuid(os.getuid()).pw_dir
+    if os.path.realpath(path).startswith(real.rstrip("/") + "/"):
+        homes.add(real)  # $HOME is whatever somebody says
+    found = {Paths.find({**said.found, "HOME": home}).manage_socket for home in homes}
+    if said.socket:
+        above = os.path.dirname(os.path.abspath(said.socket))
+        found |= {os.path.join(above, "manage.sock"), os.path.join(os.path.dirname(above), "manage.sock")}
+    return found
+
+
 def describe(ticket: dict[str, Any]) -> list[str]:
     """The whole call, however long, for a person, line by line; each is safe to print."""
     lines = pretty(ticket["arguments"])
@@ -160,6 +216,8 @@ def describe(ticket: dict[str, Any]) -> list[str]:
         f"{ticket['id']}  {visible(what(ticket))}",
         f"  agent      {visible(ticket['agent_id'])}",
         *([f"  client     {visible(ticket['client'], 80)}"] if ticket.get("client") else []),
+        *([f"  server     {visible(ticket['command'])}"] if ticket.get("command") else []),
+        *([f"  directory  {visible(ticket['cwd'])}"] if ticket.get("cwd") else []),
         f"  rule       {visible(ticket['rule'])}",
         *([f"  agreed     {agreement(ticket)}"] if ticket.get("needed", 1) > 1 else []),
         f"  expires in {span(left)}" + ("" if ticket["waiting"] else "  (its client has gone; it runs on a retry)"),

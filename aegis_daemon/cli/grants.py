@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aegis_daemon.cli import link
+from aegis_daemon.cli import link, names
 from aegis_daemon.cli.console import USAGE, Problem, compact, emit, instant, say, show, span, visible
 from aegis_daemon.cli.decision import arguments, own_key, what
 from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, pick
@@ -49,7 +49,10 @@ def rows(
 
 @app.command()
 def revoke(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="As `aegis grants list` shows them.")] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID", autocompletion=names.grants, help="As `aegis grants list` shows them."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +78,8 @@ def _list(agent: str | None, backend: str | None, tool: str | None, limit: int |
         {**row, "what": what(row), "shape": _shape(row), "left": span(instant(row["expires_at"]) - now)}
         for row in found
     ]
-    show(shown, COLUMNS, "no approval is remembered")
+    servers = {"command": "server", "cwd": "directory"} if any(row.get("command") for row in shown) else {}
+    show(shown, {**COLUMNS, **servers}, "no approval is remembered")
 
 
 def _shape(row: dict[str, Any]) -> str:

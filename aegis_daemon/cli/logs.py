@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import Annotated, BinaryIO
@@ -25,11 +27,12 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """The daemon's own log. What agents did is in `aegis audit`."""
-    path = link.paths().log
-    if not follow and not os.path.exists(path):
+    paths = link.paths()
+    path = paths.log
+    if not follow and not os.path.lexists(path):
         raise Problem(f"there is no log at `{path}` yet", "start the daemon with `aegis daemon start`")
     try:
-        for line in lines(path, limit, follow):
+        for line in lines(path, limit, follow, own=not paths.doors):
             if as_json:
                 emit({"line": line})
             else:
@@ -38,12 +41,16 @@ def logs(
         pass
 
 
-def lines(path: str, limit: int, follow: bool) -> Iterator[str]:
-    """The last `limit` lines of a file, then those that come. A file that is replaced or cut is begun anew."""
+def lines(path: str, limit: int, follow: bool, own: bool = True) -> Iterator[str]:
+    """The last `limit` lines of a file, then those that come. A file that is replaced or cut is begun anew.
+
+    :param own: whether nobody else writes in its directory; else root, who reads it, follows no link there.
+    :raises Problem: it is no file.
+    """
     place, inode, rest = -1, 0, b""
     while True:
         try:
-            with open(path, "rb") as file:
+            with _opened(path, own) as file:
                 found = os.fstat(file.fileno())
                 if place < 0:
                     data = tail(file, limit)
@@ -64,6 +71,21 @@ def lines(path: str, limit: int, follow: bool) -> Iterator[str]:
                 yield _text(rest)
             return
         time.sleep(_STEP_S)
+
+
+def _opened(path: str, own: bool) -> BinaryIO:
+    """The file, without ever waiting for one that fills a pipe. Raises `Problem`, `FileNotFoundError`."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if own else os.O_NOFOLLOW)
+    try:
+        file = open(os.open(path, flags), "rb")  # noqa: SIM115  the caller closes it
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    raise Problem(f"`{path}` is no file that the daemon made", "look at what it is, and remove it")
 
 
 def tail(file: BinaryIO, count: int) -> bytes:

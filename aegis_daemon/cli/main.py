@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from typer._click import Command, Context
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "setup": ("setup.command", "Find agents and servers, propose rules, and put them through Aegis."),
     "demo": ("demo", "A five-minute tour, sandboxed; no other software needed."),
+    "agents": ("agents.commands", "Agents, their servers, and putting them through Aegis."),
     "status": ("status", "The daemon, its sessions and what waits."),
     "pending": ("pending", "Calls that wait for a person."),
     "approve": ("approve", "Let waiting calls run, once."),
@@ -33,18 +36,25 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pause": ("pause", "Stop an agent, or all of them, at once."),
     "resume": ("resume", "Let an agent, or all of them, go on."),
     "mode": ("mode", "Whether rules are enforced, and what they would have refused."),
-    "policy": ("policy", "Check policies, and tell what the rules say of a call."),
+    "policy": ("policy.commands", "Check policies, and tell what the rules say of a call."),
     "tools": ("tools", "What servers say of their tools, and what of it has changed."),
     "ui": ("ui", "Open the inbox in a browser."),
     "limits": ("limits", "Limits and how far they are used."),
     "queue": ("queue", "Calls in the backends' queues."),
-    "audit": ("audit", "What was asked, decided and answered."),
+    "audit": ("audit.commands", "What was asked, decided and answered."),
     "config": ("config", "Make, check and show the configuration."),
-    "daemon": ("daemon", "Start, stop and reload the daemon."),
+    "daemon": ("daemon.commands", "Start, stop and reload the daemon."),
     "logs": ("logs", "The daemon's own log."),
+    "doctor": ("doctor", "Find everything that is wrong with this installation."),
+    "uninstall": ("uninstall.command", "Take Aegis away, and leave everything as it was."),
+    "completion": ("completion", "Completion of commands and names in the shell."),
     "version": ("version", "Which version this is."),
 }
 """name → (module in this package that holds `app`, one line of help)"""
+
+
+INTERRUPTED: Final = 130
+"""what shells say of a command that ended by an interrupt"""
 
 
 class Unread(Exception):
@@ -63,10 +73,11 @@ class Root(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, help_text = COMMANDS[cmd_name]
+        whole = f"aegis_daemon.cli.{module}"
         try:
-            app: typer.Typer = importlib.import_module(f"aegis_daemon.cli.{module}").app
+            app: typer.Typer = importlib.import_module(whole).app
         except ModuleNotFoundError as error:
-            if error.name != f"aegis_daemon.cli.{module}":
+            if error.name not in (whole, whole.rpartition(".")[0]):
                 raise
             app = _missing(cmd_name)
         app.info.help = app.info.help if isinstance(app.info.help, str) else help_text
@@ -76,6 +87,19 @@ class Root(TyperGroup):
         command.short_help = help_text
         lighten(command)
         return command
+
+    def format_commands(self, ctx: Context, formatter: Any) -> None:
+        """The table, for which no command is imported."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[Any]:
+        """Commands by their table: to import each takes longer than a person waits for a key."""
+        from typer._click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         """`aegis CONFIG` is `aegis daemon run --config CONFIG`."""
@@ -108,6 +132,8 @@ class Root(TyperGroup):
     ) -> Any:
         """Runs, and ends the process with the exit status of the contract."""
         lighten(self)
+        if "_AEGIS_COMPLETE" in os.environ:
+            plain_completion()
         run = super().main
         sys.exit(guarded(lambda: run(args, prog_name, complete_var, False, windows_expand_args, **extra)))
 
@@ -163,6 +189,16 @@ def lighten(command: Any) -> None:
         lighten(below)
 
 
+def plain_completion() -> None:
+    """Spares the shell's completion the import of Rich, which would take markup out of help texts that hold none."""
+    with suppress(ImportError):
+        from typer import _completion_classes
+
+        _completion_classes.completion_init()  # which Typer does for its own options alone
+        if hasattr(_completion_classes, "_sanitize_help_text"):
+            _completion_classes._sanitize_help_text = lambda text: text
+
+
 def guarded(command: Any) -> int:
     """The exit status of a command; whatever it raises is told in one or two lines, never as a traceback."""
     try:
@@ -177,9 +213,12 @@ def guarded(command: Any) -> int:
     except Refused as refused:
         complain(refused.message, refused.hint)
         return WRONG
-    except typer.Abort:
+    except typer.Abort as left:
+        interrupted = isinstance(left.__context__, KeyboardInterrupt)
+        if interrupted and sys.stderr.isatty():
+            print(file=sys.stderr)  # the terminal has written `^C` behind the question
         complain("left without an answer; nothing was changed")
-        return WRONG
+        return INTERRUPTED if interrupted else WRONG
     except typer.Exit as done:
         return done.exit_code
     except (Unread, BrokenPipeError):
@@ -187,7 +226,7 @@ def guarded(command: Any) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         return _unexpected(error)
     return code if isinstance(code, int) else 0
@@ -229,6 +268,7 @@ app = typer.Typer(
     cls=Root,
     name="aegis",
     no_args_is_help=True,
+    add_completion=False,  # `aegis completion` does that, and edits nobody's files
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     subcommand_metavar="COMMAND [ARGS]...  |  CONFIG",

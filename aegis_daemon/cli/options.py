@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aegis_daemon.cli import names
 from aegis_daemon.cli.console import USAGE, Problem, instant
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -19,8 +20,28 @@ Since = Annotated[
         "--since", metavar="TIME", help="Not older than `10m`, `24h`, `7d`, or a time (RFC 3339, `2026-01-31`)."
     ),
 ]
-Agent = Annotated[str | None, typer.Option("--agent", metavar="ID", help="Only this agent (globs work).")]
-Backend = Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Only this backend (globs work).")]
+Agent = Annotated[
+    str | None,
+    typer.Option("--agent", metavar="ID", autocompletion=names.agents, help="Only this agent (globs work)."),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="NAME", autocompletion=names.backends, help="Only this backend (globs work)."),
+]
+OneClient = Annotated[
+    str | None,
+    typer.Option("--client", metavar="NAME", autocompletion=names.clients, help="Only this client's files."),
+]
+WiredAgent = Annotated[
+    str, typer.Argument(metavar="ID", autocompletion=names.wired, help="An agent, or a client's id.")
+]
+Undoable = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[ID]", autocompletion=names.undoable,
+        help="An agent, or a run of `wire` as its `--json` says; else the last run.",
+    ),
+]  # fmt: skip
 Tool = Annotated[str | None, typer.Option("--tool", metavar="NAME", help="Only this tool (globs work).")]
 Config = Annotated[
     str | None,

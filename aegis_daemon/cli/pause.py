@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_daemon.cli import link
+from aegis_daemon.cli import link, names
 from aegis_daemon.cli.console import USAGE, Problem, emit, say, visible
 from aegis_daemon.cli.decision import NOTE_MAX, own_key
 from aegis_daemon.cli.options import Json, new_app
@@ -16,7 +16,9 @@ app = new_app()
 
 @app.command()
 def pause(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="Which; without it, all of them.")] = None,
+    agent: Annotated[
+        str | None, typer.Argument(metavar="AGENT", autocompletion=names.agents, help="Which; without it, all of them.")
+    ] = None,
     note: Annotated[str, typer.Option("--note", metavar="TEXT", help="Shown to people, and kept in the log.")] = "",
     as_json: Json = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from aegis_daemon.cli import link
+from aegis_daemon.cli import link, names
 from aegis_daemon.cli.console import emit, say, show, span, visible
 from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, pick
 
@@ -44,7 +44,11 @@ def rows(
 
 
 @app.command()
-def cancel(call_id: str = typer.Argument(metavar="CALL_ID", help="As `aegis queue list` shows it.")) -> None:
+def cancel(
+    call_id: str = typer.Argument(
+        metavar="CALL_ID", autocompletion=names.queued, help="As `aegis queue list` shows it."
+    ),
+) -> None:
     """Give a queued call up; its agent is told. A call that runs already cannot be called back."""
     found = [row for row in link.call("pending") if row["call_id"].startswith(call_id)]
     link.call("cancel_queued", call_id=call_id)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_daemon.cli import link
+from aegis_daemon.cli import link, names
 from aegis_daemon.cli.console import emit, say, visible
 from aegis_daemon.cli.decision import own_key
 from aegis_daemon.cli.options import Json, new_app
@@ -17,7 +17,10 @@ app = new_app()
 @app.command()
 def resume(
     agent: Annotated[
-        str | None, typer.Argument(metavar="AGENT", help="Which; without it, the pause of all together.")
+        str | None,
+        typer.Argument(
+            metavar="AGENT", autocompletion=names.agents, help="Which; without it, the pause of all together."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

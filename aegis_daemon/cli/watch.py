@@ -175,7 +175,8 @@ class Board:
             first, *rest = chop_cells(line, width)
             rows.append(first)
             more += len(rest)
-        for line in pretty(ticket["arguments"]):
+        where = [f"{name}  {visible(ticket[name])}" for name in ("command", "cwd") if ticket.get(name)]
+        for line in (*where, *pretty(ticket["arguments"])):
             for row in chop_cells(line, width):
                 if len(rows) < room + 2:
                     rows.append(row)

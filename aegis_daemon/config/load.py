@@ -118,10 +118,20 @@ def load(path: str, env: Mapping[str, str] | None = None, *, optional: bool = Fa
     if stat.S_IMODE(os.stat(full).st_mode) & stat.S_IWOTH:
         open_file = Fault(path, 0, 0, "", "every user of this machine can change the rules", f"run `chmod o-w {path}`")
         warnings = (open_file, *warnings)
-    elif stat.S_IMODE(os.stat(full).st_mode) & (stat.S_IRGRP | stat.S_IROTH) and _TOKEN.search(data):
+    elif stat.S_IMODE(os.stat(full).st_mode) & _strangers(full) and _TOKEN.search(data):
         text = "every user of this machine may be able to read the tokens in it"
         warnings = (Fault(path, 0, 0, "", text, f"run `chmod 600 {path}`, or write `${{env:NAME}}`"), *warnings)
     return msgspec.structs.replace(loaded, warnings=warnings, path=full)
+
+
+def _strangers(path: str) -> int:
+    """The bits of a mode by which others than those whom a file is for may read it.
+
+    The isolated tier's is root's, and for its group, which has the daemon alone.
+    """
+    found = os.stat(path)
+    daemons = found.st_uid == 0 and found.st_gid == os.getegid() != 0
+    return stat.S_IROTH if daemons else stat.S_IRGRP | stat.S_IROTH
 
 
 def loads(data: bytes | str, name: str, *, base: str = "/", env: Mapping[str, str] | None = None) -> Loaded:
@@ -453,6 +463,11 @@ class Reading:
             if not token:
                 message = "other machines reach this address, and the API has no token, so only this machine may use it"
                 self._warn(here, message, "set `server.api_token`, or listen at `127.0.0.1`")
+        tokens: dict[tuple[str, ...], Any] = {("server", key): server.get(key) for key in ("api_token", "read_token")}
+        tokens |= {("agents", name, "auth_token"): agent.get("auth_token") for name, agent in agents.items()}
+        for place, said in tokens.items():
+            if isinstance(said, str | Secret) and _SAMPLE.search(reveal(said)):
+                self._warn(place, "everybody knows this token: it stands in examples", "write one that nobody guesses")
         for name, backend in _sections(_table(data, "backends")):
             url = backend.get("url")
             host = _open_host(url) if isinstance(url, str) else ""
@@ -709,6 +724,8 @@ class _NotFoundError(Exception):
 
 
 _TOKEN: Final = re.compile(rb"""^[^#\n]*(?:_token|secret)["']?\s*:\s*(?!["']?\$\{)\S""", re.MULTILINE)
+_SAMPLE: Final = re.compile(r"(?:change|replace)[-_. ]?(?:me|this)|placeholder|\byour[-_. ]", re.IGNORECASE)
+"""What a token looks like that was left as somebody's example has it."""
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 

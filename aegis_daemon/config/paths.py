@@ -1,7 +1,8 @@
 """Every file of Aegis has one place, and the shim and the daemon find the same one.
 
 `AEGIS_HOME=DIR` puts everything under DIR; otherwise the XDG base directories decide. The shim has its own copy of
-the two rules it needs (it imports nothing from here); `tests/config/test_paths.py` holds the two together.
+the two rules it needs (it imports nothing from here); `tests/config/test_paths.py` holds the two together. With
+`AEGIS_SYSTEM=1` they are the machine's (the isolated tier), where each agent has a socket of its own.
 """
 
 from __future__ import annotations
@@ -48,14 +49,20 @@ class Paths(msgspec.Struct, frozen=True):
     """`audit.key`, which signs checkpoints, beside the config, unless `audit.key_file` says otherwise"""
     exports_db: str
     """`exports.db`, how far each export has come"""
+    doors: str = ""
+    """the directory of the agents' sockets, one each, in the isolated tier; empty where all agents share `socket`"""
 
     @classmethod
     def find(cls, env: Mapping[str, str]) -> Paths:
         """Where things are, given an environment. Touches no file.
 
         `AEGIS_HOME` wins over XDG; `AEGIS_CONFIG` names the config file and `AEGIS_SOCKET` the shims' socket in either
-        case. Empty variables count as unset, and so do relative XDG ones (XDG Base Directory 0.8).
+        case. Empty variables count as unset, and so do relative XDG ones (XDG Base Directory 0.8). `AEGIS_SYSTEM` wins
+        over them all: `1` for the machine's own directories, or a directory that stands for `/`.
         """
+        system = env.get("AEGIS_SYSTEM", "")
+        if system:
+            return cls.of_system("" if system == "1" else os.path.abspath(system).rstrip("/"), env)
         home = env.get("AEGIS_HOME", "")
         if home:
             config_dir = run_dir = state_dir = os.path.abspath(home)
@@ -83,8 +90,39 @@ class Paths(msgspec.Struct, frozen=True):
             exports_db=os.path.join(state_dir, "exports.db"),
         )
 
+    @classmethod
+    def of_system(cls, root: str, env: Mapping[str, str]) -> Paths:
+        """Those of the isolated tier: the configuration is root's, the state the daemon's, the sockets root's.
+
+        :param root: what stands for `/`; empty for the machine itself.
+        """
+        run, state = f"{root}/run/aegis", f"{root}/var/lib/aegis"
+        return cls(
+            config=os.path.abspath(env.get("AEGIS_CONFIG", "") or f"{root}/etc/aegis/aegis.yaml"),
+            approver_key=f"{state}/approver.key",
+            run_dir=run,
+            socket=f"{run}/agents/default.sock",
+            manage_socket=f"{run}/manage.sock",
+            lock=f"{state}/daemon.lock",
+            state_dir=state,
+            log=f"{state}/daemon.log",
+            audit_db=f"{state}/audit.db",
+            state_db=f"{state}/state.db",
+            links_key=f"{state}/links.key",
+            journal=f"{state}/journal",
+            audit_key=f"{state}/audit.key",
+            exports_db=f"{state}/exports.db",
+            doors=f"{run}/agents",
+        )
+
+    def door(self, agent: str, uid: int | None = None) -> str:
+        """The socket of one agent, in the isolated tier; `uid` where the agent may be several users."""
+        return f"{self.doors}/{agent}.sock" if uid is None else f"{self.doors}/{agent}.{uid}.sock"
+
     def prepare(self) -> None:
         """Make the run, state and journal directories (0700) and check that nobody else can change them.
+
+        In the isolated tier the run directory is root's, who made it with the sockets in it.
 
         :raises PathError: a directory belongs to another user, is open to writing by others, or a socket path is too
             long for the system.
@@ -97,7 +135,7 @@ class Paths(msgspec.Struct, frozen=True):
                     "set AEGIS_HOME to a shorter directory"
                 )
         # The state directory first: what makedirs makes on its way to a deeper one is not private.
-        for path in (self.state_dir, self.run_dir, self.journal):
+        for path in (self.state_dir, *(() if self.doors else (self.run_dir,)), self.journal):
             os.makedirs(path, mode=0o700, exist_ok=True)
             found = os.stat(path)
             if found.st_uid != os.geteuid():

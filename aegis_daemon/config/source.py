@@ -497,7 +497,7 @@ class _Builder:
             if part in problem:
                 hint = better
                 break
-        if begun is not None and begun.line != line:
+        if begun is not None and begun.line < line:
             problem += f" ({marked.context} that begins in line {begun.line + 1})"
         path = self._path()
         if self.last is not None and self.open:

@@ -1,12 +1,14 @@
 """A suggestion as text that means it and nothing else: YAML for the configuration, or policies in Cedar.
 
-Whatever comes from the log stands in double quotes, in ASCII; comments hold one visible line each. Policies are
-`forbid … unless`, which can only take away; one that permits is made where there is no other policy at all.
+Whatever comes from the log stands in double quotes, in ASCII, in YAML but for plain words; comments hold one visible
+line each. Policies are `forbid … unless`, which can only take away; one that permits is made where there is no other.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -27,7 +29,11 @@ _ACTIONS: Final = {
         'context.primitive == "prompt"',
     ),
 }
-_LEAST: Final = -(2**63)
+_WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_NO_TEXT: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
+"""words that some version of YAML takes for something else"""
+_WIDEST: Final = 72
+"""Behind lines that are longer, comments do not line up."""
 
 
 def as_yaml(suggestion: Suggestion, header: Iterable[str]) -> str:
@@ -38,40 +44,39 @@ def as_yaml(suggestion: Suggestion, header: Iterable[str]) -> str:
 
     def quoted(value: Any) -> Any:
         if isinstance(value, str):
-            return Quoted(value)
+            return value if _is_word(value) else Quoted(value)
         if isinstance(value, list):
             made = CommentedSeq([quoted(one) for one in value])
             made.fa.set_flow_style()
             return made
         if isinstance(value, dict):
-            table = CommentedMap({key: quoted(one) for key, one in value.items()})
+            table = CommentedMap({quoted(key): quoted(one) for key, one in value.items()})
             if not table:
                 table.fa.set_flow_style()
             return table
         return value
 
     top = CommentedMap()
+    columns = _columns(suggestion)
     for entry in suggestion.entries:
         if entry.kind == "unused":
             continue
         here = top
-        for depth, key in enumerate(entry.path[:-1]):
-            own = depth % 2 == 0 and depth < 4  # `agents`, `backends` and the like; the others are from the log
-            here = here.setdefault(key if own else Quoted(key), CommentedMap())
+        for key in entry.path[:-1]:
+            here = here.setdefault(quoted(key), CommentedMap())
         last: str = entry.path[-1]
         remark = _remark(entry)
         if entry.kind.endswith("_allowlist"):
+            column = columns.get(entry.path[:-1], 0)
             if entry.value is None:
                 here[last] = quoted([])
-                here.yaml_add_eol_comment(remark, last)
+                here.yaml_add_eol_comment(remark, last, column)
                 continue
             items = here.setdefault(last, CommentedSeq())
-            items.append(Quoted(entry.value))
-            items.yaml_add_eol_comment(remark, len(items) - 1)
+            items.append(quoted(entry.value))
+            items.yaml_add_eol_comment(remark, len(items) - 1, column)
             continue
-        known = entry.kind == "allowed" and len(entry.path) > 2
-        plain = known or last in ("operations", "functions")
-        name = last if plain else Quoted(last)
+        name = quoted(last)
         here[name] = quoted(entry.value)
         here.yaml_set_comment_before_after_key(name, before=remark, indent=2 * (len(entry.path) - 1))
     lines = [*header, *suggestion.notes, *(_unused(one) for one in suggestion.entries if one.kind == "unused")]
@@ -85,6 +90,28 @@ def as_yaml(suggestion: Suggestion, header: Iterable[str]) -> str:
     out = io.StringIO()
     yaml.dump(top, out)
     return text + out.getvalue()
+
+
+def _is_word(text: str) -> bool:
+    """Whether it means itself in YAML, of any version, without quotes."""
+    return _WORD.fullmatch(text) is not None and text.lower() not in _NO_TEXT
+
+
+def _columns(suggestion: Suggestion) -> dict[tuple[str, ...], int]:
+    """Where the comments of an agent's lists begin: two columns behind the longest line that is not too long."""
+    ends: dict[tuple[str, ...], int] = {}
+    for entry in suggestion.entries:
+        if entry.kind.endswith("_allowlist"):
+            where, last = entry.path[:-1], entry.path[-1]
+            text = f"{last}: []" if entry.value is None else f"  - {_written(entry.value)}"
+            end = 2 * len(where) + len(text)
+            if end <= _WIDEST:
+                ends[where] = max(end, ends.get(where, 0))
+    return {where: end + 2 for where, end in ends.items()}
+
+
+def _written(text: str) -> str:
+    return text if _is_word(text) else json.dumps(text)
 
 
 def _remark(entry: Entry) -> str:

@@ -14,8 +14,8 @@ from typing import IO, Any
 import pytest
 
 from aegis_daemon.audit.record import Admin, Approval, Denied, Hold, Intent, Outcome, Record
-from aegis_daemon.cli import audit_search
-from aegis_daemon.cli.audit_stats import _shares
+from aegis_daemon.cli.audit import search
+from aegis_daemon.cli.audit.stats import _shares
 
 from .conftest import Aegis
 from .terminal import AEGIS
@@ -88,7 +88,7 @@ def test_a_word_that_is_no_verdict_is_told_what_there_is(aegis: Aegis) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_a_search_that_ran_out_of_time_says_where_to_go_on(aegis: Aegis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_search, "PATIENCE_S", 1e-9)
+    monkeypatch.setattr(search, "PATIENCE_S", 1e-9)
     monkeypatch.setattr("aegis_daemon.audit.search.SLICE", 1)
     done = aegis("audit", "search", "nothing like that", "--json")
     assert done.exit_code == 0

@@ -12,7 +12,7 @@ import pytest
 from aegis_daemon.audit.checkpoint import Checkpoint, origin, write_note
 from aegis_daemon.audit.keys import Signer
 from aegis_daemon.audit.verify import Report
-from aegis_daemon.cli import audit_verify
+from aegis_daemon.cli.audit import verify
 
 KEY = Signer(b"\x05" * 32)
 LOG = origin("default", "ab" * 32)
@@ -28,7 +28,7 @@ NOTES = [note(size) for size in (5, 10, 15)]
 
 def had(path: Path) -> tuple[list[str] | None, list[str]]:
     remarks: list[str] = []
-    return audit_verify._had("notebook", str(path), remarks), remarks
+    return verify._had("notebook", str(path), remarks), remarks
 
 
 @pytest.mark.parametrize("gap", ["", "\n"])
@@ -46,7 +46,7 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path, cut: int, gap: str) ->
 def test_of_a_large_file_the_newest_part_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "notebook"
     path.write_text(f"{NOTES[0]}\n" * 50 + f"{NOTES[1]}\n{NOTES[2]}\n")
-    monkeypatch.setattr(audit_verify, "NOTES_MAX", 1000)
+    monkeypatch.setattr(verify, "NOTES_MAX", 1000)
     found, remarks = had(path)
     assert found is not None
     assert found[-2:] == NOTES[1:]
@@ -77,7 +77,7 @@ def test_this_machines_word_counts_for_configured_witnesses_alone_and_is_called_
         db.executemany("INSERT INTO witnessed VALUES (?, ?, 15)", rows)
         db.commit()
     names = {"vault", "other"}
-    assert audit_verify._witnessed(str(store), cursors, names) == [("vault, as this machine says", NOTES[2])]
+    assert verify._witnessed(str(store), cursors, names) == [("vault, as this machine says", NOTES[2])]
 
 
 def test_another_log_that_was_larger_is_spoken_of(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_another_log_that_was_larger_is_spoken_of(tmp_path: Path) -> None:
         db.execute("INSERT INTO records VALUES (1, '', '{\"ts\":1770000000000000}')")
         db.commit()
     other = origin("default", "cd" * 32)
-    (remark,) = audit_verify._larger(str(store), [note(1, other), note(40, other), "nonsense"])
+    (remark,) = verify._larger(str(store), [note(1, other), note(40, other), "nonsense"])
     assert remark.startswith(f"this key signed 40 records of another log, `{other}`, to 2026-01-31T08:00:00Z;")
     assert "began on 2026-02-02T02:40:00Z: if that was not you" in remark
 
@@ -96,10 +96,10 @@ def test_what_a_witness_has_of_another_log_is_a_remark_and_not_believed_of_this_
     remarks: list[str] = []
     other = origin("default", "cd" * 32)
     notes = [*NOTES, note(30, other), note(40, other)]
-    assert audit_verify._ours("notebook", notes, LOG.rpartition("/")[2], remarks) == NOTES
+    assert verify._ours("notebook", notes, LOG.rpartition("/")[2], remarks) == NOTES
     (remark,) = remarks
     assert remark.startswith(f"`notebook` has checkpoints of another log, `{other}`, to 40 records (2026-01-31")
-    assert audit_verify._ours("notebook", notes, "", remarks) == notes  # of an empty log, all of it speaks
+    assert verify._ours("notebook", notes, "", remarks) == notes  # of an empty log, all of it speaks
 
 
 @pytest.mark.parametrize(
@@ -108,5 +108,5 @@ def test_what_a_witness_has_of_another_log_is_a_remark_and_not_believed_of_this_
 )
 def test_it_is_said_whose_key_signed(given: bool, own: bool, whose: str, capsys: pytest.CaptureFixture[str]) -> None:
     report = Report(3, 1, 3, "", [], 0, 0, 1, LOG, signed=3, key="ab" * 32)
-    audit_verify._tell(report, 1, given=given, own=own)
+    verify._tell(report, 1, given=given, own=own)
     assert f"by the key {'ab' * 32}, the key {whose}" in capsys.readouterr().out

@@ -3,21 +3,28 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from manage.memory import Served
 
+from aegis_daemon.cli.console import Problem
+from aegis_daemon.cli.daemon.commands import only_starter
 from aegis_daemon.config.load import Fault
+from aegis_daemon.config.paths import Paths
 from aegis_daemon.manage.client import Connection, DaemonAway
 
 from .conftest import Aegis
 from .terminal import AEGIS
+
+DEFAULT_PORT = 18070
 
 
 def status(home: str) -> dict[str, Any] | None:
@@ -124,13 +131,16 @@ for line in sys.stdin:
 
 
 @pytest.mark.usefixtures("ended")
-def test_a_restart_under_live_sessions_keeps_the_file_and_the_sessions(aegis: Aegis, home: str) -> None:
+def test_a_restart_under_live_sessions_keeps_the_file_and_the_sessions(
+    aegis: Aegis, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = write(
         home, "mode: observe\nbackends: {x: {}}\nagents: {a: {backends: {x: {allowed: true}}}}\n", "chosen.yaml"
     )
     write(home, "mode: enforce\n")  # what a daemon that a session starts would read
     server = write(home, SERVER, "server.py")
     assert aegis("daemon", "start", "--config", chosen).exit_code == 0
+    monkeypatch.setenv("AEGIS_APPROVER_KEY", f"{home}/approver.key")  # this test is the shim's parent, so its agent
     wrap = [sys.executable, "-m", "aegis_shim", "--agent", "a", "--backend", "x", "--", sys.executable, server]
     with subprocess.Popen(wrap, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None
@@ -207,6 +217,28 @@ def test_a_daemon_that_ends_as_it_starts_is_told_with_its_last_words(aegis: Aegi
     assert "manage.sock" in done.stderr
 
 
+def test_a_damaged_store_is_named_with_what_to_do(aegis: Aegis, home: str) -> None:
+    with open(f"{home}/state.db", "wb") as file:
+        file.write(b"no database" * 100)
+    done = aegis("daemon", "start")
+    assert done.exit_code == 1
+    assert f"`{home}/state.db`" in done.stderr
+    assert "move it away" in done.stderr
+    assert "state-damaged" in aegis("doctor").stdout
+
+
+@pytest.mark.usefixtures("ended")
+def test_a_daemon_without_its_address_says_so_as_it_starts(aegis: Aegis, home: str) -> None:
+    write(home, "backends: {github: {}}\n")
+    with suppress(OSError), socket.create_server(("127.0.0.1", DEFAULT_PORT)):  # else another program has it already
+        done = aegis("daemon", "start")
+        assert (done.exit_code, "warning: nothing is served over http" in done.stderr) == (0, True)
+        assert "http-unserved" in aegis("doctor").stdout
+        found = status(home)
+        assert found is not None
+        assert any("nothing is served over http" in line for line in found["warnings"])
+
+
 def test_an_installation_open_to_others_is_refused(aegis: Aegis, home: str) -> None:
     os.chmod(home, 0o777)
     done = aegis("daemon", "start")
@@ -256,3 +288,17 @@ def test_faults_of_a_reload_come_back_with_their_places(served: Served, aegis: A
 
 def test_keys_that_need_a_restart_are_named(served: Served, aegis: Aegis) -> None:
     assert "audit.db_path" in aegis("daemon", "reload").stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root's directories")
+def test_root_waits_for_nothing_in_the_directory_of_the_daemons_user(tmp_path: Path) -> None:
+    paths = Paths.find({"AEGIS_SYSTEM": str(tmp_path)})
+    state = Path(paths.state_dir)
+    state.mkdir(parents=True)
+    os.mkfifo(state / "start.lock")
+    with only_starter(paths):
+        assert os.path.getsize(f"{paths.run_dir}/start.lock") == 0
+    assert [path.name for path in state.iterdir()] == ["start.lock"]
+    os.chmod(paths.run_dir, 0o777)
+    with pytest.raises(Problem, match="not root's alone"), only_starter(paths):
+        pass

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from manage.memory import Served
 from typer.testing import CliRunner
 
 from aegis_daemon.cli import main
+from aegis_daemon.cli.completion import BASH
 from aegis_daemon.cli.main import COMMANDS, app
 
 from .conftest import Aegis
@@ -175,6 +178,19 @@ def test_quick_commands_import_nothing_heavy(served: Served, words: list[str]) -
     assert done.stdout.splitlines()[-1] == "heavy:", done.stdout + done.stderr
 
 
+def test_the_help_imports_no_command(home: str) -> None:
+    code = (
+        "import sys; from aegis_daemon.cli.main import app\n"
+        "try: app(['--help'], prog_name='aegis')\n"
+        "except SystemExit: pass\n"
+        "print('commands:', *(name for name in sys.modules if name.startswith('aegis_daemon.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    named = set(done.stdout.splitlines()[-1].split())
+    assert named & {f"aegis_daemon.cli.{module}" for module, _ in COMMANDS.values()} == set()
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
 def test_the_shell_completes_commands_options_and_waiting_tickets(served: Served) -> None:
     from manage.memory import ticket
 
@@ -193,6 +209,18 @@ def test_the_shell_completes_commands_options_and_waiting_tickets(served: Served
     assert "\x1b" not in run(_AEGIS_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="aegis approve K").stdout
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
+def test_completion_runs_no_program_of_the_directory(tmp_path: Path) -> None:
+    theirs = tmp_path / "aegis"
+    theirs.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
+    theirs.chmod(0o755)
+    (tmp_path / "script").write_text(BASH)
+    words = ["bash", "--norc", "-c", ". ./script; COMP_WORDS=(./aegis pen); COMP_CWORD=1; _aegis_completion ./aegis"]
+    done = subprocess.run(words, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, timeout=30, check=False)
+    assert done.returncode in (0, 127)  # there may be no `aegis` of ours in this PATH
+    assert not (tmp_path / "ran").exists()
+
+
 def test_completion_without_a_daemon_offers_nothing_and_says_nothing(home: str) -> None:
     done = run(_AEGIS_COMPLETE="complete_bash", COMP_WORDS="aegis approve K", COMP_CWORD="2")
     assert (done.stdout.strip(), done.stderr) == ("", "")
@@ -201,4 +229,4 @@ def test_completion_without_a_daemon_offers_nothing_and_says_nothing(home: str) 
 def test_the_table_names_files_that_exist_but_for_the_demo() -> None:
     folder = os.path.dirname(main.__file__)
     for module, _ in COMMANDS.values():
-        assert module == "demo" or os.path.exists(f"{folder}/{module}.py")
+        assert module == "demo" or os.path.exists(f"{folder}/{module.replace('.', '/')}.py")

@@ -52,6 +52,24 @@ def test_rows_are_flat(aegis: Aegis) -> None:
     assert all(row["few"] for row in rows if row["calls"])
 
 
+def test_the_next_commands_are_told_with_the_same_options(aegis: Aegis, config: str, tmp_path: Path) -> None:
+    said = aegis("policy", "suggest", "--json", "--since", "30d", "--config", config).stderr
+    steps = [line.split("  #")[0].strip() for line in said.partition("next:\n")[2].splitlines()]
+    assert steps == [
+        f"aegis policy suggest --since 30d --config {config} > suggested.yaml",
+        f"aegis policy replay --policy suggested.yaml --config {config}",
+        f"${{EDITOR:-vi}} {config}",
+        "aegis daemon reload",
+    ]
+    Path(config).write_text(f"mode: observe\n{FILE}")
+    printed = aegis("policy", "suggest", "--format", "cedar")
+    assert "suggest" not in printed.stderr.partition("next:\n")[2]  # it is in a pipe or a file already
+    assert "policy.files" in printed.stderr
+    assert printed.stderr.rstrip().splitlines()[-1].strip().startswith("aegis mode enforce")
+    assert f"// to use it: in `{config}` name the file in `policy.files`" in printed.stdout
+    assert "next:" not in aegis("policy", "suggest", "--agent", "x*").stderr
+
+
 def test_agents_are_chosen_and_formats_known(aegis: Aegis) -> None:
     assert json.loads(aegis("policy", "suggest", "--agent", "x*", "--json").stdout) == []
     assert aegis("policy", "suggest", "--format", "toml").exit_code == 2

@@ -5,10 +5,12 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from manage.memory import MemoryGovernor, Served, instant, ticket
 
+from aegis_daemon.cli.console import Problem
 from aegis_daemon.cli.logs import lines
 from aegis_daemon.manage import shapes
 
@@ -160,6 +162,17 @@ def test_the_queue_is_listed_and_a_place_in_it_given_up(governor: MemoryGovernor
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_wait_for_no_pipe_and_root_follows_no_link_of_the_daemons_user(tmp_path: Path) -> None:
+    pipe, link, secret = tmp_path / "pipe", tmp_path / "link", tmp_path / "secret"
+    os.mkfifo(pipe)
+    secret.write_text("mine\n")
+    link.symlink_to(secret)
+    for path in (pipe, link, tmp_path):
+        with pytest.raises(Problem, match="no file that the daemon made"):
+            list(lines(str(path), 10, follow=False, own=False))
+    assert list(lines(str(link), 10, follow=False)) == ["mine"]
 
 
 def test_logs_need_no_daemon_and_show_the_last_lines(aegis: Aegis, home: str) -> None:

@@ -327,6 +327,8 @@ WARNINGS = [
     ("server: {listen: '0.0.0.0:1', api_token: 0123456789abcdef}\nagents: {a: {}, b: {auth_token: 0123456789abcdef}}\n",
      "1:10: server.listen: other machines reach this address, and may pass for the agent `a`; give each agent an "
      "`auth_token`, or listen at `127.0.0.1`"),
+    ("server: {api_token: change-me-change-me}\n", "1:10: server.api_token: everybody knows this token: it stands in "
+     "examples; write one that nobody guesses"),
     ("server: {listen: ':1'}\n", "1:10: server.listen: other machines reach this address, and the API has no token, so "
      "only this machine may use it; set `server.api_token`, or listen at `127.0.0.1`"),
     ("backends: {b: {url: 'http://mcp.vendor.example/rpc'}}\n", "1:21: backends.b.url: what goes to "

@@ -31,6 +31,7 @@ def test_aegis_home_puts_everything_under_one_directory() -> None:
         "journal": "/srv/aegis/journal",
         "exports_db": "/srv/aegis/exports.db",
         "audit_key": "/srv/aegis/audit.key",
+        "doors": "",
     }
 
 

@@ -147,6 +147,10 @@ FAULTS = [
      "check the indentation, and put a text that contains `: ` in quotes"),
     ("a: 'b\nc: d\n", "1:4: a: not yaml: found unexpected end of stream; close the quote"),
     ("a: [1, 2\n", "1:4: a[2]: not yaml: expected ',' or ']', but got '<stream end>'; close the bracket or brace"),
+    ("a: [\n", "1:4: a[0]: not yaml: expected the node content, but found '<stream end>'; close the bracket or brace"),
+    ("a: [\n  {b: 1\n", "2:3: a[0]: not yaml: expected ',' or '}', but got '<stream end>'; close the bracket or brace"),
+    ("a: [\n  {b: 1,\n", "2:3: a[0]: not yaml: expected the node content, but found '<stream end>'; "
+     "close the bracket or brace"),
     ("a: @b\n", "1:4: a: not yaml: found character '@' that cannot start any token; put the value in quotes"),
     ("a: *b\n", "1:4: a: the alias `*b` has no anchor before it; write `&b` at the value it means"),
     ("a: &b [1, *b]\n", "1:11: a[1]: the alias `*b` stands inside its own anchor; write the value out"),

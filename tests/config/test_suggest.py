@@ -119,8 +119,8 @@ def test_names_that_were_used_become_lists_with_their_reasons() -> None:
     assert access.tool_allowlist == ("read",)
     assert set(access.resource_allowlist or ()) == {"FILE:///data/../etc/x", "file:///etc/x"}
     assert access.prompt_allowlist == ()
-    assert '- "read"  # 30 calls in 7d\n' in written
-    assert '- "get"  # 2 calls in 7d; few calls: look twice\n' in written.replace('" #', '"  #')
+    assert "- get  " in written
+    assert " # 2 calls in 7d; few calls: look twice\n" in written
     assert "agents.bob.backends.bank: not used in 7d" in written
     assert refuses(config, calls) == 0
     assert refuses(config, [past("write"), past("get"), recorded(call("prompts/get", {"name": "p"}))]) == 3
@@ -226,6 +226,23 @@ def test_many_resources_become_their_folders_and_many_tools_no_list() -> None:
     spread = [recorded(call("resources/read", {"uri": f"file:///{number}"})) for number in range(MOST_NAMES + 9)]
     assert made(spread)[1].agents["amy"].backends["files"].resource_allowlist is None
     assert suggestion.notes
+
+
+def test_plain_words_need_no_quotes_and_the_reasons_of_an_agents_lists_stand_in_one_column() -> None:
+    names = ["read", "list_files", "On", "null", "1e3", "a b", "x: y", "get.it-now"]
+    calls = [past(name, {"path": "/data/a", "no": "open", "mode": "off"}) for name in names for _ in range(30)]
+    calls.append(past("q" * 90))
+    written = made(calls)[2]
+    rows = [line for line in written.split("\n") if " # " in line and "q" * 90 not in line and line.strip()[0] != "#"]
+    assert {line.partition(" #")[0].strip() for line in rows} == {
+        "- read", "- list_files", '- "On"', '- "null"', '- "1e3"', '- "a b"', '- "x: y"', "- get.it-now",
+        "prompt_allowlist: []", "resource_allowlist: []",
+    }  # fmt: skip
+    assert len({line.index("# ") for line in rows}) == 1
+    assert "  files.read:\n" in written
+    assert '"no":' in written
+    assert 'one_of: ["off"]' in written
+    assert "one_of: [open]" in written
 
 
 # --- rules on arguments

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from aegis_daemon.cli.audit_log import Db, micros, opened
+from aegis_daemon.cli.audit.log import Db, micros, opened
 from aegis_daemon.cli.console import Problem, coloured, emit, local, say, show, visible
 from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool
 

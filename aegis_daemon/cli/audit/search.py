@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from aegis_daemon.cli.audit_log import Count, Db, micros, opened, what
+from aegis_daemon.cli.audit.log import Count, Db, micros, opened, what
 from aegis_daemon.cli.console import compact, emit, local, say, show, visible
 from aegis_daemon.cli.options import Agent, Backend, Json, Since, Tool
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.audit_verify import signing
+from aegis_daemon.cli.audit.verify import signing
 from aegis_daemon.cli.console import USAGE, Problem, emit, facts, interactive, say, visible
 from aegis_daemon.cli.decision import Yes, own_key
 from aegis_daemon.cli.options import Json, new_app
@@ -72,7 +72,7 @@ def rotate(yes: Yes = False, as_json: Json = False) -> None:
 
 
 def _origin() -> str:
-    from aegis_daemon.cli.audit_log import opened
+    from aegis_daemon.cli.audit.log import opened
 
     try:
         with opened(None) as reader:

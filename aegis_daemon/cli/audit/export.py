@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.audit_log import Db, micros, reading, usual
+from aegis_daemon.cli.audit.log import Db, micros, reading, usual
 from aegis_daemon.cli.console import DONE, USAGE, WRONG, Problem, emit, local, rich, say, show, visible
 from aegis_daemon.cli.decision import own_key
 from aegis_daemon.cli.options import Agent, Backend, Json, Since, Tool, new_app

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from aegis_daemon.cli.audit import Db, opened
+from aegis_daemon.cli.audit.log import Db, opened
 from aegis_daemon.cli.config import checked
-from aegis_daemon.cli.console import DONE, USAGE, Problem, emit, say
+from aegis_daemon.cli.console import DONE, USAGE, Problem, emit, say, visible
 from aegis_daemon.cli.options import Agent, Config, Json
-from aegis_daemon.cli.policy_replay import Past_, calls, micros, progress
+from aegis_daemon.cli.policy.replay import Past_, calls, micros, progress
 
 if TYPE_CHECKING:
+    from aegis_daemon.config.load import Loaded
     from aegis_daemon.config.replay import Judge
     from aegis_daemon.config.suggest import Learner, Suggestion
     from aegis_daemon.core.past import Past
+
+_MERGE: Final = {
+    "yaml": "merge it in, a list in the place of the one that is there",
+    "cedar": "name the file in `policy.files`, beside those that are there",
+}
+"""format → what is to be done with it in the configuration"""
+_WIDEST: Final = 60
+"""Behind longer commands, what they do does not line up."""
 
 
 def suggest(
@@ -77,17 +88,45 @@ def suggest(
     if as_json:
         emit(_rows(made))
     else:
-        header = _header(learner, since)
+        header = _header(learner, since, format, loaded.path)
         text = as_cedar(made, loaded.config, header) if format == "cedar" else as_yaml(made, header)
         print(text, end="")
     _tell(learner, made)
+    if any(entry.kind != "unused" for entry in made.entries):
+        changed = {"--since": since if since != "7d" else None, "--format": format if format != "yaml" else None}
+        same = [*_options({"--agent": agent, **changed}), *["--observed"] * observed]
+        _next(same, _options({"--config": config, "--db": db}), format, loaded, printed=as_json or sys.stdout.isatty())
     return DONE
 
 
-def _header(learner: Learner, since: str) -> list[str]:
+def _options(given: Mapping[str, str | None]) -> list[str]:
+    return [word for name, value in given.items() if value is not None for word in (name, value)]
+
+
+def _next(same: list[str], where: list[str], format: str, loaded: Loaded, *, printed: bool) -> None:
+    """What to type to make use of it; `printed`: it is in no file yet. `same` and `where` are options as given."""
+    file = f"suggested.{format}" if printed else "FILE"
+    path = shlex.quote(loaded.path) if loaded.path else '"$(aegis config path)"'
+    steps = [
+        (f"{shlex.join(['aegis', 'policy', 'suggest', *same, *where])} > {file}", "keep it, and read it"),
+        (f"{shlex.join(['aegis', 'policy', 'replay', '--policy', file, *where])}", "what it would decide otherwise"),
+        (f"${{EDITOR:-vi}} {path}", _MERGE[format]),
+        ("aegis daemon reload", "take it up"),
+    ]
+    if loaded.config.mode == "observe":
+        steps.append(("aegis mode enforce", "let it hold; until then it is only observed"))
+    steps = steps if printed else steps[1:]
+    width = min(_WIDEST, max(len(command) for command, _ in steps))
+    say("next:")
+    for command, why in steps:
+        say(f"  {visible(command).ljust(width)}  # {why}")
+
+
+def _header(learner: Learner, since: str, format: str, path: str) -> list[str]:
     lines = [f"by `aegis policy suggest`: the least that {calls(learner.calls)} of the last {since} needed"]
     lines += _left_out(learner)
     lines.append("what it would change: `aegis policy replay --policy THIS_FILE`")
+    lines.append(f"to use it: in `{path or 'the configuration'}` {_MERGE[format]}; then `aegis daemon reload`")
     return lines
 
 

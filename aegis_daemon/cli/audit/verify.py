@@ -17,7 +17,7 @@ import msgspec
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.audit_log import Db, opened, reading, usual
+from aegis_daemon.cli.audit.log import Db, opened, reading, usual
 from aegis_daemon.cli.console import DONE, USAGE, WRONG, Problem, complain, emit, rich, say, visible
 from aegis_daemon.cli.options import Json
 

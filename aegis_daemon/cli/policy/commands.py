@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.audit import Db, opened
+from aegis_daemon.cli.audit.log import Db, opened
 from aegis_daemon.cli.config import checked, fault_row, tell
 from aegis_daemon.cli.console import DONE, USAGE, WRONG, Problem, emit, rich, say, visible
 from aegis_daemon.cli.options import Config, Json, new_app
-from aegis_daemon.cli.policy_cases import cases
-from aegis_daemon.cli.policy_replay import replay
-from aegis_daemon.cli.policy_suggest import suggest
+from aegis_daemon.cli.policy.cases import cases
+from aegis_daemon.cli.policy.replay import replay
+from aegis_daemon.cli.policy.suggest import suggest
 from aegis_daemon.core.past import NAME_CAP
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.audit import Db, opened
+from aegis_daemon.cli.audit.log import Db, opened
 from aegis_daemon.cli.config import checked, tell
 from aegis_daemon.cli.console import CELL_MAX, DONE, WRONG, Problem, emit, rich, say, show, visible
 from aegis_daemon.cli.options import Agent, Backend, Config, Json, Limit, Tool, since_epoch

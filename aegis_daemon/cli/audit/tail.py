@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from aegis_daemon.cli.audit_log import WHO, Db, flat, opened, usual, what
-from aegis_daemon.cli.audit_log import Count as Limit
+from aegis_daemon.cli.audit.log import WHO, Db, flat, opened, usual, what
+from aegis_daemon.cli.audit.log import Count as Limit
 from aegis_daemon.cli.console import compact, emit, local, say, visible
 from aegis_daemon.cli.options import Agent, Backend, Json, Since, Tool, since_epoch
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aegis_daemon.cli.audit_offline import ask
+from aegis_daemon.cli.audit.offline import ask
 from aegis_daemon.cli.console import USAGE, Problem, emit, interactive, say, visible
 from aegis_daemon.cli.decision import Yes, own_key
 from aegis_daemon.cli.options import Json, since_epoch

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from aegis_daemon.cli.audit_log import Db, decoded, opened
+from aegis_daemon.cli.audit.log import Db, decoded, opened
 from aegis_daemon.cli.console import Problem, emit, facts, local, pretty, say, visible
 from aegis_daemon.cli.options import Json
 
@@ -38,7 +38,7 @@ def show(
             raise Problem(str(error), f"one of {', '.join(error.ids)}") from None
         gone = None
         if found.call.arguments is None and any(b'"body"' in bytes(record.record) for record in found.records):
-            from aegis_daemon.cli.audit_verify import signing
+            from aegis_daemon.cli.audit.verify import signing
 
             try:
                 gone = reader.removed(found.call.seq, signing()[0] if db is None else None)

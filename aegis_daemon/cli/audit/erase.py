@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from aegis_daemon.cli.audit_log import what
-from aegis_daemon.cli.audit_offline import ask
-from aegis_daemon.cli.audit_purge import instant_of
+from aegis_daemon.cli.audit.log import what
+from aegis_daemon.cli.audit.offline import ask
+from aegis_daemon.cli.audit.purge import instant_of
 from aegis_daemon.cli.console import USAGE, WRONG, Problem, emit, interactive, local, say, visible
 from aegis_daemon.cli.decision import NOTE_MAX, Yes, own_key
 from aegis_daemon.cli.options import Json

@@ -1,0 +1,1 @@
+"""`aegis audit`: one file for each command, listed in `commands`."""

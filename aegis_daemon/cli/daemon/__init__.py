@@ -1,0 +1,1 @@
+"""`aegis daemon`: its commands, and how the daemon becomes a service."""

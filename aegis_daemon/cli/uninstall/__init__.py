@@ -1,0 +1,1 @@
+"""`aegis uninstall`: the command, and what of the files on this machine is Aegis's own."""
