@@ -6,9 +6,12 @@ Everything in it is found through AEGIS_HOME, so the user's own daemon, configur
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import shlex
 import shutil
 import signal
+import site
 import sys
 import sysconfig
 import tempfile
@@ -36,7 +39,9 @@ server:
   listen: "127.0.0.1:0"         # any free port: another Aegis may have the usual one
 
 backends:
-  {backend}: {{}}                   # which program it is, `aegis-wrap` is told by the client
+  {backend}:                       # what agents start through `aegis-wrap`, and reach over HTTP
+    command: {command}
+    args: {args}
 
 queue:
   {backend}:
@@ -56,7 +61,7 @@ agents:
         allowed: true
         tool_denylist: [admin_reset]
         rate_limits:
-          get_weather: {{ window: 1m, max_count: 3 }}
+          get_weather: {{ window: 1d, max_count: 3 }}
           publish_post: {{ window: 1m, max_count: 2 }}
         approval_required: [publish_post]
   colleague:
@@ -65,9 +70,28 @@ agents:
       {backend}:
         allowed: true
         tool_denylist: [admin_reset]
+  curl:
+    display_name: "You, with curl in a second terminal"
+    backends:
+      {backend}:
+        allowed: true
+        tool_denylist: [admin_reset]
+        approval_required: [publish_post]
 
-approval:
-  timeout: 10m
+approval:                       # nobody is hurried: what waits for a person waits as long as the tour may stand
+  timeout: 24h
+  hold: 24h
+"""
+
+
+CLIENT = """\
+// What my editor may use.
+{{
+    "mcpServers": {{
+        "blog":  {{ "command": {command},
+                   "args": [{args}] }}
+    }}
+}}
 """
 
 
@@ -96,16 +120,25 @@ class Sandbox:
         self.home = Path(tempfile.mkdtemp(prefix="aegis-demo-", dir=where))
         self.paths = Paths.find({"AEGIS_HOME": str(self.home)})
         self._tally = self.home / "executed.jsonl"
-        text = POLICY.format(backend=BACKEND, delay_min=delay_min, delay_max=delay_max)
+        command, *args = (json.dumps(word) for word in self.server)  # a text of JSON is one of YAML as well
+        text = POLICY.format(
+            backend=BACKEND, delay_min=delay_min, delay_max=delay_max, command=command, args=f"[{', '.join(args)}]"
+        )
         Path(self.paths.config).write_text(text, encoding="utf-8")
+        self.client_file = self.home / "home" / ".cursor" / "mcp.json"
+        """an agent's own configuration, as a person may have written it"""
+        self.client_file.parent.mkdir(parents=True)
+        self.client_file.write_text(CLIENT.format(command=command, args=", ".join(args)), encoding="utf-8")
 
     # --- what runs there ----------------------------------------------------------------------------------------
 
     @property
     def env(self) -> dict[str, str]:
-        """The user's environment, without what it says about another Aegis."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("AEGIS_")}
-        return {**kept, "AEGIS_HOME": str(self.home)}
+        """The user's environment, without what it says about another Aegis, and with another home."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AEGIS_", "XDG_"))}
+        # Python looks for what a user has installed below the home directory, unless it is told.
+        theirs = {"PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else {}
+        return {**kept, **theirs, "HOME": str(self.home / "home"), "AEGIS_HOME": str(self.home)}
 
     @property
     def server(self) -> tuple[str, ...]:
@@ -115,6 +148,19 @@ class Sandbox:
     def wrapped(self, agent: str) -> tuple[str, ...]:
         """That command with `aegis-wrap` before it."""
         return (self.wrap, "--agent", agent, "--backend", BACKEND, "--", *self.server)
+
+    def aegis(self, *words: str) -> tuple[str, ...]:
+        """A command line of `aegis`, of the installation that the tour is of."""
+        return (os.path.join(os.path.dirname(self.wrap), "aegis"), *words)
+
+    @property
+    def person(self) -> dict[str, str]:
+        """The environment of a person: what the tour starts is a governed agent's to the daemon without it."""
+        return {**self.env, "AEGIS_APPROVER_KEY": self.paths.approver_key}
+
+    def change_tool(self) -> None:
+        """From now on the server describes a tool of its in another way."""
+        self._tally.with_name(self._tally.name + ".changed").touch()
 
     def executed(self, tool: str | None = None) -> list[Execution]:
         """What the server executed so far, of one tool or of all."""
@@ -147,17 +193,13 @@ class Sandbox:
 
     def remove(self) -> str | None:
         """Ends everything that runs there and removes the directory; a text where something stayed."""
-        try:
-            with Connection(self.paths.manage_socket, timeout=5.0) as daemon:
-                daemon.call("stop", restart=False)
-        except (DaemonAway, Refused):
-            pass
-        if not _soon(lambda: self._holder() is None, STOP_S):
+        told: set[int] = set()
+        if not _soon(lambda: self._stopped(told), STOP_S):
             holder = self._holder()
             if holder:
                 _kill(holder)
         # What is left had no daemon to end it: one that was just starting, or whose daemon was killed a moment ago.
-        if not _soon(lambda: not any(self._alive()), KILL_S):
+        if not _soon(lambda: self._stopped(told) and not any(self._alive()), KILL_S):
             for pid in self._alive():
                 _kill(pid)
             _soon(lambda: not any(self._alive()), KILL_S)
@@ -168,6 +210,20 @@ class Sandbox:
         if self.home.exists():
             return f"`{self.home}` could not be removed; remove it with `rm -r {self.home}`"
         return None
+
+    def _stopped(self, told: set[int]) -> bool:
+        """Whether no daemon runs; one that does is told to end, once, as soon as it hears: it may just be starting."""
+        holder = self._holder()
+        if holder is None:
+            return True
+        if holder not in told:
+            try:
+                with Connection(self.paths.manage_socket, timeout=5.0) as daemon:
+                    daemon.call("stop", restart=False, key=approver_key(self.paths.approver_key))
+                told.add(holder)
+            except (DaemonAway, Refused, OSError, ValueError):
+                pass
+        return False
 
     def _holder(self) -> int | None:
         """The running daemon's pid (0 where it does not say), None where none runs."""
@@ -207,8 +263,6 @@ def aegis_command() -> str:
     found = shutil.which("aegis")
     if found is not None and os.path.realpath(found) == os.path.realpath(own):
         return "aegis"
-    import shlex
-
     return shlex.quote(own)
 
 

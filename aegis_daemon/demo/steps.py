@@ -1,7 +1,8 @@
 """Nine steps, each of which shows one thing and checks that it really happened: with the client, and with the server.
 
 A step gives the one line that tells what was seen, or raises `Missed` with what was seen instead. It believes the
-client's answers, the server's own tally and the audit store, never itself.
+client's answers, the server's own tally, the audit store and files, never itself. What it offers to be typed over HTTP
+it sends itself, wherever that does not take the person's turn away.
 """
 
 from __future__ import annotations
@@ -11,27 +12,27 @@ import os
 import signal
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
 import msgspec
-from mcp import ClientSession, MCPError, StdioServerParameters, stdio_client
-from mcp.types import CallToolResult, TextContent
+from mcp import MCPError
 
 from aegis_daemon.audit.store import Reader
-from aegis_daemon.demo.sandbox import BACKEND, Sandbox, aegis_command
+from aegis_daemon.demo import front
+from aegis_daemon.demo.sandbox import BACKEND
+from aegis_daemon.demo.stage import SOON_S, Asked, Missed, Stage, checked, connected, ended, expect, text_of
 from aegis_daemon.manage.client import DaemonAway, Refused
 
 DENIED: Final = -32001
 LIMITED: Final = -32002
 NOT_APPROVED: Final = -32004
-SOON_S: Final = 10.0
-"""The longest wait for what should happen at once."""
-_STEP_S: Final = 0.01
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
 COLUMNS: Final = {
     "agent": "agent",
     "tool": "tool",
@@ -41,144 +42,22 @@ COLUMNS: Final = {
     "by": "by",
     "waited": "queued",
 }
+EDITOR: Final = "cursor"
+"""The client whose file the last step wires, and the id that its agent gets."""
 
 
-class Missed(Exception):
-    """The step did not show what it promised; the text says what was seen."""
+async def listed(stage: Stage) -> dict[str, str]:
+    """Name → description of what the client is offered."""
+    return {tool.name: tool.description or "" for tool in (await stage.session.list_tools()).tools}
 
 
-class Guide(Protocol):
-    """Whoever leads through the tour: what the steps say to a person, and what they ask."""
-
-    def tell(self, text: str) -> None:
-        """A line, while a step is under way."""
-        ...
-
-    def table(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-        """Rows; `columns` maps fields to headings."""
-        ...
-
-    async def agree(self, question: str) -> bool:
-        """Whether the person in front of the tour says yes. Cancelled when somebody else was faster."""
-        ...
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """How fast the tour goes: the pauses of the lane and the patience of a client, in seconds."""
-
-    asks: bool
-    """whether a person approves"""
-    delay_min: float
-    delay_max: float
-    patience: float
-
-
-AUTO: Final = Pace(asks=False, delay_min=0.4, delay_max=0.6, patience=0.4)
-PERSON: Final = Pace(asks=True, delay_min=3.0, delay_max=5.0, patience=5.0)
-
-
-class Stage:
-    """What the steps act on: the sandbox, the agent's session, and what earlier steps leave for later ones."""
-
-    def __init__(self, sandbox: Sandbox, session: ClientSession, guide: Guide, pace: Pace) -> None:
-        self.sandbox = sandbox
-        self.session = session
-        self.guide = guide
-        self.pace = pace
-        self.approved: dict[str, Any] = {}
-        """the ticket of step 4"""
-        self.rejected: dict[str, Any] = {}
-        """the ticket of step 5"""
-
-    async def call(self, tool: str, **arguments: Any) -> str:
-        """The text of an answer. Raises `Missed` where the tool says that it failed, `MCPError` where Aegis says no."""
-        return text_of(tool, await self.session.call_tool(tool, arguments))
-
-    async def refused(self, code: int, tool: str, **arguments: Any) -> MCPError:
-        """Aegis' refusal of a call."""
-        try:
-            found = text_of(tool, await self.session.call_tool(tool, arguments))
-        except MCPError as error:
-            return checked(error, code, tool)
-        raise Missed(f"`{tool}` was answered with `{found}` where it should have been refused with {code}")
-
-    async def ticket(self, arguments: Mapping[str, Any], *, waiting: bool) -> dict[str, Any]:
-        """The ticket of exactly this call, once there is one that a client waits for (or none does)."""
-        with anyio.move_on_after(SOON_S):
-            while True:
-                for found in self.sandbox.ask("pending"):
-                    if json.loads(found["arguments"]) == arguments and found["waiting"] is waiting:
-                        return dict(found)
-                await anyio.sleep(_STEP_S)
-        raise Missed("no ticket was opened for the call" if waiting else "the ticket went when its client did")
-
-    def ran(self, arguments: Mapping[str, Any]) -> int:
-        """How often the server published exactly this post."""
-        return sum(done.arguments == arguments for done in self.sandbox.executed("publish_post"))
-
-
-class Asked:
-    """A call under way: what the client hears while it waits, and how it ended."""
-
-    def __init__(self, session: ClientSession, tool: str, arguments: dict[str, Any]) -> None:
-        self._session = session
-        self._tool = tool
-        self._arguments = arguments
-        self.heard: list[str] = []
-        self.progress = anyio.Event()
-        self.done = anyio.Event()
-        self.answer = ""
-        self.error: MCPError | None = None
-
-    async def run(self) -> None:
-        """Until the answer has come."""
-        try:
-            result = await self._session.call_tool(self._tool, self._arguments, progress_callback=self._hear)
-            self.answer = text_of(self._tool, result)
-        except MCPError as error:
-            self.error = error
-        finally:
-            self.done.set()
-
-    async def _hear(self, progress: float, total: float | None, message: str | None) -> None:
-        self.heard.append(message or "")
-        self.progress.set()
-
-
-@asynccontextmanager
-async def connected(sandbox: Sandbox, agent: str) -> AsyncIterator[ClientSession]:
-    """A session of the official client, as `agent`, through the installed `aegis-wrap`."""
-    command, *args = sandbox.wrapped(agent)
-    with open(sandbox.home / "client.log", "a", encoding="utf-8") as log:  # noqa: ASYNC230  a local file, once
-        server = StdioServerParameters(command=command, args=args, env=sandbox.env, cwd=sandbox.home)
-        async with stdio_client(server, errlog=log) as (read, write), ClientSession(read, write) as session:
-            await session.initialize()
-            yield session
-
-
-def text_of(tool: str, result: object) -> str:
-    """What a tool's answer says."""
-    if not isinstance(result, CallToolResult) or not result.content or not isinstance(result.content[0], TextContent):
-        raise Missed(f"`{tool}` gave no text")
-    if result.is_error:
-        raise Missed(f"`{tool}` failed: {result.content[0].text}")
-    return result.content[0].text
-
-
-def checked(error: MCPError, code: int, tool: str) -> MCPError:
-    """The error, if it is Aegis' refusal with this code. The client's own timeout has one of these codes as well."""
-    if not isinstance(error.data, dict) or error.data.get("by") != "aegis" or error.code != code:
-        raise Missed(f"`{tool}` failed with {error.code} ({error.message}), not with Aegis' {code}")
-    return error
-
-
-def expect(true: object, otherwise: str) -> None:
-    """Raises `Missed`."""
-    if not true:
-        raise Missed(otherwise)
-
-
-# --- the steps --------------------------------------------------------------------------------------------------------
+async def listed_over_http(stage: Stage, why: str) -> set[str]:
+    """The same, asked over HTTP: names alone."""
+    request = front.of_agent(stage.address, "demo", "tools/list", {})
+    answer = await stage.answered(request)
+    expect(answer.code is None, f"over HTTP the list was refused with {answer.code}")
+    stage.guide.offer(why, request.curl)
+    return {tool["name"] for tool in answer.body["result"]["tools"]}
 
 
 async def hidden(stage: Stage) -> str:
@@ -186,42 +65,84 @@ async def hidden(stage: Stage) -> str:
     request = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}\n'
     direct = await anyio.run_process([*stage.sandbox.server], input=request)
     offered = {tool["name"] for tool in json.loads(direct.stdout)["result"]["tools"]}
-    listed = {tool.name: tool.description or "" for tool in (await stage.session.list_tools()).tools}
+    seen = await listed(stage)
     expect(len(offered) == 5, f"the server offers {len(offered)} tools, not 5")
     expect(
-        offered - set(listed) == {"admin_reset"} and len(listed) == 4,
-        f"the client sees {', '.join(listed) or 'nothing'}",
+        offered - set(seen) == {"admin_reset"} and len(seen) == 4,
+        f"the client sees {', '.join(seen) or 'nothing'}",
     )
-    for tool, label in (("get_weather", "[Rate:3/1m|GlobalRate:5/1m] "), ("publish_post", "[Rate:2/1m|ApprovalReq")):
-        expect(listed[tool].startswith(label), f"`{tool}` is described as `{listed[tool]}`, without its constraints")
-    for tool, description in listed.items():
+    for tool, label in (("get_weather", "[Rate:3/1d|GlobalRate:5/1m] "), ("publish_post", "[Rate:2/1m|ApprovalReq")):
+        expect(seen[tool].startswith(label), f"`{tool}` is described as `{seen[tool]}`, without its constraints")
+    for tool, description in seen.items():
         stage.guide.tell(f"{tool}: {description}")
     error = await stage.refused(DENIED, "admin_reset")
     expect(not stage.sandbox.executed("admin_reset"), "the server executed `admin_reset` all the same")
     stage.guide.tell(f"admin_reset: {error.message}")
+    there = await listed_over_http(stage, "the same agent's list, over HTTP")
+    expect(there == set(seen), f"over HTTP the client sees {', '.join(sorted(there)) or 'nothing'}")
     return f"4 of 5 tools are listed; `admin_reset`, called by its name, is refused with {error.code}"
 
 
 async def plain(stage: Stage) -> str:
-    """What no rule restricts passes."""
+    """What no rule restricts passes, also past posts that wait for their turn."""
     text = "hello through the daemon"
     found = await stage.call("echo", text=text)
     expect(found == text, f"`echo` answered `{found}`")
-    expect([each.arguments for each in stage.sandbox.executed("echo")] == [{"text": text}], "the server never ran it")
-    return f"`echo` answered `{found}`"
+    expect(stage.ran({"text": text}, "echo") == 1, "the server did not run it once")
+    over_http = {"text": "hello over HTTP"}
+    request = front.of_agent(stage.address, "demo", "tools/call", {"name": "echo", "arguments": over_http})
+    answer = await stage.answered(request)
+    ran = stage.ran(over_http, "echo")
+    expect(answer.code is None and ran == 1, f"over HTTP `echo` was answered with {answer.code}, and ran {ran} times")
+    stage.guide.tell(f"echo: {found}")
+    stage.guide.offer("the same tool, over HTTP", request.curl)
+    return await _lane(stage)
+
+
+async def _lane(stage: Stage) -> str:
+    """Posts leave one by one with a pause in between; reading does not wait for them."""
+    posts = [{"title": f"Note {number}", "body": "from a colleague"} for number in (1, 2)]
+    async with connected(stage.sandbox, "colleague") as session:
+        one, two = (Asked(session, "publish_post", post) for post in posts)
+        async with anyio.create_task_group() as group:
+            group.start_soon(one.run)
+            await anyio.lowlevel.checkpoint()  # the first goes out first
+            group.start_soon(two.run)
+            with anyio.move_on_after(SOON_S):
+                await two.progress.wait()
+            began = anyio.current_time()
+            seen = text_of("list_posts", await session.call_tool("list_posts", {}))
+            took = anyio.current_time() - began
+    for asked in (one, two):
+        expect(asked.error is None, f"a post failed: {asked.error}")
+    expect(any("queue" in text for text in two.heard), "the second post was not told that it waits in the queue")
+    first, second = ([done.at for done in stage.sandbox.executed() if done.arguments == post] for post in posts)
+    read = [done.at for done in stage.sandbox.executed("list_posts")]
+    expect(len(first) == len(second) == len(read) == 1, "not every call ran exactly once")
+    gap = second[0] - first[0]
+    expect(gap >= stage.pace.delay_min, f"the second post followed {gap:.2f} s after the first")
+    expect(read[0] < second[0], "`list_posts` had to wait for the second post")
+    stage.guide.tell(f"the second post hears: {two.heard[0]}")
+    stage.guide.tell(f"list_posts, meanwhile: {seen}")
+    return f"the second post ran {gap:.1f} s after the first; `list_posts` went past it in {took * 1000:.0f} ms"
 
 
 async def limited(stage: Stage) -> str:
-    """The fourth call within a minute is refused before it reaches the server."""
+    """The fourth call of a day is refused before it reaches the server."""
     for _ in range(3):
         stage.guide.tell(await stage.call("get_weather", city="Lisbon"))
     error = await stage.refused(LIMITED, "get_weather", city="Lisbon")
     stage.guide.tell(error.message)
     after = error.data["retry_after_ms"]
-    expect(isinstance(after, int) and 0 < after <= 60_000, f"the refusal says to try again after `{after}` ms")
+    expect(isinstance(after, int) and 0 < after <= DAY_MS, f"the refusal says to try again after `{after}` ms")
+    asks = {"name": "get_weather", "arguments": {"city": "Lisbon"}}
+    request = front.of_agent(stage.address, "demo", "tools/call", asks)
+    code = (await stage.answered(request)).code
+    expect(code == LIMITED, f"over HTTP the same agent was answered with {code}, not with {LIMITED}")
+    stage.guide.offer("the limit is the agent's, whichever way it comes: refused as well", request.curl)
     ran = len(stage.sandbox.executed("get_weather"))
     expect(ran == 3, f"the server executed `get_weather` {ran} times")
-    return f"three calls ran, the fourth is refused with {error.code}: again in {after / 1000:.0f} s"
+    return f"three calls ran, the fourth is refused with {error.code}: again in {after / HOUR_MS:.0f} h"
 
 
 FIRST = {"title": "Release notes", "body": "Version 2 is out."}
@@ -252,7 +173,7 @@ async def approval(stage: Stage) -> str:
             if stage.pace.asks:
                 group.start_soon(_ask, stage, id)
             else:
-                stage.sandbox.decide(id, True, "the tour")
+                await _over_http(stage, id)
             await asked.done.wait()
             group.cancel_scope.cancel()
         if asked.error is None:
@@ -267,13 +188,23 @@ async def approval(stage: Stage) -> str:
 
 
 async def _ask(stage: Stage, id: str) -> None:
-    stage.guide.tell(f"it waits for you: press Enter to approve {id} here, or, in a second terminal:")
-    stage.guide.tell(f"    AEGIS_HOME={stage.sandbox.home} {aegis_command()} approve {id}")
+    stage.guide.offer(
+        f"it waits for you: press Enter to approve {id} here, or, in a second terminal, one of these",
+        stage.command(f"approve {id}"),
+        front.approving(stage.address, id, stage.sandbox.paths).curl,
+    )
     expect(await stage.guide.agree(f"Enter approves {id}"), "nobody approved it")
     try:
         stage.sandbox.decide(id, True, "approved in the tour")
     except Refused as refused:
         stage.guide.tell(refused.message)  # somebody was faster
+
+
+async def _over_http(stage: Stage, id: str) -> None:
+    request = front.approving(stage.address, id, stage.sandbox.paths)
+    stage.guide.offer("nobody is asked now, so the tour approves it, over HTTP", request.curl)
+    answer = await stage.answered(request)
+    expect(answer.status == 200, f"the approval was answered with {answer.status}: {answer.body}")
 
 
 async def changed(stage: Stage) -> str:
@@ -292,18 +223,32 @@ async def changed(stage: Stage) -> str:
     expect(ticket["call_id"] != stage.approved["call_id"], "the changed call came under the old approval")
     expect(not stage.ran(CHANGED), "the server published the rejected post")
     stage.rejected = ticket
+    stage.sandbox.ask("flush_audit")
+    for lines in (2, 20, 200):  # what a person typed meanwhile is in the log as well
+        request = front.logged(stage.address, lines)
+        found = decisions((await stage.answered(request)).body)
+        if len(found) == 2:
+            break
+    expect(found == ["rejected", "approved"], f"the log has {found} as the last two decisions, newest first")
+    stage.guide.offer("both calls as they are in the log, newest first", request.curl)
     return f"the changed post had to ask again (ticket {ticket['id']}), and was refused with {error.code}"
+
+
+def decisions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last two decisions on the posts of this step and the one before, of rows of the log, newest first."""
+    posts = [row for row in rows if row["agent_id"] == "demo" and row["tool_name"] == "publish_post"]
+    asked = [row for row in posts if json.loads(row["arguments"] or "null") in (FIRST, CHANGED)]
+    return [row["approval_result"] for row in asked][:2]
 
 
 async def retried(stage: Stage) -> str:
     """A client that gives up loses nothing: its retry finds the approval, and runs once."""
-    with anyio.fail_after(stage.pace.patience + SOON_S):
-        try:
-            result = await stage.session.call_tool("publish_post", SECOND, read_timeout_seconds=stage.pace.patience)
-        except MCPError as error:
-            expect(not isinstance(error.data, dict), f"the call was refused: {error.message}")
-        else:
-            raise Missed(f"nobody approved, and the answer was `{text_of('publish_post', result)}`")
+    try:
+        result = await stage.session.call_tool("publish_post", SECOND, read_timeout_seconds=stage.pace.patience)
+    except MCPError as error:
+        expect(not isinstance(error.data, dict), f"the call was refused: {error.message}")
+    else:
+        raise Missed(f"nobody approved, and the answer was `{text_of('publish_post', result)}`")
     ticket = await stage.ticket(SECOND, waiting=False)
     stage.guide.tell(
         f"the client gave up after {stage.pace.patience:g} s; ticket {ticket['id']} stays, and is approved"
@@ -313,40 +258,64 @@ async def retried(stage: Stage) -> str:
     found = await stage.call("publish_post", **SECOND)
     stage.guide.tell(f"the same call again: {found}")
     expect(stage.ran(SECOND) == 1, f"the server published the post {stage.ran(SECOND)} times")
-    open_tickets = [each["id"] for each in stage.sandbox.ask("pending")]
+    open_tickets = [each["id"] for each in stage.sandbox.ask("pending") if each["agent_id"] == "demo"]
     expect(not open_tickets, f"the approval was not used up: {', '.join(open_tickets)}")
+    await _given_up_over_http(stage)
     return f"approved after its client had gone; the retry took up ticket {ticket['id']} and ran once"
 
 
-async def lane(stage: Stage) -> str:
-    """Posts leave one by one with a pause in between; reading does not wait for them."""
-    posts = [{"title": f"Note {number}", "body": "from a colleague"} for number in (1, 2)]
-    async with connected(stage.sandbox, "colleague") as session:
-        one, two = (Asked(session, "publish_post", post) for post in posts)
-        async with anyio.create_task_group() as group:
-            group.start_soon(one.run)
-            await anyio.lowlevel.checkpoint()  # the first goes out first
-            group.start_soon(two.run)
-            with anyio.move_on_after(SOON_S):
-                await two.progress.wait()
-            began = anyio.current_time()
-            seen = text_of("list_posts", await session.call_tool("list_posts", {}))
-            took = anyio.current_time() - began
-    for asked in (one, two):
-        expect(asked.error is None, f"a post failed: {asked.error}")
-    expect(any("queue" in text for text in two.heard), "the second post was not told that it waits in the queue")
-    first, second = ([done.at for done in stage.sandbox.executed() if done.arguments == post] for post in posts)
-    read = [done.at for done in stage.sandbox.executed("list_posts")]
-    expect(len(first) == len(second) == len(read) == 1, "not every call ran exactly once")
-    gap = second[0] - first[0]
-    expect(gap >= stage.pace.delay_min, f"the second post followed {gap:.2f} s after the first")
-    expect(read[0] < second[0], "`list_posts` had to wait for the second post")
-    stage.guide.tell(f"the second post hears: {two.heard[0]}")
-    stage.guide.tell(f"list_posts, meanwhile: {seen}")
-    return f"the second post ran {gap:.1f} s after the first; `list_posts` went past it in {took * 1000:.0f} ms"
+BY_HAND = {"title": "Typed by hand", "body": "With curl, in another terminal."}
 
 
-async def killed(stage: Stage) -> str:
+async def _given_up_over_http(stage: Stage) -> None:
+    """The same with a client for HTTP, which a person may be as well: then nobody takes the ticket from them."""
+    asks = {"name": "publish_post", "arguments": BY_HAND}
+    request = front.of_agent(stage.address, "curl", "tools/call", asks, patience=5)
+    stage.guide.offer(
+        "the same over HTTP: ask, see what waits, approve it by its letters, and ask again",
+        request.curl, stage.command("pending"), stage.command("approve ID"), request.curl,
+    )  # fmt: skip
+    if stage.pace.asks:
+        return
+    early = await stage.sent(request, stage.pace.patience)
+    expect(early is None, f"over HTTP the call was answered before anybody approved it: {early}")
+    ticket = await stage.ticket(BY_HAND, waiting=False)
+    stage.sandbox.decide(ticket["id"], True, "the tour")
+    answer = await stage.answered(request)
+    ran = stage.ran(BY_HAND)
+    expect(answer.code is None and ran == 1, f"over HTTP it ran {ran} times, and was answered with {answer.body}")
+
+
+async def drifted(stage: Stage) -> str:
+    """A tool whose description has changed is gone until a person has looked at it."""
+    before = await listed(stage)
+    stage.sandbox.change_tool()
+    await stage.call("echo", text="the server says now that its list has changed")
+    error = await stage.refused(DENIED, "list_posts")
+    expect(error.data["stage"] == "pin", f"`list_posts` was refused by `{error.data['stage']}`, not for its change")
+    after = await listed(stage)
+    expect(set(before) - set(after) == {"list_posts"}, f"the client still sees {', '.join(after) or 'nothing'}")
+    found = stage.sandbox.ask("pin_diff", name="list_posts", backend=BACKEND, kind="tool")
+    lines = [line for line in found["lines"] if line.startswith(("-", "+")) and not line.startswith(("---", "+++"))]
+    expect(any(line.startswith("+") and "id_ed25519" in line for line in lines), f"the difference shows {lines}")
+    for line in lines:
+        stage.guide.tell(line)
+    stage.guide.tell(error.message)
+    there = await listed_over_http(stage, "it is gone over HTTP as well")
+    expect("list_posts" not in there, "over HTTP the client still sees `list_posts`")
+    stage.guide.offer(
+        "what changed, and the command that would trust it all the same", stage.command("tools diff list_posts")
+    )
+    return f"`list_posts` is hidden and refused with {error.code} until a person trusts the new text"
+
+
+async def recorded(stage: Stage) -> str:
+    """Nothing is lost with the daemon, and nothing in its log is changed unseen."""
+    await _killed(stage)
+    return await _audited(stage)
+
+
+async def _killed(stage: Stage) -> None:
     """A daemon that dies takes neither the session nor the limits with it."""
     while True:  # until the limit is used up, and for long enough
         try:
@@ -360,8 +329,15 @@ async def killed(stage: Stage) -> str:
     os.kill(old, signal.SIGKILL)
     began = anyio.current_time()
     text = "still here"
-    with anyio.fail_after(SOON_S):
-        found = await stage.call("echo", text=text)
+    tries, found = 0, ""
+    while not found:
+        tries += 1
+        try:
+            found = await stage.call("echo", text=text)
+        except MCPError as error:  # a slow machine: nothing was executed, and the client is told to try again
+            away = isinstance(error.data, dict) and error.data.get("by") == "aegis"
+            expect(away and anyio.current_time() - began < 2 * SOON_S, f"`echo` failed: {error.message}")
+            await anyio.sleep(1)
     took = anyio.current_time() - began
     expect(found == text, f"`echo` answered `{found}`")
     try:
@@ -372,10 +348,11 @@ async def killed(stage: Stage) -> str:
     refusal = await stage.refused(LIMITED, "get_weather", city="Oslo")
     stage.guide.tell(f"kill -9 {old}; process {new} took over, with a new server and the same limits:")
     stage.guide.tell(refusal.message)
-    return f"the session's next call worked, {took:.1f} s later; the used up limit still is"
+    which = "next call" if tries == 1 else f"call number {tries}"
+    stage.guide.tell(f"the session's {which} worked, {took:.1f} s later; the used up limit still is")
 
 
-async def audited(stage: Stage) -> str:
+async def _audited(stage: Stage) -> str:
     """The log holds what happened, and shows it when a row is changed."""
     newest = int(stage.sandbox.ask("flush_audit")["seq"])
     store, copy = Path(stage.sandbox.paths.audit_db), stage.sandbox.home / "changed.db"
@@ -409,6 +386,11 @@ async def audited(stage: Stage) -> str:
     expect([fault for fault in broken.faults if fault.seq == seq], "a changed row was not noticed")
     stage.guide.tell(f"aegis audit verify: {whole.records} records, {whole.checked_calls} calls, intact")
     stage.guide.tell(f"in a copy, record {seq} now says `approved`: {broken.faults[0].text}")
+    request = front.logged(stage.address, 5)
+    newest_calls = [call.call_id for call in calls[:-6:-1]]
+    rows = [row["call_id"] for row in (await stage.answered(request)).body]
+    expect(rows == newest_calls, f"over HTTP the log's newest calls are {rows}, not {newest_calls}")
+    stage.guide.offer("the log, and whether it is whole", request.curl, stage.command("audit verify"))
     return f"{len(calls)} calls as the server ran them; intact, and the changed copy is found out at record {seq}"
 
 
@@ -421,6 +403,37 @@ def change(store: Path, copy: Path, ticket: str) -> int:
         expect(found, f"the rejection of {ticket} is not in the log")
         target.execute("UPDATE records SET record = replace(record, 'rejected', 'approved') WHERE seq = ?", found)
     return int(found[0])
+
+
+async def wired(stage: Stage) -> str:
+    """An agent's own configuration is put through Aegis by a command, tried, and put back by another."""
+    file = stage.sandbox.client_file
+    before = file.read_bytes()
+    rows = json.loads(await _person(stage, "agents", "wire", "--client", EDITOR, "--yes", "--json"))
+    expect([(row["server"], row["changed"], row["works"]) for row in rows] == [(BACKEND, True, True)], f"wired: {rows}")
+    for line in rows[0]["diff"].splitlines():
+        stage.guide.tell(line)
+    after = file.read_bytes()
+    expect(b"aegis-wrap" in after and before.splitlines()[0] in after, "the file was not changed as was said")
+    async with connected(stage.sandbox, EDITOR) as session:
+        offered = {tool.name: tool.description or "" for tool in (await session.list_tools()).tools}
+    expect(offered and all("ApprovalRequired]" in text for text in offered.values()), f"the agent sees {offered}")
+    stage.guide.tell(f"started as the client would: {rows[0]['tools']} tools, each of which asks a person first")
+    await _person(stage, "agents", "undo", "--yes")
+    expect(file.read_bytes() == before, f"`{file}` is not what it was")
+    request = front.health(stage.address)
+    answer = await stage.answered(request)
+    expect(answer.body["status"] == "ok", f"the daemon says that it is {answer.body}")
+    stage.guide.offer("whether all is well", request.curl, stage.command("status"))
+    return "wired, tried, and put back byte for byte; for your own agents: `aegis setup`"
+
+
+async def _person(stage: Stage, *words: str) -> str:
+    """What a command of `aegis` says when a person gives it, in the sandbox."""
+    done = await ended(stage.sandbox.aegis(*words), stage.sandbox.person, stage.sandbox.home / "home")
+    said = done.stderr.decode(errors="replace").strip()
+    expect(done.returncode == 0, f"`aegis {' '.join(words)}` ended with {done.returncode}: {said}")
+    return done.stdout.decode()
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -442,14 +455,17 @@ STEPS: Final = (
     ),
     Step(
         "what no rule restricts passes",
-        ("`echo` goes to the server and back. It was judged and recorded on the way.", "Rule: allowed: true"),
+        (
+            "`echo` goes to the server and back. A colleague's two posts queue up, reading does not wait for them.",
+            f"Rules: allowed: true; queue.{BACKEND}: delay_min, delay_max, bypass_tools: [list_posts, …]",
+        ),
         plain,
     ),
     Step(
         "a limit is a limit",
         (
             "Four times the weather. The fourth call never reaches the server; the client learns when to come back.",
-            "Rule: rate_limits.get_weather: { window: 1m, max_count: 3 }",
+            "Rule: rate_limits.get_weather: { window: 1d, max_count: 3 }",
         ),
         limited,
     ),
@@ -478,27 +494,27 @@ STEPS: Final = (
         retried,
     ),
     Step(
-        "one after another",
+        "a tool that turns",
         (
-            "A colleague's agent sends two posts at once and reads the list. The posts queue, reading does not.",
-            f"Rule: queue.{BACKEND}: delay_min, delay_max, bypass_tools: [list_posts, …]",
+            "The server now describes one of its tools in another way: the text is meant for the model. A list passes,",
+            "is compared with what was seen first, and the tool is gone, until a person has looked at the difference.",
         ),
-        lane,
+        drifted,
     ),
     Step(
-        "kill -9",
+        "kill -9, and a log that cannot be changed quietly",
         (
-            "The daemon is killed in the middle of the session. `aegis-wrap` starts another, and the session goes on.",
-            "The client notices nothing. Limits are not forgotten either: the audit log says what was used up.",
-        ),
-        killed,
-    ),
-    Step(
-        "the log knows, and cannot be changed quietly",
-        (
-            "Every call is in the audit log, refused or not. Each record holds the hash of the one before.",
+            "The daemon is killed in the middle. `aegis-wrap` starts another; session, limits and log go on.",
             "In a copy of the log one record is changed: the rejection becomes an approval. Does anybody notice?",
         ),
-        audited,
+        recorded,
+    ),
+    Step(
+        "wire a real agent?",
+        (
+            "An editor in the sandbox has the server in its own configuration. `aegis agents wire` puts it through",
+            "Aegis and tries it, `aegis agents undo` puts it back. `aegis setup` does it for your own agents.",
+        ),
+        wired,
     ),
 )

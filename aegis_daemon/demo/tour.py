@@ -14,9 +14,10 @@ import anyio
 import msgspec
 
 from aegis_daemon.demo.sandbox import SERVER, Sandbox
-from aegis_daemon.demo.steps import STEPS, Guide, Pace, Stage, Step, connected
+from aegis_daemon.demo.stage import Guide, Pace, Stage, connected, started
+from aegis_daemon.demo.steps import STEPS, Step
 
-BOUND_S: Final = 20.0
+BOUND_S: Final = 45.0
 """The longest that a step takes where nobody is asked."""
 LOG_LINES: Final = 6
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -86,6 +87,8 @@ def tour(leader: Leader, pace: Pace, server: Path = SERVER) -> Outcome:
         try:
             leader.welcome(sandbox.home, len(STEPS))
             asyncio.run(_walk(sandbox, leader, pace, rows, signals))
+            if signals.number not in (0, signal.SIGHUP):
+                leader.tell("leaving: what runs in the sandbox is ended, and the sandbox removed")
         finally:
             if not all(row.ok for row in rows):
                 log = sandbox.log(LOG_LINES)
@@ -106,6 +109,7 @@ async def _walk(sandbox: Sandbox, leader: Leader, pace: Pace, rows: list[Row], s
 
 
 async def _steps(sandbox: Sandbox, leader: Leader, pace: Pace, rows: list[Row]) -> None:
+    await started(sandbox)
     async with connected(sandbox, "demo") as session:
         stage = Stage(sandbox, session, leader, pace)
         for number, step in enumerate(STEPS, 1):
@@ -142,7 +146,7 @@ def reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
     if isinstance(error, TimeoutError):
-        return f"nothing happened any more for {BOUND_S:.0f} s"
+        return "nothing happened any more, for as long as the tour waits"
     return str(error) or type(error).__name__
 
 
