@@ -20,9 +20,9 @@ settings.load_profile("house")
 BOUND_S = 10.0
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=[pytest.param("asyncio", marks=pytest.mark.matrix), "uvloop"])
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Runs a coroutine on each kind of loop, for ten seconds at most; errors in callbacks are errors of the test."""
+    """Runs a coroutine on the loop that the daemon has (in the matrix on the plain one, too), for ten seconds at most; errors in callbacks are errors of the test."""
 
     def go(coroutine: Coroutine[Any, Any, Any]) -> Any:
         lost: list[dict[str, Any]] = []

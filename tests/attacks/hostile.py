@@ -86,9 +86,9 @@ def do(id: Any, trick: str, asked: dict[str, Any], token: Any) -> None:
     # --- what it says of itself
     if trick == "tools":  # from now on it lists these as well
         state["tools"] = asked["tools"]
-        say(ok)
         if asked.get("tell", True):
             say(note("tools/list_changed"))
+        say(ok)
     elif trick == "endless":  # every page has another
         state["pages"] = "endless"
         say(ok)

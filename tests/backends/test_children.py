@@ -33,7 +33,7 @@ from aegis_daemon.backends.children import Command, Nursery
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, pidfd and a subreaper")
 GRACE = 0.3
 LOOPS = [
-    pytest.param(("asyncio", {}), id="asyncio"),
+    pytest.param(("asyncio", {}), id="asyncio", marks=pytest.mark.matrix),
     pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
 ]
 

@@ -12,7 +12,7 @@ from e2e.house import call, until
 from playwright.sync_api import Locator, expect
 
 from .site import Collector, Site, text
-from .test_approval_page import LONG, PAYLOADS, SCHEME, SIZES
+from .test_approval_page import LONG, LOOKS, PAYLOADS, SCHEME
 from .window import DESKTOP, PHONE, Window
 
 Opens = Callable[..., Window]
@@ -368,8 +368,7 @@ def busy(site: Site) -> None:
     site.home.ask("flush_audit")
 
 
-@SIZES
-@SCHEME
+@LOOKS
 def test_every_page_can_be_read_and_hit_at_every_width_in_light_and_dark(
     site: Site, enters: Opens, screens: Path, size: tuple[int, int], scheme: str
 ) -> None:

@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 from aegis_daemon.loop.clock import wall
 from aegis_daemon.registry.pins import Registry
 
-from .test_approval_page import SCHEME, SIZES
+from .test_approval_page import LOOKS
 from .window import DESKTOP, SMALL, Window
 
 Opens = Callable[..., Window]
@@ -111,8 +111,7 @@ def test_without_script_it_can_be_trusted_as_well_and_only_as_it_was_shown(site:
     assert site.waiting == 0
 
 
-@SIZES
-@SCHEME
+@LOOKS
 def test_its_pages_can_be_read_and_hit_at_every_width_in_light_and_dark(
     site: Site, enters: Opens, screens: Path, size: tuple[int, int], scheme: str
 ) -> None:

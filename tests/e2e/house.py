@@ -324,6 +324,8 @@ class Home:
 
     def ask(self, verb: str, **args: Any) -> Any:
         """One request to the daemon, without the cost of a command."""
+        if verb in ("stop", "reload"):
+            args.setdefault("key", (self.dir / "approver.key").read_text().strip())
         return ask(str(self.dir / "manage.sock"), verb, **args)
 
     def answers(self) -> dict[str, Any] | None:
@@ -341,6 +343,8 @@ class Home:
 
     def approver(self) -> dict[str, str]:
         """The environment of a person: a test is the shims' parent, so it may decide with the key alone."""
+        if not (self.dir / "approver.key").exists():  # no daemon has run yet
+            return self.env
         return {**self.env, "AEGIS_APPROVER_KEY": str(self.dir / "approver.key")}
 
     def aegis(
@@ -349,7 +353,7 @@ class Home:
         """The installed command, to its end."""
         return subprocess.run(
             [AEGIS, *words],
-            env=env or self.env,
+            env=env or (self.approver() if words[0] == "daemon" else self.env),
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -394,9 +398,10 @@ class Home:
         env: dict[str, str] | None = None,
         deaf: bool = False,
         sockets: bool = False,
+        below: tuple[str, ...] = (),
     ) -> Agent:
-        """A command behind the installed `aegis-wrap`."""
-        argv = [WRAP, *options]
+        """A command behind the installed `aegis-wrap`; `below` is the agent's own command line, else it is this process."""
+        argv = [*below, WRAP, *options]
         if agent:
             argv += ["--agent", agent]
         if backend:

@@ -32,9 +32,9 @@ agents:
 
 
 def needed() -> None:
-    """Skips where they are not installed."""
+    """Fails where they are not installed."""
     if not (CACHE / "made-from").exists():
-        pytest.skip("real servers are not installed; run scripts/servers")
+        pytest.fail("real servers are not installed; run scripts/servers")
 
 
 def command(name: str, place: Path) -> list[str]:

@@ -343,7 +343,14 @@ def test_killed_while_a_grant_holds_it_holds_for_what_is_left_of_it(homes: Calla
     home.verify()
 
 
-@pytest.mark.parametrize("rounds", [pytest.param(3, marks=pytest.mark.few), pytest.param(40, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param(3, marks=pytest.mark.few),
+        pytest.param(15, marks=pytest.mark.full),
+        pytest.param(40, marks=pytest.mark.matrix),
+    ],
+)
 def test_killed_at_any_moment_between_approval_and_answer_nothing_runs_twice(
     homes: Callable[..., Home], rounds: int
 ) -> None:

@@ -200,6 +200,7 @@ def test_without_a_configuration_everything_is_denied_with_a_word_on_how_to_begi
         done = subprocess.run([AEGIS, "config", "init"], env=env, capture_output=True, check=False)
         assert done.returncode == 0
     finally:
+        env["AEGIS_APPROVER_KEY"] = str(base.dir / ".config/aegis/approver.key")
         done = subprocess.run([AEGIS, "daemon", "stop"], env=env, capture_output=True, check=False)
     assert done.returncode == 0
 
@@ -248,7 +249,7 @@ def test_a_restart_finishes_what_it_can_and_says_of_the_rest_that_nobody_knows(h
     agent.says(call("quick", "work", key="quick", ms=700), call("mute", "mute", key="mute"))
     until(lambda: home.reached() == ["quick", "mute"], "the calls")
     pid = home.pid
-    restart = subprocess.Popen([AEGIS, "daemon", "restart"], env=home.env, stderr=subprocess.DEVNULL)
+    restart = subprocess.Popen([AEGIS, "daemon", "restart"], env=home.approver(), stderr=subprocess.DEVNULL)
     try:
         assert "result" in agent.answer("quick")
         assert tell_of(agent.answer("mute")) == (-32603, "outcome_unknown")

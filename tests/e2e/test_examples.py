@@ -1,4 +1,4 @@
-"""Every client configuration of `examples/` reaches the example of a daemon, as it is but for the ports."""
+"""A client configuration for each transport in `examples/` reaches the example of a daemon, as it is but for the ports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from .house import BIN, BOUND_S, HERE, Home, until
 from .travel import told, websocket
 
 EXAMPLES = HERE.parents[1] / "examples"
-CLIENTS = sorted((EXAMPLES / "clients").glob("*.json"))
+TRANSPORTS = ("sse", "stdio", "streamable-http", "streamable-http-token", "websocket")
+CLIENTS = [EXAMPLES / "clients" / f"{name}.json" for name in TRANSPORTS]
 DAEMON, MOCK = "127.0.0.1:18070", "127.0.0.1:9100"
 """The addresses that the examples name."""
 

@@ -18,13 +18,17 @@ from .house import BOUND_S, WAYS, Agent, Home, call, until
 from .kills import CONFIG, Matrix
 
 FEW = 5
-MANY = 100
+MANY = 50
+MOST = 120
 """For each way, so twice as many in all. A killed daemon counts for both ways at once; 30, 20 and 40 more die below."""
+COUNTS = [
+    pytest.param(FEW, marks=pytest.mark.few),
+    pytest.param(MANY, marks=pytest.mark.full),
+    pytest.param(MOST, marks=pytest.mark.matrix),
+]
 
 
-@pytest.mark.parametrize(
-    "count", [pytest.param(FEW, marks=pytest.mark.few), pytest.param(MANY, marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("victim", ["shim", "server"])
 def test_a_killed_end_leaves_no_orphan_and_no_hung_client(homes: Callable[..., Home], victim: str, count: int) -> None:
     matrix = Matrix(homes(CONFIG % "full"))
@@ -35,7 +39,11 @@ def test_a_killed_end_leaves_no_orphan_and_no_hung_client(homes: Callable[..., H
 
 @pytest.mark.parametrize(
     ("count", "durability"),
-    [(FEW, "process"), pytest.param(MANY + 20, "full", marks=pytest.mark.full)],
+    [
+        (FEW, "process"),
+        pytest.param(MANY, "full", marks=pytest.mark.full),
+        pytest.param(MOST, "full", marks=pytest.mark.matrix),
+    ],
 )
 def test_sessions_go_on_over_killed_daemons(homes: Callable[..., Home], count: int, durability: str) -> None:
     matrix = Matrix(homes(CONFIG % durability))
@@ -136,7 +144,14 @@ agents: {default: {backends: {work: {allowed: true, approval_required: [post]}}}
 """
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.few), pytest.param(40, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(3, marks=pytest.mark.few),
+        pytest.param(20, marks=pytest.mark.full),
+        pytest.param(40, marks=pytest.mark.matrix),
+    ],
+)
 def test_an_approval_is_used_once_however_often_the_daemon_is_killed(homes: Callable[..., Home], kills: int) -> None:
     home = homes(ASKING)
     home.torn = True

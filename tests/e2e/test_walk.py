@@ -45,7 +45,9 @@ def running(script: str, env: dict[str, str], cwd: Path) -> Iterator[subprocess.
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for listeners in /proc")
 def test_the_walk_in_the_readme(tmp_path: Path) -> None:
-    until(lambda: not any(map(taken, PORTS)), f"the end of whoever listens at one of {PORTS}, which the walk needs")
+    until(
+        lambda: not any(map(taken, PORTS)), f"the end of whoever listens at one of {PORTS}, which the walk needs", 120.0
+    )
     config = tmp_path / "team-over-http.yaml"
     config.write_text((ROOT / "examples/team-over-http.yaml").read_text())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -89,7 +91,11 @@ def test_the_walk_in_the_readme(tmp_path: Path) -> None:
 def test_the_first_seeds_own_example_runs_as_it_is(tmp_path: Path) -> None:
     """Its ports, its paths, its agents: `aegis config.yaml` is all it takes."""
     ports = ("8080", "18070")
-    until(lambda: not any(map(taken, ports)), f"the end of whoever listens at one of {ports}, which the example needs")
+    until(
+        lambda: not any(map(taken, ports)),
+        f"the end of whoever listens at one of {ports}, which the example needs",
+        120.0,
+    )
     config = tmp_path / "config.yaml"
     config.write_text((ROOT / "tests/config/data/seed_a.yaml").read_text())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
