@@ -18,6 +18,7 @@ from aegis_daemon.daemon.reload import InForce
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage.api import Governor
+from aegis_daemon.manage.client import UNSERVED
 from aegis_daemon.manage.web import Access, Paging, Web
 from aegis_daemon.transports.guard import Guard
 from aegis_daemon.transports.http import Exchange, Port
@@ -76,7 +77,7 @@ class Network:
         except OSError as error:
             if "listen" in config.server.model_fields_set:
                 raise
-            self.trouble = (f"nothing is served over http: {error}",)
+            self.trouble = (f"{UNSERVED}: {error}",)
             _log.warning("%s", self.trouble[0])
         else:
             self._port = port

@@ -5,7 +5,6 @@ Everything in it is found through AEGIS_HOME, so the user's own daemon, configur
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -23,7 +22,7 @@ from typing import Any
 import msgspec
 
 from aegis_daemon.config.paths import SOCKET_PATH_MAX, Paths
-from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key
+from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key, lock_holder
 
 SERVER = Path(__file__).with_name("server.py")
 BACKEND = "blog"
@@ -195,7 +194,7 @@ class Sandbox:
         """Ends everything that runs there and removes the directory; a text where something stayed."""
         told: set[int] = set()
         if not _soon(lambda: self._stopped(told), STOP_S):
-            holder = self._holder()
+            holder = lock_holder(self.paths.lock)
             if holder:
                 _kill(holder)
         # What is left had no daemon to end it: one that was just starting, or whose daemon was killed a moment ago.
@@ -213,7 +212,7 @@ class Sandbox:
 
     def _stopped(self, told: set[int]) -> bool:
         """Whether no daemon runs; one that does is told to end, once, as soon as it hears: it may just be starting."""
-        holder = self._holder()
+        holder = lock_holder(self.paths.lock)
         if holder is None:
             return True
         if holder not in told:
@@ -224,21 +223,6 @@ class Sandbox:
             except (DaemonAway, Refused, OSError, ValueError):
                 pass
         return False
-
-    def _holder(self) -> int | None:
-        """The running daemon's pid (0 where it does not say), None where none runs."""
-        try:
-            fd = os.open(self.paths.lock, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            said = os.pread(fd, 32, 0).strip()
-            return int(said) if said.isdigit() else 0
-        finally:
-            os.close(fd)
-        return None
 
     def _alive(self) -> Iterator[int]:
         """Processes of ours that belong to this sandbox (where the system shows it: Linux)."""

@@ -6,6 +6,7 @@ of this user, of root or of the machine is told the approver key.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -21,6 +22,10 @@ ANSWER_MAX: Final = 256 * 1024 * 1024
 """Bytes of the longest answer that is read."""
 MACHINES: Final = "aegis"
 """The user whose daemon is the machine's, in the isolated tier."""
+
+
+UNSERVED: Final = "nothing is served over http"
+"""How the daemon's warning begins where it could not have its address."""
 
 
 class DaemonAway(Exception):
@@ -192,6 +197,22 @@ def _machines() -> int | None:
         return pwd.getpwnam(MACHINES).pw_uid
     except KeyError:
         return None
+
+
+def lock_holder(lock: str) -> int | None:
+    """The process that holds a lock file, 0 where it does not say which; None where nobody does."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        said = os.pread(descriptor, 32, 0).strip()
+        return int(said) if said.isdigit() else 0
+    finally:
+        os.close(descriptor)
+    return None
 
 
 def approver_key(path: str) -> str:

@@ -421,7 +421,7 @@ def test_a_daemon_that_is_just_starting_is_told_to_end_as_soon_as_it_hears(
     looks = iter([7] * 6)  # it takes a moment to end, too
     monkeypatch.setattr(sandbox, "Connection", Starting)
     monkeypatch.setattr(sandbox, "approver_key", lambda path: "key")
-    monkeypatch.setattr(made, "_holder", lambda: next(looks, None))
+    monkeypatch.setattr(sandbox, "lock_holder", lambda lock: next(looks, None))
     assert made.remove() is None
     assert asked == ["connect"] * 4 + ["stop"]  # once: another one would be told in its turn
 

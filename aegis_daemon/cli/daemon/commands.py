@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Final
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,7 @@ from aegis_daemon.cli.decision import own_key
 from aegis_daemon.cli.options import Config, Json, new_app
 from aegis_daemon.config.paths import PathError, Paths
 from aegis_daemon.manage import ancestry
-from aegis_daemon.manage.client import DaemonAway, Refused, ask
+from aegis_daemon.manage.client import UNSERVED, DaemonAway, Refused, ask
 
 if TYPE_CHECKING:
     from aegis_daemon.service.machine import Machine
@@ -35,8 +35,6 @@ app = new_app()
 START_S = 30.0
 STOP_S = 30.0
 _STEP_S = 0.05
-UNSERVED: Final = "nothing is served over http"
-"""How a daemon's warning begins that could not have its usual address."""
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import subprocess
@@ -10,11 +9,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from aegis_daemon.config.paths import SOCKET_PATH_MAX
+from aegis_daemon.manage.client import UNSERVED, lock_holder
 from aegis_daemon.onboarding.scene import Finding, Scene
 
 START_S: Final = 10.0
-UNSERVED: Final = "nothing is served over http"
-"""How the daemon's warning begins (`daemon.network`)."""
 LOADS: Final = (
     "import importlib.util, cedarpy, cryptography.hazmat.primitives.hashes, httptools, msgspec, re2, uvloop\n"
     "assert importlib.util.find_spec('aegis_daemon.daemon.main') is not None, 'aegis_daemon is not installed'"
@@ -29,7 +27,7 @@ def check(scene: Scene) -> Iterator[Finding]:
         yield Finding("service-broken", why, scene.service.file)
     status = scene.status
     if status is None:
-        holder = holder_of(scene.paths.lock)
+        holder = lock_holder(scene.paths.lock)
         if holder is not None:
             process = f"process {holder}" if holder else "a process"
             text = f"{process} holds `{scene.paths.lock}`: {scene.silent or 'it gives no answer'}"
@@ -64,22 +62,6 @@ def taken(address: str) -> bool:
             return True
     except (OSError, ValueError, OverflowError):
         return False
-
-
-def holder_of(lock: str) -> int | None:
-    """The process that holds a lock file, 0 where it does not say which; None where nobody does."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        said = os.pread(descriptor, 32, 0).strip()
-        return int(said) if said.isdigit() else 0
-    finally:
-        os.close(descriptor)
-    return None
 
 
 def autostart(scene: Scene) -> Iterator[Finding]:

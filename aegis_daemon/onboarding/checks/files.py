@@ -16,7 +16,7 @@ from typing import Final
 
 from aegis_daemon.clients import files, ledger
 from aegis_daemon.config.paths import Paths
-from aegis_daemon.onboarding.checks.daemon import holder_of
+from aegis_daemon.manage.client import lock_holder
 from aegis_daemon.onboarding.scene import Finding, Scene
 
 LEFT_S: Final = 3600.0
@@ -90,7 +90,7 @@ def _ours_alone(path: str) -> bool:
 def _sockets(scene: Scene) -> Iterator[Finding]:
     paths = scene.paths
     strangers = _shared_with_agents(scene)
-    running = scene.status is not None or holder_of(paths.lock) is not None
+    running = scene.status is not None or lock_holder(paths.lock) is not None
     for path in dict.fromkeys((paths.socket, paths.manage_socket)):
         found = _stat(path)
         if found is None or not stat.S_ISSOCK(found.st_mode):
