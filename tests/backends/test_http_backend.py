@@ -1013,9 +1013,6 @@ def test_a_refused_handshake_is_the_clients_to_hear(run: Run) -> None:
 
 
 def test_an_end_waits_for_open_answers_and_not_for_ever(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(under_test, "GRACE_S", 0.1)
-    monkeypatch.setattr(under_test, "FAREWELL_S", 0.05)
-
     async def reply(request: Request, writer: asyncio.StreamWriter) -> None:
         if request.method == "POST" and request.frame.get("method") == "initialize":
             writer.write(opened(request))
@@ -1026,15 +1023,26 @@ def test_an_end_waits_for_open_answers_and_not_for_ever(run: Run, monkeypatch: p
             writer.write(result(request))
 
     async def go() -> None:
+        monkeypatch.setattr(under_test, "FAREWELL_S", 0.05)  # the server says nothing to DELETE
         async with scripted(reply) as server:
             end = End(HttpServer, server.url)
             await end.shakes_hands()
-            soon, never = end.calls("soon"), end.calls("never")
+            soon = end.calls("soon")
             end.server.close_stdin()
             end.server.end()
             end.server.end()
             await end.result(soon)
-            await until(lambda: end.exits)  # the server says nothing to DELETE either
+            await until(lambda: end.exits)
+            assert end.exits == [0]
+            assert [one.method for one in server.requests].count("DELETE") == 1
+            await end.closes()
+        async with scripted(reply) as server:
+            end = End(HttpServer, server.url)
+            await end.shakes_hands()
+            never = end.calls("never")
+            monkeypatch.setattr(under_test, "GRACE_S", 0.05)
+            end.server.end()
+            await until(lambda: end.exits)
             assert end.answer(never) is None
             assert end.exits == [0]
             assert [one.method for one in server.requests].count("DELETE") == 1

@@ -344,8 +344,6 @@ def test_frames_before_the_endpoint_are_nobodys(run: Run) -> None:
 
 
 def test_the_end_waits_for_open_answers_and_not_for_ever(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "GRACE_S", 0.05)
-
     async def go() -> None:
         old = Old()
         async with scripted(old) as server:
@@ -354,6 +352,7 @@ def test_the_end_waits_for_open_answers_and_not_for_ever(run: Run, monkeypatch: 
             end.server.end()
             await end.result(number)
             await until(lambda: end.exits)
+            monkeypatch.setattr(remote, "GRACE_S", 0.05)
             end = End(SseServer, server.url, pool=end.pool)
             end.calls("silent")
             await until(lambda: len(old.posts) == 2)

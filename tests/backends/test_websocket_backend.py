@@ -117,8 +117,6 @@ def test_a_connection_that_ends_is_the_end_of_the_session(run: Run, url: str, na
 
 
 def test_the_end_waits_for_open_answers_and_not_for_ever(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "GRACE_S", 0.05)
-
     async def go() -> None:
         end = End(WebSocketServer, url, TOKEN)
         number = end.asks("x")
@@ -126,6 +124,7 @@ def test_the_end_waits_for_open_answers_and_not_for_ever(run: Run, url: str, mon
         await end.result(number)
         await until(lambda: end.exits)
         assert end.exits == [0]
+        monkeypatch.setattr(remote, "GRACE_S", 0.05)
         end = End(WebSocketServer, url, TOKEN)
         number = end.calls("silent")
         await end.ends()

@@ -19,7 +19,7 @@ from typing import Any
 from aegis_shim import hello, ledger
 
 SHIM = Path(hello.__file__).with_name("__main__.py")
-BOUND_S = 10.0
+BOUND_S = 60.0
 
 
 def until(true: Callable[[], object], bound: float = BOUND_S) -> None:
