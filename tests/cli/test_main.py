@@ -164,6 +164,22 @@ def test_status_codes_leave_the_process(served: Served, home: str) -> None:
     assert run("--version").stdout.startswith("aegis ")
 
 
+@pytest.mark.parametrize("module", ["typer", "aegis_daemon.cli.console", "aegis_daemon.cli.version"])
+def test_an_interrupt_while_a_command_is_imported_is_quiet(module: str) -> None:
+    code = (
+        "import sys\n"
+        "from aegis_daemon.cli import run\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient())\n"
+        "sys.argv = ['aegis', 'version']\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("words", [["status", "--json"], ["pending", "--json", "--agent", "a", "--limit", "3"],
                                    ["approve", "K7Q2", "--yes"], ["limits"], ["queue"]])  # fmt: skip
 def test_quick_commands_import_nothing_heavy(served: Served, words: list[str]) -> None:

@@ -82,7 +82,7 @@ def test_the_wheel_works_everywhere_and_names_its_commands(built: Built) -> None
         stem = built.wheel.name.split("-py3")[0]
         entries = wheel.read(f"{stem}.dist-info/entry_points.txt").decode()
         metadata = wheel.read(f"{stem}.dist-info/METADATA").decode()
-    assert entries.split("[console_scripts]")[1].split() == ["aegis", "=", "aegis_daemon.cli.main:run"]
+    assert entries.split("[console_scripts]")[1].split() == ["aegis", "=", "aegis_daemon.cli:run"]
     assert "Requires-Python: >=3.11" in metadata
     assert "\nLicense-Expression: Apache-2.0" in metadata
 
