@@ -198,9 +198,9 @@ def test_the_tree_before_a_syntax_error_is_kept_without_the_half_value() -> None
 def test_an_alias_bomb_is_refused_in_no_time() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    started = time.perf_counter()
+    started = time.process_time()
     faults = read("\n".join(lines), "f").faults
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert "aliases expand to more than" in faults[0].message
 
 
