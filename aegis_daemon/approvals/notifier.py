@@ -274,6 +274,7 @@ class Notifier:
             arguments=self._shown(ticket.arguments),
             command=self._shown_text(ticket.command),
             cwd=self._shown_text(ticket.cwd),
+            unlike=ticket.unlike,
             created=ticket.created,
             expires=ticket.expires,
             rule=ticket.rule,

@@ -123,12 +123,14 @@ class Daemon:
         self._nursery = Nursery()
         self._governor: Governor | None = None
         self._tickets = TicketStore(Path(paths.state_db), full=config.audit.durability == "full")
+        self._approved = ApprovedCalls(self._tickets.db)
         self._desk = Desk(
             self._tickets,
             wall=wall,
             call_later=loop.call_later,
             on_event=self._ticket_event,
             max_pending=force.runtime.pending_limit,
+            unlike=self._approved.unlike,
         )
         self._scribe = Scribe(self._journal)
         outbox = Outbox(loop)
@@ -276,7 +278,7 @@ class Daemon:
             key=secret_key(Path(self._paths.approver_key)),
             audit_db=self._db_path,
             links_key=links_key,
-            changes=ApprovedCalls(self._tickets.db),
+            changes=self._approved,
             http=lambda: self._network.address,
             unserved=lambda: self._network.trouble,
             orders=self._orders,

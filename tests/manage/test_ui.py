@@ -527,6 +527,20 @@ async def test_whoever_logged_in_is_shown_as_text_too(house: House) -> None:
 # --- deciding ---------------------------------------------------------------------------------------------------------
 
 
+async def test_a_card_and_a_page_say_that_it_is_not_the_server_approved_before(house: House, ann: Browser) -> None:
+    ticket = house.asks()
+    assert "data-unlike" not in (await ann.get("/ui")).text
+    ticket.command, ticket.unlike = "db", "<PATH> (new)"
+    assert (
+        "data-unlike>not the server approved before; different: <code>&lt;PATH&gt; (new)</code>"
+        in (await ann.get("/ui")).text
+    )
+    assert (
+        "<dt>Not the server approved before; different</dt><dd>&lt;PATH&gt; (new)</dd>"
+        in (await ask(house.web.app, "GET", house.link(ticket, "approve"))).text
+    )
+
+
 async def test_a_person_approves_from_a_card(house: House, ann: Browser) -> None:
     ticket = house.asks({"text": "hi", "path": "/etc/passwd"})
     text = (await ann.get("/ui")).text
