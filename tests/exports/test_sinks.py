@@ -343,7 +343,7 @@ async def test_a_receiver_that_drips_is_left_in_time(
                     await asked
 
 
-def test_a_time_that_is_over_before_tls_begins_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_time_that_is_over_before_tls_begins_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     wrap = ssl.SSLContext.wrap_socket
 
     def late(*args: Any, **kwargs: Any) -> ssl.SSLSocket:
