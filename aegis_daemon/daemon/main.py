@@ -24,6 +24,7 @@ from aegis_daemon.approvals.notifier import Notifier, Settings
 from aegis_daemon.approvals.patience import Patience
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
+from aegis_daemon.approvals.told import Told
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.notary import Duties
 from aegis_daemon.audit.record import Admin, Approval, Denied, Outcome, Start
@@ -209,6 +210,7 @@ class Daemon:
             pending=lambda: len(self._desk.pending()),
             unproven=lambda: self._unproven is not None,
             knows=lambda backend, tool: self._pins.knows(backend, "tool", tool),
+            channels=lambda: self._notifier.rows() if self._notifier is not None else (),
         )
         self._metering = Metering(parts, config.telemetry)
         self._rotation = log.Rotation(Path(paths.log))
@@ -255,6 +257,8 @@ class Daemon:
             exports=lambda: tuple(self._force.config.audit.exports),
         )  # fmt: skip
         links_key = secret_key(Path(self._paths.links_key)).encode()
+        told = Told(self._tickets.db)
+        told.keep(ticket.call_id for ticket in self._desk.pending())
         self._notifier = Notifier(
             links_key,
             DaemonReach(self._pool),
@@ -262,6 +266,8 @@ class Daemon:
             find=self._ticket,
             decide=partial(answer, lambda: self._governor),
             shown=lambda text: self._force.runtime.secrets.shown(text),
+            told=told,
+            open=self._desk.pending,
         )
         self._governor = Governor(
             socket=self._paths.doors or self._paths.socket,
