@@ -14,7 +14,7 @@ import typer
 
 from aegis_daemon.cli.audit.log import Db, micros, opened
 from aegis_daemon.cli.console import Problem, coloured, emit, local, say, show, visible
-from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool
+from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, nobody
 
 if TYPE_CHECKING:
     from aegis_daemon.audit.stats import Stat
@@ -89,7 +89,8 @@ def stats(
         names |= {"denied": "refused", "unknown": "unknown", "pending": "waits", "would": "would be refused"}
         if by != "policy":
             names |= {"exec": "p50 / p95 / p99", "queue": "queued", "approval": "for a person"}
-        show(rows, names, "no call was recorded in that time")
+        empty = "no call was recorded in that time"
+        show(rows, names, (nobody(agent=agent, backend=backend) if db is None else "") or empty)
         if rows and by != "policy":
             say("times: half, 19 of 20 and 99 of 100 calls within; how long in the queue and for a person likewise")
     if refused and by != "policy":
