@@ -660,6 +660,34 @@ async def test_limits_are_gauges(house: House, ann: Browser) -> None:
     assert "<b>0</b> of 5 in 1m" in text
 
 
+async def test_of_many_limits_and_agents_those_in_use_come_first_and_others_are_found_by_name(
+    house: House, ann: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        row.model_copy(update={"agent_id": f"bot{at}", "tool": f"t{at}<", "current": at % 5})
+        for at, row in enumerate([house.governor.limits(None, None, None)[0]] * 350)
+    ]
+    monkeypatch.setattr(house.governor, "limits", lambda *_: rows)
+    text = (await ann.get("/ui/limits")).text
+    assert text.count('<svg class="chart gauge"') == routes.LIMITS
+    assert "and 50 more, used less than these" in text
+    most = rows[0].max_count
+    assert text.index(f"<b>4</b> of {most}") < text.index(f"<b>3</b> of {most}")
+    text = (await ann.get("/ui/limits?name=t349%3C")).text
+    assert (text.count('<svg class="chart gauge"'), 'value="t349&lt;"' in text) == (1, True)
+    assert "No limit" in (await ann.get("/ui/limits?name=nothing")).text
+    amy = next(agent for agent in house.governor.agents() if agent.id == "amy")
+    many = [*(amy.model_copy(update={"id": f"bot{at:03}"}) for at in range(150)), amy]
+    monkeypatch.setattr(house.governor, "agents", lambda: many)
+    await ann.does("/ui/agents/amy", action="pause", note="a moment")
+    text = (await ann.get("/ui/agents")).text
+    assert (text.count("data-agent="), "and 51 more" in text) == (routes.AGENTS, True)
+    assert text.index('data-agent="amy"') < text.index('data-agent="bot000"'), "who is paused stands first"
+    assert re.findall(r'data-agent="(\w+)"', (await ann.get("/ui/agents?name=bot14")).text) == [
+        f"bot14{at}" for at in range(10)
+    ]
+
+
 async def test_a_place_in_the_queue_is_given_up(house: House, ann: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = [house.lanes.hold("blog", (f"{number:032x}", "amy", "publish")) for number in range(2)]
     for turn in turns:
