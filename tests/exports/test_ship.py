@@ -23,8 +23,10 @@ from aegis_daemon.audit.record import Admin, Intent
 from aegis_daemon.exports import event, hec, ocsf, ship
 from aegis_daemon.exports.cursor import Cursors, Place
 from aegis_daemon.exports.event import Event
+from aegis_daemon.exports.job import Target
 from aegis_daemon.exports.log import Log
-from aegis_daemon.exports.ship import Backoff, News, Shipper, Target
+from aegis_daemon.exports.one_export import Shipper
+from aegis_daemon.exports.pace import Backoff, News
 from aegis_daemon.exports.sink import Sink, Trouble
 
 pytestmark = pytest.mark.anyio

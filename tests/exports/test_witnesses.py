@@ -18,7 +18,10 @@ from aegis_daemon.config.schema import Audit
 from aegis_daemon.daemon import shipping
 from aegis_daemon.exports import witness_file, witness_http
 from aegis_daemon.exports.cursor import Cursors
-from aegis_daemon.exports.ship import WITNESSES, Job, News, Pusher, Target, doubt_of, witness_of
+from aegis_daemon.exports.job import Job, Target
+from aegis_daemon.exports.one_witness import Pusher
+from aegis_daemon.exports.pace import News
+from aegis_daemon.exports.ship import WITNESSES, doubt_of, witness_of
 from aegis_daemon.exports.sink import Trouble, Witness
 
 ORIGIN = "aegis/default/0123456789abcdef"
