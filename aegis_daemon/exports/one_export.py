@@ -55,6 +55,7 @@ class Shipper:
     async def run(self) -> None:
         """Until the news are over and everything is sent. Never raises but for its own cancellation."""
         while True:
+            over = self._news.over  # if it is over only after the look at the log, there may be more
             try:
                 more = await self.step()
                 self._backoff.well()
@@ -62,7 +63,7 @@ class Shipper:
                 self._tell()
                 if more:
                     continue
-                if self._news.over:
+                if over:
                     break
                 seq = self._place.seq if self._place is not None else 0
                 await self._news.wait(max(seq, self._newest), None)

@@ -51,11 +51,11 @@ class Pusher:
     async def run(self) -> None:
         """Until the news are over."""
         while True:
-            seen = self._news.seq
+            seen, over = self._news.seq, self._news.over  # before the look at the log, as for exports
             try:
                 await self.step()
                 self._backoff.well()
-                if self._news.over:
+                if over:
                     break
                 # A checkpoint comes some time after the records that it covers, and rings no bell.
                 await self._news.wait(seen, POLL_S)

@@ -149,6 +149,24 @@ async def test_an_outage_loses_nothing_and_is_tried_again_later_and_later(book: 
     run.cursors.close()
 
 
+async def test_what_is_recorded_while_the_last_batch_is_on_its_way_is_sent_before_the_end(book: Book) -> None:
+    book.call(1)
+
+    class Slow(Kept):
+        async def send(self, batch: list[Event]) -> None:
+            await super().send(batch)
+            if len(self.batches) == 1:
+                book.call(2)
+                run.news.heard(book.seq)
+                run.news.end()
+
+    sink = Slow()
+    run = Run(book, sink)
+    await run.shipper.run()
+    assert sink.uids == book.uids
+    run.cursors.close()
+
+
 async def test_pauses_are_random_and_as_long_as_the_receiver_asks() -> None:
     pauses = Backoff(random.Random(7).random)
     assert 0.25 <= pauses.pause(None) <= 0.75

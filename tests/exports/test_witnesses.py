@@ -94,6 +94,24 @@ async def test_what_the_key_did_not_sign_reaches_no_witness(tmp_path: Path) -> N
     assert witness.has == [note(10)]
 
 
+async def test_what_is_signed_while_the_last_checkpoint_is_on_its_way_is_pushed_before_the_end(tmp_path: Path) -> None:
+    class Slow(Flaky):
+        async def push(self, origin: str, size: int, note: str) -> None:
+            await super().push(origin, size, note)
+            store.size = 30
+            push._news.end()
+
+    async def at_once(seconds: float) -> None:
+        return None
+
+    store, witness = Store(), Slow()
+    push = pusher(tmp_path, store, witness, [])
+    push._sleep = at_once
+    store.size = 10
+    await push.run()
+    assert witness.has == [note(10), note(30)]
+
+
 def test_the_daemon_names_what_looks_at_a_checkpoint(tmp_path: Path) -> None:
     audit = Audit.model_validate({"witnesses": {"w": {"type": "file", "path": "/w"}}})
     made = shipping.job(audit, tmp_path / "a.db", tmp_path / "e.db", key_file=tmp_path / "audit.key")
