@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from aegis_daemon import __version__
 from aegis_daemon.cli.console import AWAY, USAGE, WRONG, Problem, complain, remedy
 from aegis_daemon.cli.options import new_app
+from aegis_daemon.core.extras import REINSTALL
 from aegis_daemon.manage.client import DaemonAway, Refused
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def _missing(name: str) -> typer.Typer:
 
     @app.command()
     def absent() -> None:
-        raise Problem(f"`aegis {name}` is not part of this installation", "install the whole distribution `aegis-mcp`")
+        raise Problem(f"`aegis {name}` is not part of this installation", f"install Aegis again, whole: {REINSTALL}")
 
     return app
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from aegis_daemon.core.extras import INSTALL, REINSTALL
+
 Severity = Literal["error", "warning", "note"]
 """error: something does not work, or does not protect; warning: it will not, or works worse than it could; note: to be
 known"""
@@ -39,8 +41,7 @@ CODES: Final = {
             "this Aegis is there only for the moment",
             "`uvx` and `pipx run` keep programs in a cache that is cleared. Clients and services keep the path, "
             "and would start nothing tomorrow.",
-            "`uv tool install aegis-mcp` or `pipx install aegis-mcp`, then `aegis agents wire` and, with a "
-            "service, `aegis daemon install`",
+            f"{INSTALL}, then `aegis agents wire` and, with a service, `aegis daemon install`",
         ),
         Code(
             "install-checkout",
@@ -48,22 +49,21 @@ CODES: Final = {
             "this Aegis is part of a checkout of its source",
             "Clients and services keep the path of its programs, and start nothing any more once the checkout is "
             "moved, removed or built anew.",
-            "`pipx install aegis-mcp` or `uv tool install aegis-mcp`, then `aegis agents wire` with that one and, with "
-            "a service, `aegis daemon install`",
+            f"{INSTALL}, then `aegis agents wire` with that one and, with a service, `aegis daemon install`",
         ),
         Code(
             "install-incomplete",
             "error",
             "packages that Aegis needs are not installed",
             "Commands or the daemon end with an import error, some of them only when they come to it.",
-            "install aegis-mcp again, whole: `pipx reinstall aegis-mcp` or `uv tool install --reinstall aegis-mcp`",
+            f"install Aegis again, whole: {REINSTALL}",
         ),
         Code(
             "wrapper-missing",
             "error",
             "there is no `aegis-wrap` beside this `aegis`",
             "Every wired entry starts it.",
-            "install aegis-mcp again, whole: `pipx reinstall aegis-mcp` or `uv tool install --reinstall aegis-mcp`",
+            f"install Aegis again, whole: {REINSTALL}",
         ),
         Code(
             "wrapper-elsewhere",
