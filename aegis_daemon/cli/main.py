@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "mode": ("mode", "Whether rules are enforced, and what they would have refused."),
     "policy": ("policy.commands", "Check policies, and tell what the rules say of a call."),
     "tools": ("tools", "What servers say of their tools, and what of it has changed."),
+    "backends": ("backends", "MCP servers, and whether they answer."),
     "ui": ("ui", "Open the inbox in a browser."),
     "limits": ("limits", "Limits and how far they are used."),
     "queue": ("queue", "Calls in the backends' queues."),

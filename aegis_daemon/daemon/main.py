@@ -65,6 +65,7 @@ from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.network import Network
 from aegis_daemon.daemon.orders import Orders
 from aegis_daemon.daemon.pin_news import PinNews
+from aegis_daemon.daemon.probing import Prober
 from aegis_daemon.daemon.proof import ALARM, Proof, Prover, Unproven, newest_records
 from aegis_daemon.daemon.reach import DaemonReach
 from aegis_daemon.daemon.reception import Reception
@@ -183,7 +184,8 @@ class Daemon:
         self._reloading: set[asyncio.Task[None]] = set()
         self._pin(self._ready(force))
         self._pool = HttpPool(loop)
-        self._sessions = Sessions(loop, self._shell, Servers(loop, outbox, self._nursery, self._pool), outbox)
+        self._servers = Servers(loop, outbox, self._nursery, self._pool)
+        self._sessions = Sessions(loop, self._shell, self._servers, outbox)
         self._network = Network(
             loop, outbox, Reception(self._sessions, self._shell), self._pool, in_force=lambda: self._force
         )
@@ -299,6 +301,8 @@ class Daemon:
             shipping=self._shipping,
             metering=self._metering,
             wiring=self._wiring,
+            health=self._network.health,
+            prober=Prober(self._servers),
         )
         self._mode_taken()
         await self._prover.prove(first=True)

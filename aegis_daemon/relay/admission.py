@@ -115,7 +115,11 @@ def plan_remote(principal: Principal, backend: str, runtime: Runtime, daemon_env
     """The same for an agent that came over the network, which hands nothing over. Raises `Refused`."""
     if not runtime.reaches(principal.agent, backend):
         return Plan(principal, backend)
-    settings = runtime.backend(backend)
+    return plan_own(principal, backend, runtime.backend(backend), daemon_env)
+
+
+def plan_own(principal: Principal, backend: str, settings: BackendRule, daemon_env: Mapping[str, str]) -> Plan:
+    """What the daemon makes of a backend by its configuration alone. Raises `Refused`."""
     if settings.url is not None:
         return Plan(principal, backend, settings)
     if settings.command is None:
