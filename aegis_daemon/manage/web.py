@@ -34,7 +34,7 @@ from aegis_daemon.loop.clock import wall
 from aegis_daemon.manage import api, openapi, pages, shapes
 from aegis_daemon.manage.api import Permit
 from aegis_daemon.manage.forms import Forms
-from aegis_daemon.manage.openapi import PageRow, Row
+from aegis_daemon.manage.openapi import OtherRow, PageRow, Row
 from aegis_daemon.transports.guard import bearer
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ async def health(web: Web, ask: Ask) -> shapes.Health:
 
 async def openapi_document(web: Web, ask: Ask) -> dict[str, Any]:
     """Itself included."""
-    return openapi.document(ROUTES, PAGES, version=__version__, security=web.access().security())
+    return openapi.document(ROUTES, PAGES, OTHERS, version=__version__, security=web.access().security())
 
 
 async def queue_status(web: Web, ask: Ask) -> dict[str, int]:
@@ -259,8 +259,9 @@ ROUTES: Final = (
 
 CALLBACK: Final = "/callback/approval"
 POSTED: Final = "/callback/slack"
-"""Where Slack posts clicks, signed, if it is told to; described by Slack and not by the API's document."""
+"""Where Slack posts clicks, signed, if it is told to; what is in them is Slack's to describe."""
 METRICS: Final = "/metrics"
+INBOX: Final = "/ui"
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 POSTED_MAX: Final = 256 * 1024
@@ -271,6 +272,20 @@ PAGES: Final = (
     PageRow(
         "POST", CALLBACK, "Decides: the page's own form, or JSON with what stands in the link.",
         tuple(sorted((*_PAGE, 408, 413, 415, 422))), shapes.LinkRequest, shapes.Decided,
+    ),
+)  # fmt: skip
+OTHERS: Final = (
+    OtherRow(
+        "GET", METRICS, _READ, "Numbers, as Prometheus or OpenMetrics asks for them.", "metrics",
+        ("text/plain", "application/openmetrics-text"), (401, 403, 500, 503),
+    ),
+    OtherRow(
+        "GET", INBOX, None, "The inbox: pages for people, who log in with `aegis ui`.", "inbox", ("text/html",),
+        (403, 500, 503),
+    ),
+    OtherRow(
+        "POST", POSTED, None, "Takes a click in Slack, which has signed it.", "slack", (), (403, 408, 413, 500, 503),
+        "application/x-www-form-urlencoded",
     ),
 )  # fmt: skip
 
@@ -328,7 +343,7 @@ class Web:
         page = Route(CALLBACK, self._callback, methods=["GET", "POST"])
         self._ui: Ui | None = None
         self._wrong_tokens = Throttle(WRONG_LOGINS)
-        inbox = [Route(path, self._inbox, methods=["GET", "POST"]) for path in ("/ui", "/ui/{rest:path}")]
+        inbox = [Route(path, self._inbox, methods=["GET", "POST"]) for path in (INBOX, f"{INBOX}/{{rest:path}}")]
         rows = [Route(row.path, self._endpoint(row), methods=[row.method]) for row in ROUTES]
         clicks = Route(POSTED, self._posted, methods=["POST"])
         numbers = Route(METRICS, self._metrics, methods=["GET"])
