@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
-from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
@@ -30,7 +27,7 @@ from starlette.routing import Route
 
 from aegis_daemon import __version__
 from aegis_daemon.config.load import ConfigFaults, Secret
-from aegis_daemon.loop.clock import wall
+from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.manage import api, openapi, pages, shapes
 from aegis_daemon.manage.api import Permit
 from aegis_daemon.manage.forms import Forms
@@ -47,9 +44,18 @@ ANSWER_S: Final = 60.0
 HEALTH_S: Final = 10.0
 HEALTH_FRESH_S: Final = 2.0
 """How long an answer about the backends' health is given again, since anybody may ask for it."""
-WRONG_LOGINS: Final = RateLimitItemPerMinute(20)
+
+
+class Allowed(msgspec.Struct, frozen=True):
+    """How many failures there may be in a window of so many seconds."""
+
+    amount: int
+    seconds: float
+
+
+WRONG_LOGINS: Final = Allowed(20, 60.0)
 """Wrong credentials that one address, but this machine's, may show before none of its credentials is looked at."""
-WRONG_CODES: Final = RateLimitItemPerDay(5)
+WRONG_CODES: Final = Allowed(5, 86_400.0)
 """Wrong codes on one ticket's page before it takes none."""
 _FORWARDED: Final = frozenset(
     {
@@ -296,20 +302,29 @@ OTHERS: Final = (
 class Throttle:
     """Counts what went wrong, by whose fault; no one's count can keep the others out."""
 
-    def __init__(self, allowed: RateLimitItem) -> None:
+    def __init__(self, allowed: Allowed, now: Callable[[], float] = monotonic) -> None:
         self._allowed = allowed
-        # Fixed windows: their store forgets whom it has not heard of for one, so strangers cannot fill it.
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._now = now
+        self._counts: dict[str, tuple[float, int]] = {}
+        """who → when the window that began with the first failure ends, and failures in it"""
+        self._swept = now()
 
     def failed(self, who: str) -> None:
         """Once more."""
-        self._limiter.hit(self._allowed, who)
+        now = self._now()
+        if now - self._swept >= self._allowed.seconds:  # so that strangers cannot fill it
+            self._counts = {one: row for one, row in self._counts.items() if row[0] > now}
+            self._swept = now
+        until, count = self._counts.get(who, (0.0, 0))
+        if until <= now:
+            until, count = now + self._allowed.seconds, 0
+        self._counts[who] = until, count + 1
 
     def blocked_s(self, who: str) -> int:
         """Seconds until it may try again, 0 for now."""
-        if self._limiter.test(self._allowed, who):
-            return 0
-        return max(1, int(self._limiter.get_window_stats(self._allowed, who).reset_time - wall()) + 1)
+        until, count = self._counts.get(who, (0.0, 0))
+        left = until - self._now()
+        return int(left) + 1 if left > 0 and count >= self._allowed.amount else 0
 
 
 class Web:

@@ -551,3 +551,24 @@ def test_it_is_served_over_a_real_socket(tmp_path: Path, method: str) -> None:
         assert connection.getresponse().status == 401
         connection.close()
         assert ticket.state == "rejected"
+
+
+def test_failures_are_counted_for_a_window_and_then_forgotten() -> None:
+    at = [100.0]
+    throttle = web.Throttle(web.Allowed(2, 60.0), lambda: at[0])
+    throttle.failed("a")
+    assert throttle.blocked_s("a") == 0
+    at[0] = 130.0
+    throttle.failed("a")
+    assert throttle.blocked_s("a") == 31  # of the window that began with the first
+    assert throttle.blocked_s("b") == 0
+    throttle.failed("a")
+    assert throttle.blocked_s("a") == 31
+    at[0] = 160.0
+    assert throttle.blocked_s("a") == 0
+    for number in range(500):
+        throttle.failed(f"stranger {number}")
+    at[0] = 221.0
+    throttle.failed("a")
+    assert len(throttle._counts) == 1
+    assert throttle.blocked_s("a") == 0
