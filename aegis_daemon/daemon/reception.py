@@ -10,7 +10,7 @@ from typing import Any
 from aegis_daemon.core.ports import Party, Turned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.daemon.sessions import Sessions
-from aegis_daemon.manage.web import Allowed, Throttle, network_of
+from aegis_daemon.manage.web import Throttle, network_of
 from aegis_daemon.relay.admission import MAX_NAME, Refused, plan_remote
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
@@ -24,7 +24,7 @@ _DENIED = REFUSALS["acl"].legacy
 _BUSY = REFUSALS["queue"].legacy
 MOST_NAMES = 64
 """How many invented names of agents are recorded a second."""
-WRONG_TOKENS = Allowed(20, 60.0)
+WRONG_TOKENS = "20 per minute"
 """Wrong tokens that one address may show before it is told to wait; a right one is taken even then, since an agent
 shares its address with whoever guesses."""
 

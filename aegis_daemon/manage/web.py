@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from aegis_daemon import __version__
 from aegis_daemon.config.load import ConfigFaults, Secret
-from aegis_daemon.loop.clock import monotonic, wall
+from aegis_daemon.loop.clock import wall
 from aegis_daemon.manage import api, openapi, pages, shapes
 from aegis_daemon.manage.api import Permit
 from aegis_daemon.manage.forms import Forms
@@ -35,6 +35,9 @@ from aegis_daemon.manage.openapi import OtherRow, PageRow, Row
 from aegis_daemon.transports.guard import bearer
 
 if TYPE_CHECKING:
+    from limits import RateLimitItem
+    from limits.strategies import FixedWindowRateLimiter
+
     from aegis_daemon.manage.ui.routes import Ui
 
 _log = logging.getLogger("aegis.web")
@@ -44,18 +47,9 @@ ANSWER_S: Final = 60.0
 HEALTH_S: Final = 10.0
 HEALTH_FRESH_S: Final = 2.0
 """How long an answer about the backends' health is given again, since anybody may ask for it."""
-
-
-class Allowed(msgspec.Struct, frozen=True):
-    """How many failures there may be in a window of so many seconds."""
-
-    amount: int
-    seconds: float
-
-
-WRONG_LOGINS: Final = Allowed(20, 60.0)
+WRONG_LOGINS: Final = "20 per minute"
 """Wrong credentials that one address, but this machine's, may show before none of its credentials is looked at."""
-WRONG_CODES: Final = Allowed(5, 86_400.0)
+WRONG_CODES: Final = "5 per day"
 """Wrong codes on one ticket's page before it takes none."""
 _FORWARDED: Final = frozenset(
     {
@@ -300,31 +294,35 @@ OTHERS: Final = (
 
 
 class Throttle:
-    """Counts what went wrong, by whose fault; no one's count can keep the others out."""
+    """Counts what went wrong, by whose fault; no one's count can keep the others out.
 
-    def __init__(self, allowed: Allowed, now: Callable[[], float] = monotonic) -> None:
+    `allowed` is in the grammar of `limits`, which is imported (2 MB) when something goes wrong for the first time.
+    """
+
+    def __init__(self, allowed: str) -> None:
         self._allowed = allowed
-        self._now = now
-        self._counts: dict[str, tuple[float, int]] = {}
-        """who → when the window that began with the first failure ends, and failures in it"""
-        self._swept = now()
+        self._counted: tuple[FixedWindowRateLimiter, RateLimitItem] | None = None
 
     def failed(self, who: str) -> None:
         """Once more."""
-        now = self._now()
-        if now - self._swept >= self._allowed.seconds:  # so that strangers cannot fill it
-            self._counts = {one: row for one, row in self._counts.items() if row[0] > now}
-            self._swept = now
-        until, count = self._counts.get(who, (0.0, 0))
-        if until <= now:
-            until, count = now + self._allowed.seconds, 0
-        self._counts[who] = until, count + 1
+        if self._counted is None:
+            from limits import parse
+            from limits.storage import MemoryStorage
+            from limits.strategies import FixedWindowRateLimiter
+
+            # Fixed windows: their store forgets whom it has not heard of for one, so strangers cannot fill it.
+            self._counted = FixedWindowRateLimiter(MemoryStorage()), parse(self._allowed)
+        limiter, allowed = self._counted
+        limiter.hit(allowed, who)
 
     def blocked_s(self, who: str) -> int:
         """Seconds until it may try again, 0 for now."""
-        until, count = self._counts.get(who, (0.0, 0))
-        left = until - self._now()
-        return int(left) + 1 if left > 0 and count >= self._allowed.amount else 0
+        if self._counted is None:
+            return 0
+        limiter, allowed = self._counted
+        if limiter.test(allowed, who):
+            return 0
+        return max(1, int(limiter.get_window_stats(allowed, who).reset_time - wall()) + 1)
 
 
 class Web:
