@@ -74,7 +74,8 @@ class Sessions:
             self._check_room(planned.principal.agent)
             client = ShimClient(self.loop, self._outbox, attachment, own_uid=self._own_uid)
         except (Refused, BadLedger) as refused:
-            _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, refused)
+            why = refused.detail if isinstance(refused, Refused) else refused
+            _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, why)
             attachment.refuse(str(refused))
             return
         stderr = attachment.stderr
@@ -111,7 +112,8 @@ class Sessions:
         known = agent in runtime.agents
         if sum(one == agent if known else one not in runtime.agents for one in agents) >= most:
             who = f"the agent `{agent}` has" if known else "the agents that are not configured have"
-            raise Refused(f"{who} {most} sessions already; end one, or raise `server.max_sessions_agent`")
+            text = f"{who} {most} sessions already; end one"
+            raise Refused(text, f"{text}, or raise `server.max_sessions_agent`")
 
     def _make(self, planned: Plan, client: Client, stderr: int, *, bridged: bool, shared: bool = False) -> Conversation:
         def start_server(conversation: Conversation) -> Backend:
