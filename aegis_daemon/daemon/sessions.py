@@ -165,10 +165,13 @@ class Sessions:
             allowed = rule.uids if rule is not None and rule.uids is not None else (self._own_uid,)
             if principal.uid is None:
                 # Whoever may not come any more is turned out where it came in; here, from where it may not go any more.
-                if self._shell.runtime.reaches(principal.agent, session.conversation.backend):
-                    session.conversation.reloaded()
-                else:
+                if not self._shell.runtime.reaches(principal.agent, session.conversation.backend):
                     session.client.refuse(f"the backend `{session.conversation.backend}` is not available any more")
+                    session.conversation.client_left()
+                elif session.conversation.serves:
+                    session.conversation.reloaded()
+                else:  # it may use the server now, which this session was begun without
+                    session.client.refuse("the rules have changed; begin a new session")
                     session.conversation.client_left()
             elif principal.uid in allowed:
                 session.conversation.reloaded()

@@ -30,12 +30,12 @@ from aegis_daemon.relay.listing import Listing
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.own_tasks import TaskPeer
 from aegis_daemon.relay.ports import Backend, Client, StartServer
+from aegis_daemon.relay.refusing import UNKNOWN_METHOD, refused, refused_request
 from aegis_daemon.relay.unsettled import Unsettled
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
     METHOD_NOT_FOUND,
     UNSUPPORTED_VERSION,
-    refusal_frame,
 )
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
@@ -84,9 +84,6 @@ UNREAD_BYTES: Final = 4 << 20
 """Bytes of a client's frames that are taken while its server does not read: not every client can be held back."""
 RESPAWNS: Final = 16
 """How often one session may have its server replaced."""
-UNKNOWN_METHOD: Final = {
-    way: Method("(unknown)", way, Rule.GOVERNED, True, True) for way in (Direction.TO_SERVER, Direction.TO_CLIENT)
-}
 
 
 class Conversation:
@@ -431,7 +428,7 @@ class Conversation:
                     elif era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
                         frame, era, fault = self._in_era(frame, row, end)
                 except BadParams as error:
-                    fault = Reason("params", f"{error} in `{row.name}`")
+                    fault = Reason("params", f"{error} in `{row.name}`", code="bad_params")
                     if not (row.modern if era_of(frame.method, frame.params, self.era) is Era.MODERN else row.legacy):
                         fault = unknown_method(row.name)
         if era is Era.NONE:
@@ -468,14 +465,22 @@ class Conversation:
                 return
         carry(call, opened, side, peer, self.shell)
 
+    def refusal(self, frame: Frame, reason: Reason) -> bytes:
+        """See `core.ports.Party`."""
+        return refused_request(
+            frame, era_of(frame.method, frame.params, self.era), reason, self.shell, id=self._ids(),
+            session=self.session, principal=self.principal, backend=self.backend,
+        )  # fmt: skip
+
+    @property
+    def serves(self) -> bool:
+        """See `core.ports.Party`."""
+        return self._start_server is not None
+
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
-        self.shell.audit.story(call).denied(reason)
         opened.state = State.WAITING
         known = self.to_server.find(opened.key) is opened
-        data_frame = refusal_frame(
-            opened.request_id, stage=reason.stage, text=reason.text, call_id=call.id, era=call.era,
-            method=call.method, style=self.shell.runtime.denials, retryable=reason.retryable, reason=reason.code,
-        )  # fmt: skip
+        data_frame = refused(call, reason, self.shell)
         if reason.stage == "version":
             requested = reason.detail or None
             data = {"supported": [MODERN_VERSION], "requested": requested, "by": "aegis"}
@@ -493,7 +498,8 @@ class Conversation:
                 frame = handshake.modern(frame, self._may_ask())
             except handshake.BadVersion as bad:
                 stage = "version" if bad.version is not None else "params"
-                return frame, era, Reason(stage, str(bad), detail=str(bad.version or "")[:100])
+                code = "unsupported_version" if bad.version is not None else "bad_params"
+                return frame, era, Reason(stage, str(bad), code=code, detail=str(bad.version or "")[:100])
         if not (row.modern if era is Era.MODERN else row.legacy):
             return frame, era, unknown_method(row.name)
         if era is not self.era:
@@ -514,7 +520,8 @@ class Conversation:
         if self.era is not Era.NONE:
             stale = server.touched if server is not None else self._start_server is not None
             if stale and self._respawns >= RESPAWNS:
-                return Reason("internal", "this session changed the protocol's era too often; start a new one")
+                text = "this session changed the protocol's era too often; start a new one"
+                return Reason("internal", text, code="era_changed")
             # Neither end may meet what the other era left: first what waits, lest it be sent to the old server.
             self._cancel_unsent("the client changed the protocol's era")
             for opened in self.to_client.all():
@@ -543,7 +550,7 @@ class Conversation:
         try:
             self._spawn()
         except (OSError, ValueError) as error:
-            return Reason("internal", f"{_not_begun(error)}; not executed")
+            return Reason("internal", f"{_not_begun(error)}; not executed", code="no_server")
         return None
 
     def _ping(self, opened: Open, frame: Frame) -> None:
@@ -1110,7 +1117,7 @@ def ending_of(code: int) -> str:
 def unknown_method(method: str) -> Reason:
     """Why a method without a row in its era is refused."""
     text = f"the method `{method[:100]}` is not known to Aegis in this version of the protocol; it is refused"
-    return Reason("method", text)
+    return Reason("method", text, code="unknown_method")
 
 
 def too_many(text: str) -> Reason:
