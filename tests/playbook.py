@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from aegis_daemon.approvals.changes import Changes
 from aegis_daemon.approvals.desk import Desk
 from aegis_daemon.approvals.patience import Patience
 from aegis_daemon.approvals.store import TicketStore
@@ -730,6 +731,7 @@ class Play:
         self.events: list[tuple[str, str]] = []
         self.sessions: list[Session] = []
         self.store = Store(store, full=False)
+        self.approved = Changes(self.store.db)
         self.limits = Limits()
         self.lanes = Lanes(self.clock.monotonic, self.clock.call_later, pause=lambda low, high: (low + high) / 2)
         self.desk = self._new_desk()
@@ -748,8 +750,14 @@ class Play:
             self.store,
             wall=self.clock.wall,
             call_later=self.clock.call_later,
-            on_event=lambda event, ticket: self.events.append((event, ticket.id)),
+            on_event=self._happened,
+            unlike=self.approved.unlike,
         )
+
+    def _happened(self, event: str, ticket: Ticket) -> None:
+        self.events.append((event, ticket.id))
+        if event == "approved":
+            self.approved.approved(ticket, self.clock.wall())
 
     @property
     def runtime(self) -> Runtime:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from aegis_daemon.approvals.ticket import Ticket
+from aegis_daemon.core.handed import differing
 
 _log = logging.getLogger("aegis.approvals")
 KEPT_MAX: Final = 1000
@@ -21,7 +22,8 @@ ARGUMENTS_MAX: Final = 1 << 16
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS approved (
   agent TEXT NOT NULL, backend TEXT NOT NULL, method TEXT NOT NULL, name TEXT NOT NULL, arguments TEXT NOT NULL,
-  by TEXT NOT NULL, at REAL NOT NULL, server TEXT NOT NULL DEFAULT '', PRIMARY KEY (agent, backend, method, name)
+  by TEXT NOT NULL, at REAL NOT NULL, server TEXT NOT NULL DEFAULT '', parts TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY (agent, backend, method, name)
 ) STRICT;
 """
 _arguments = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -53,8 +55,10 @@ class Changes:
         """`db` is that of the tickets. Raises `sqlite3.Error`."""
         self._db = db
         db.executescript(_SCHEMA)
-        if not any(column[1] == "server" for column in db.execute("PRAGMA table_info(approved)")):
-            db.execute("ALTER TABLE approved ADD COLUMN server TEXT NOT NULL DEFAULT ''")
+        there = {column[1] for column in db.execute("PRAGMA table_info(approved)")}
+        for column in ("server", "parts"):
+            if column not in there:
+                db.execute(f"ALTER TABLE approved ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
 
     def last(self, ticket: Ticket) -> Approved | None:
         """The last approved call of the same agent, backend and tool; None where there is none, or none is known.
@@ -72,6 +76,22 @@ class Changes:
             return None
         return None if row is None else Approved(*row)
 
+    def unlike(self, ticket: Ticket) -> str:
+        """What is different about the ticket's server, where the last approved call ran on another one; else ""."""
+        if not ticket.parts:
+            return ""
+        try:
+            row = self._db.execute(
+                "SELECT server, parts FROM approved WHERE agent = ? AND backend = ? AND method = ? AND name = ?",
+                _key(ticket),
+            ).fetchone()
+            if row is None or row[0] == ticket.server or not row[1]:
+                return ""
+            return differing(ticket.parts, row[1]) or "something in it"
+        except (sqlite3.Error, ValueError) as error:
+            _log.error("the server of the last approved call could not be read: %s", error)
+            return "it could not be compared"
+
     def approved(self, ticket: Ticket, at: float) -> None:
         """The ticket was approved at that time (seconds since the epoch)."""
         try:
@@ -82,9 +102,9 @@ class Changes:
                 )
                 return
             self._db.execute(
-                "INSERT OR REPLACE INTO approved (agent, backend, method, name, arguments, by, at, server)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*_key(ticket), ticket.arguments, ticket.by, at, ticket.server),
+                "INSERT OR REPLACE INTO approved (agent, backend, method, name, arguments, by, at, server, parts)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*_key(ticket), ticket.arguments, ticket.by, at, ticket.server, ticket.parts),
             )
             self._db.execute(
                 "DELETE FROM approved WHERE rowid IN (SELECT rowid FROM approved ORDER BY at DESC LIMIT -1 OFFSET ?)",

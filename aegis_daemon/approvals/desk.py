@@ -121,8 +121,11 @@ class Desk:
         call_later: Callable[[float, Callable[[], None]], Timer],
         on_event: Callable[[str, Ticket], None],
         max_pending: int = 64,
+        unlike: Callable[[Ticket], str] = lambda ticket: "",
     ) -> None:
+        """`unlike` says what is different about a new ticket's server, where another one was approved before."""
         self._store = store
+        self._unlike = unlike
         self._wall = wall
         self._call_later = call_later
         self._on_event = on_event
@@ -192,7 +195,9 @@ class Desk:
             server=call.server,
             command="" if call.handed is None else call.handed.command,
             cwd="" if call.handed is None else call.handed.cwd,
+            parts="" if call.handed is None else call.handed.parts,
         )
+        ticket.unlike = self._unlike(ticket)
         try:
             self._store.put(ticket)
         except sqlite3.Error as error:

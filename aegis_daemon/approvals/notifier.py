@@ -1,8 +1,9 @@
 """Every channel hears of every new ask and of its end, in its own time: none waits for another, no decision for any.
 
-Messages are tried again with growing pauses, as long as their ticket waits. Channels through which people answer are
-listened to, each by a task that is begun again when it fails. An answer counts only with the proof that the message
-about this very ticket carried. What fails is told by the channel's name, since an address may be a secret.
+Messages are tried again with growing pauses, as long as their ticket waits, by the next daemon too; a channel that
+wants them slower gets them slower. Channels through which people answer are listened to, each by a task that is begun
+again when it fails. An answer counts only with the proof that the message about this very ticket carried. What fails is
+told by the channel's name, since an address may be a secret.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import hmac
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, Literal, Protocol, cast
@@ -32,23 +33,27 @@ from aegis_daemon.approvals.channels.notice import (
     Trouble,
     cut,
 )
-from aegis_daemon.approvals.ticket import APPROVED, CONSUMED, EXPIRED, PENDING, REJECTED, Ticket
+from aegis_daemon.approvals.ticket import APPROVED, CONSUMED, EXPIRED, OPEN, PENDING, REJECTED, Ticket
+from aegis_daemon.approvals.told import Told
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.core.text import visible
 
 _log = logging.getLogger("aegis.approvals")
 TRIES: Final = 5
+"""After so many a channel is said to fail; what asks nothing is given up then."""
 TIMEOUT_S: Final = 10.0
 PAUSES_S: Final = (1.0, 4.0, 15.0, 60.0)
-"""Before the second and the following tries, each up to half longer at random."""
+"""Before the second and the following tries, each up to half longer at random; the last before all that follow."""
 TOLD_MAX_S: Final = 300.0
 """The longest pause that a channel can ask for."""
+CALM_S: Final = 60.0
+"""A channel that has had no message for so long is not slowed down any more."""
 AT_ONCE: Final = 8
 """Messages under way to one channel; the others wait for these."""
 WAITING_MAX: Final = 256
-"""Messages of one channel not yet delivered; what would be more is logged and not sent."""
+"""Messages of one channel that are being delivered; more wait for their turn."""
 SHOWN_MAX: Final = 16
-"""Notifications on a desktop at once."""
+"""Notifications on a desktop at once; more wait likewise."""
 SENT_MAX: Final = 4096
 """Messages that are remembered, to say in them how it ended."""
 AGAIN_MAX_S: Final = 60.0
@@ -58,6 +63,7 @@ WELL_AFTER_S: Final = 20.0
 TESTS_MAX, TESTS_IN_S = 3, 60.0
 """Tests in so many seconds: people must not learn to overlook messages."""
 _AGAIN: Final = frozenset({408, 425, 429})
+_TOO_MANY: Final = 429
 _VOUCHED: Final = frozenset({"telegram", "slack"})
 """Their platforms say who pressed. Where `approval.confirm: code` is set or two must agree, no others decide."""
 _ENDS: Final = frozenset({"approved", "rejected", "expired", "consumed"})
@@ -120,6 +126,7 @@ class _State:
         self.tasks: set[asyncio.Task[None]] = set()
         self.room = asyncio.Semaphore(AT_ONCE)
         self.shown: dict[str, asyncio.Task[None]] = {}
+        self.later: dict[str, Ticket] = {}
         self.listener: asyncio.Task[None] | None = None
         self.sent = 0
         self.failed = 0
@@ -127,8 +134,39 @@ class _State:
         self.error_is_last = False
         self.deaf = ""
         self.last_ok: float | None = None
+        self._pace = 0.0
+        """seconds between two messages; none before a channel has asked for less"""
+        self._next = 0.0
+        self._slowed = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether what more is to be told has to wait."""
+        return len(self.tasks) >= WAITING_MAX or len(self.shown) >= SHOWN_MAX
+
+    def turn(self, now: float) -> float:
+        """Takes the next turn for a message, and says in how many seconds it comes."""
+        if now - self._next > CALM_S:
+            self._pace = 0.0
+        if not self._pace:
+            return 0.0
+        turn = max(now, self._next)
+        self._next = turn + self._pace
+        return turn - now
+
+    def slow(self, now: float, began: float, told: float | None) -> None:
+        """A message that left at `began` was one too many; `told`: the pause that the channel asks for."""
+        if told is not None and told > 0:
+            self._pace = min(max(told, 1.0), TOLD_MAX_S)
+        elif began > self._slowed or not self._pace:  # else one of the same burst
+            self._pace = min(max(1.0, 2 * self._pace), PAUSES_S[-1])
+        self._next = max(self._next, now + self._pace)
+        self._slowed = now
 
     def well(self, now: float, *, message: bool = True) -> None:
+        self._pace *= 0.9 if self._pace <= 2.0 else 0.7
+        if self._pace < 0.1:
+            self._pace = 0.0
         self.sent += message
         self.last_ok = now
         self.error_is_last = False
@@ -149,19 +187,30 @@ class _State:
             state=state,
             sent=self.sent,
             failed=self.failed,
-            waiting=len(self.tasks),
+            waiting=len(self.tasks) + len(self.later),
             last_error=self.deaf or self.error,
             last_ok_at=self.last_ok,
         )
 
     def end(self) -> list[asyncio.Task[None]]:
         tasks = [*self.tasks, *self.shown.values()]
+        self.later.clear()
         if self.listener is not None:
             tasks.append(self.listener)
             self.listener = None
         for task in tasks:
             task.cancel()
         return tasks
+
+
+class _Try(msgspec.Struct, frozen=True):
+    """How one try went: `why` it failed, empty where it did not; whether `again` may help, `told` seconds later."""
+
+    why: str = ""
+    again: bool = False
+    too_many: bool = False
+    told: float | None = None
+    body: bytes = b""
 
 
 class _Sent(msgspec.Struct):
@@ -191,8 +240,10 @@ class Notifier:
         decide: Decide,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         shown: Callable[[str], str] = str,
+        told: Told | None = None,
+        open: Callable[[], Iterable[Ticket]] = tuple,
     ) -> None:
-        """`shown` gives arguments as they may be told."""
+        """`shown` gives arguments as they may be told; `told` outlives the daemon; `open` gives the open tickets."""
         self.settings = Settings()
         self._key = key
         self._wire = wire
@@ -201,6 +252,8 @@ class Notifier:
         self._decide = decide
         self._sleep = sleep
         self._shown = shown
+        self._told_of = told
+        self._open = open
         self._states: dict[str, _State] = {}
         self._messages: dict[tuple[str, str], _Sent] = {}
         self._ending: set[asyncio.Task[Any]] = set()
@@ -211,10 +264,12 @@ class Notifier:
         """Swaps the channels: what is the same object goes on, the others end, new ones begin. Needs a running loop."""
         self.settings = settings
         before, self._states = self._states, {}
+        kept = set()
         for channel in settings.channels:
             state = before.get(channel.name)
             if state is not None and state.channel is channel:
                 self._states[channel.name] = before.pop(channel.name)
+                kept.add(channel.name)
                 continue
             self._states[channel.name] = state = _State(channel)
             answering = _answers(channel)
@@ -225,6 +280,20 @@ class Notifier:
                 self._ending.add(task)
                 task.add_done_callback(self._ending.discard)
             self._messages = {key: sent for key, sent in self._messages.items() if sent.state is not state}
+        if not self._closed:
+            for state in self._states.values():
+                if state.channel.name not in kept:
+                    self._catch_up(state)
+
+    def _catch_up(self, state: _State) -> None:
+        """Tells a channel that is new, or whose daemon is, of what waits and it has not heard of."""
+        heard = self._told_of.by(state.channel.name) if self._told_of is not None else {}
+        for ticket in self._open():
+            handle = heard.get(ticket.call_id)
+            if ticket.state == PENDING and (handle is None or isinstance(state.channel, Showing)):
+                self._begin(state, ticket)
+            elif handle:
+                self._messages[state.channel.name, ticket.call_id] = _Sent(self.notice(ticket), handle, state)
 
     async def close(self) -> None:
         """Ends every listener, and gives up what has not been delivered."""
@@ -255,10 +324,11 @@ class Notifier:
         if self._closed or not self._states:
             return
         if event == "opened":
-            notice = self.notice(ticket)
             for state in self._states.values():
-                self._begin(state, ticket, notice)
+                self._begin(state, ticket)
         elif event in _ENDS:
+            if event != "approved" and self._told_of is not None:
+                self._told_of.forget(ticket.call_id)
             self._ended(ticket)
 
     def notice(self, ticket: Ticket) -> Notice:
@@ -274,6 +344,7 @@ class Notifier:
             arguments=self._shown(ticket.arguments),
             command=self._shown_text(ticket.command),
             cwd=self._shown_text(ticket.cwd),
+            unlike=ticket.unlike,
             created=ticket.created,
             expires=ticket.expires,
             rule=ticket.rule,
@@ -286,28 +357,43 @@ class Notifier:
     def _shown_text(self, text: str) -> str:
         return str(msgspec.json.decode(self._shown(msgspec.json.encode(text).decode()))) if text else ""
 
-    def _begin(self, state: _State, ticket: Ticket, notice: Notice) -> None:
+    def _begin(self, state: _State, ticket: Ticket) -> None:
         channel = state.channel
+        if state.full:
+            state.later[ticket.call_id] = ticket
+            return
+        notice = self.notice(ticket)
         if not self._may_answer(channel, ticket):
             notice = msgspec.structs.replace(notice, proof="")
-        if len(state.tasks) >= WAITING_MAX or len(state.shown) >= SHOWN_MAX:
-            state.ill("too many messages wait")
-            _log.error("the %s channel is not told of `%s`: too many messages wait", channel.name, ticket.id)
-            return
+
+        def over(task: asyncio.Task[None]) -> None:
+            state.tasks.discard(task)
+            if state.shown.get(ticket.call_id) is task:
+                del state.shown[ticket.call_id]
+            while state.later and not state.full and not self._closed:
+                waiting = state.later.pop(next(iter(state.later)))
+                if waiting.state == PENDING:
+                    self._begin(state, waiting)
+
         if isinstance(channel, Showing):
             task = asyncio.ensure_future(self._show(state, channel, ticket, notice))
             state.shown[ticket.call_id] = task
-            task.add_done_callback(lambda _: state.shown.pop(ticket.call_id, None))
-            return
-        task = asyncio.ensure_future(self._tell(state, ticket, notice))
-        state.tasks.add(task)
-        task.add_done_callback(state.tasks.discard)
+        else:
+            task = asyncio.ensure_future(self._tell(state, ticket, notice))
+            state.tasks.add(task)
+        task.add_done_callback(over)
 
     async def _tell(self, state: _State, ticket: Ticket, notice: Notice) -> None:
         """The message, and then, should it be over by now, how it ended."""
         handle = await self._deliver(
-            state, ticket.id, lambda: state.channel.post(notice, self._wall()), lambda: ticket.state == PENDING
+            state,
+            ticket.id,
+            lambda: state.channel.post(notice, self._wall()),
+            lambda: ticket.state == PENDING,
+            lasting=True,
         )
+        if handle is not None and ticket.state in OPEN and self._told_of is not None:
+            self._told_of.add(ticket.call_id, state.channel.name, handle)
         if not handle:
             return
         while len(self._messages) >= SENT_MAX:
@@ -324,50 +410,61 @@ class Notifier:
         wanted: Callable[[], bool],
         *,
         message: bool = True,
-        taken: Callable[[], object] = lambda: None,
-    ) -> str:
-        """Tries until it is taken, or not wanted any more; what the channel calls the message, if it calls it."""
-        why, told = "", None
-        for attempt in range(TRIES):
-            if attempt:
-                pause = PAUSES_S[attempt - 1] * random.uniform(1.0, 1.5)  # noqa: S311  no secret
-                await self._sleep(max(pause, min(told or 0.0, TOLD_MAX_S)))
+        lasting: bool = False,
+    ) -> str | None:
+        """Tries until it is taken, is refused, or is not wanted any more; without `lasting`, at most TRIES times.
+
+        What the channel calls the message, "" where it calls it nothing; None where it was not taken.
+        """
+        tries = 0
+        pause = state.turn(self._wall())
+        while True:
+            if pause:
+                await self._sleep(pause)
             async with state.room:
                 if not wanted():
-                    return ""
-                why, again, told, body = await self._try(state.channel, post)
-            if not why:
+                    return None
+                began = self._wall()
+                made = await self._try(state.channel, post)
+            if not made.why:
                 state.well(self._wall(), message=message)
-                taken()
-                return self._handle(state.channel, body)
-            if not again:
-                break
-        state.ill(why)
-        _log.warning("the %s channel was not told of `%s`: %s", state.channel.name, id, why)
-        return ""
+                return self._handle(state.channel, made.body)
+            if made.too_many:
+                now = self._wall()
+                state.slow(now, began, made.told)
+                if lasting:
+                    pause = state.turn(now)
+                    continue
+            tries += 1
+            if tries == TRIES or not made.again:
+                state.ill(made.why)
+                _log.warning("the %s channel was not told of `%s`: %s", state.channel.name, id, made.why)
+                if not (lasting and made.again):
+                    return None
+            pause = PAUSES_S[min(tries, len(PAUSES_S)) - 1] * random.uniform(1.0, 1.5)  # noqa: S311  no secret
+            pause = max(pause, min(made.told or 0.0, TOLD_MAX_S))
 
-    async def _try(self, channel: Channel, post: Callable[[], Post | None]) -> tuple[str, bool, float | None, bytes]:
-        """Why it failed, empty where it did not; whether, and when at the earliest, another try may help; the body."""
+    async def _try(self, channel: Channel, post: Callable[[], Post | None]) -> _Try:
         try:
             made = post()
             if made is None:
-                return "", False, None, b""
+                return _Try()
             async with asyncio.timeout(TIMEOUT_S):
                 answer = await self._wire.send(made, TIMEOUT_S)
             fault = channel.fault(answer.status, answer.body)
         except TimeoutError:
-            return f"no answer within {TIMEOUT_S:.0f} s", True, None, b""
+            return _Try(f"no answer within {TIMEOUT_S:.0f} s", True)
         except Fault as trouble:
-            return f"it cannot be reached ({trouble.reason})", True, None, b""
+            return _Try(f"it cannot be reached ({trouble.reason})", True)
         except Trouble as trouble:
-            return str(trouble), False, None, b""
+            return _Try(str(trouble))
         except Exception as error:  # a channel's fault is its own; the text may hold the address, the kind does not
-            return f"it cannot be reached ({type(error).__name__})", True, None, b""
+            return _Try(f"it cannot be reached ({type(error).__name__})", True)
         if fault is None:
-            return "", False, None, answer.body
+            return _Try(body=answer.body)
         limited = answer.status in _AGAIN
         told = (answer.retry_after_s or _retry_after(answer.body)) if limited or answer.status >= 500 else None
-        return fault, not 400 <= answer.status < 500 or limited, told, b""
+        return _Try(fault, not 400 <= answer.status < 500 or limited, answer.status == _TOO_MANY, told)
 
     @staticmethod
     def _handle(channel: Channel, body: bytes) -> str:
@@ -382,6 +479,7 @@ class Notifier:
     def _ended(self, ticket: Ticket) -> None:
         how = ending(ticket)
         for state in self._states.values():
+            state.later.pop(ticket.call_id, None)
             shown = state.shown.get(ticket.call_id)
             if shown is not None and shown is not _current():
                 shown.cancel()
@@ -523,9 +621,6 @@ class Notifier:
 
     async def _told(self, state: _State, notice: Notice) -> bool:
         channel = state.channel
-        if len(state.tasks) >= WAITING_MAX:
-            state.ill("too many messages wait")
-            return False
         if isinstance(channel, Showing):
             why = await self._shown_once(channel, notice)
             if why:
@@ -533,12 +628,10 @@ class Notifier:
             else:
                 state.well(self._wall())
             return not why
-        taken: list[bool] = []
-        await self._deliver(
-            state, notice.id, lambda: channel.post(notice, self._wall()), lambda: not self._closed,
-            taken=lambda: taken.append(True),
-        )  # fmt: skip
-        return bool(taken)
+        handle = await self._deliver(
+            state, notice.id, lambda: channel.post(notice, self._wall()), lambda: not self._closed
+        )
+        return handle is not None
 
     def alarm(self, headline: str, text: str) -> bool:
         """Something is wrong with Aegis itself: every channel is told, once. False where there is none yet.
@@ -585,7 +678,7 @@ class Notifier:
         if isinstance(channel, Showing):
             why = await self._shown_once(channel, notice)
         else:
-            why, _, _, _ = await self._try(channel, partial(channel.post, notice, now))
+            why = (await self._try(channel, partial(channel.post, notice, now))).why
         if why:
             state.error, state.error_is_last = why, True
             return why

@@ -39,12 +39,16 @@ _STEPS: Final = (
     ALTER TABLE tickets ADD COLUMN command TEXT NOT NULL DEFAULT '';
     ALTER TABLE tickets ADD COLUMN cwd TEXT NOT NULL DEFAULT '';
     """,
+    """
+    ALTER TABLE tickets ADD COLUMN parts TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tickets ADD COLUMN unlike TEXT NOT NULL DEFAULT '';
+    """,
 )
 """What turns one schema into the next; a file's `PRAGMA user_version` counts those it has seen."""
 _COLUMNS = (
     "call_id", "id", "digest", "agent", "backend", "method", "name", "arguments", "rule", "created", "expires",
     "claims", "state", "by", "note", "outcome", "people", "votes", "client", "via", "task", "pin",
-    "server", "command", "cwd",
+    "server", "command", "cwd", "parts", "unlike",
 )  # fmt: skip
 _OPEN = "state IN ('pending', 'approved') OR (state IN ('consumed', 'rejected') AND outcome IS NOT NULL)"
 _JSON: Final[dict[str, msgspec.json.Decoder[Any]]] = {

@@ -73,6 +73,10 @@ class Ticket(msgspec.Struct, eq=False):
     command: str = ""
     """how that server is started, and where, as people may see it"""
     cwd: str = ""
+    parts: str = ""
+    """what tells that server from others, part by part (`core.handed.differing`)"""
+    unlike: str = ""
+    """what is different from the server of the call that was approved last, where that was another one"""
     seats: list[Any] = []
     """who waits for it, the newest last"""
     runner: Any = None

@@ -119,6 +119,20 @@ def make_file(slot: Path) -> Path:
     return slot
 
 
+class LogFile:
+    """A journal file in use, or waiting to be ingested; `fd` is -1 once nothing writes to it."""
+
+    __slots__ = ("doubtful", "fd", "header", "last_seq", "path")
+
+    def __init__(self, path: Path, header: Header, last_seq: int, fd: int = -1) -> None:
+        self.path = path
+        self.header = header
+        self.last_seq = last_seq
+        self.fd = fd
+        self.doubtful = False
+        """whether it is not used again: a sync of it failed, or records in it are in no chain"""
+
+
 class _Work:
     """Something done on a thread of its own."""
 

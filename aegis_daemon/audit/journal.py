@@ -17,7 +17,6 @@ import asyncio
 import fcntl
 import os
 import re
-import threading
 import time
 import uuid
 from binascii import hexlify
@@ -27,7 +26,6 @@ from collections.abc import Callable
 from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Literal
 
 import msgspec
@@ -35,6 +33,7 @@ import msgspec
 from aegis_daemon.audit.chain import read_link
 from aegis_daemon.audit.disk import (
     SEGMENT,
+    LogFile,
     Maker,
     Mender,
     read_header,
@@ -45,7 +44,8 @@ from aegis_daemon.audit.disk import (
     write_private,
 )
 from aegis_daemon.audit.record import GENESIS, VERSION, Denied, Hold, Intent, Outcome, Record
-from aegis_daemon.audit.segment import Header, encode_header, encode_part, follow, later
+from aegis_daemon.audit.segment import Header, encode_header, encode_part, end_of, follow, later, misses, unfinished
+from aegis_daemon.audit.syncer import Syncer
 from aegis_daemon.core.ports import AuditUnavailable
 
 __all__ = ["AuditUnavailable", "Clock", "Done", "Journal", "Recovery", "boot_id", "system_clock"]
@@ -106,20 +106,6 @@ def boot_id() -> str:
         return str(uuid.uuid4())
 
 
-class _File:
-    """A journal file in use, or waiting to be ingested; `fd` is -1 once nothing writes to it."""
-
-    __slots__ = ("doubtful", "fd", "header", "last_seq", "path")
-
-    def __init__(self, path: Path, header: Header, last_seq: int, fd: int = -1) -> None:
-        self.path = path
-        self.header = header
-        self.last_seq = last_seq
-        self.fd = fd
-        self.doubtful = False
-        """whether it is not used again: a sync of it failed, or records in it are in no chain"""
-
-
 class Journal:
     """The one append-only log of a directory; all methods belong to the loop's thread."""
 
@@ -176,12 +162,12 @@ class Journal:
         self._salts = self._salts_hex = b""
         self._salt_at = 0
         # The file written to: offset of the next line, and where lines end.
-        self._live: _File | None = None
+        self._live: LogFile | None = None
         self._fd = -1
         self._at = 0
         self._limit = 0
         self._generation = 0
-        self._old: deque[_File] = deque()
+        self._old: deque[LogFile] = deque()
         self._spares: list[Path] = []
         self._maker: Maker | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -198,7 +184,7 @@ class Journal:
         self._durable = 0
         self._unsynced: deque[tuple[int, str, bytes]] = deque()
         self._waiting: deque[tuple[int, Done]] = deque()
-        self._sync: _Sync | None = None
+        self._sync: Syncer | None = None
         self._mender: Mender | None = None
         self._retry: asyncio.TimerHandle | None = None
 
@@ -249,7 +235,7 @@ class Journal:
                 sync_file(self._fd)
                 sync_folder(self.directory)  # whoever made its files may have been killed before it did
                 self._durable = self._seq
-                self._sync = _Sync(self, self._loop)
+                self._sync = Syncer(self._loop, self._standing, self._synced, self._sync_failed)
             if not self._spares and self._maker is None:
                 self._ask_for_file(self._slot())
         except OSError as error:
@@ -311,7 +297,7 @@ class Journal:
         while len(found) > 1:
             before = found[-2][1].read_bytes()
             adjacent = found[-2][0].generation == found[-1][0].generation - 1
-            end = _misses(before, found[-2][0], found[-1][0]) if adjacent else None
+            end = misses(before, found[-2][0], found[-1][0]) if adjacent else None
             if end is not None and self._is_stored(found[-1][0]):
                 break  # the file before was about to be used again
             if end is not None:
@@ -319,10 +305,10 @@ class Journal:
                     f"the journal's newest file did not follow record {end} and was left out; "
                     "a power loss does that to records that were not promised yet"
                 )
-            elif (unfinished := _unfinished(before, found[-2][0], data, found[-1][0])) is None:
+            elif (beyond := unfinished(before, found[-2][0], data, found[-1][0])) is None:
                 break
-            elif unfinished:
-                notes.append(self._keep_aside(found[-1][0].generation, data, _end(before, found[-2][0])[0], unfinished))
+            elif beyond:
+                notes.append(self._keep_aside(found[-1][0].generation, data, end_of(before, found[-2][0])[0], beyond))
             found.pop()[1].unlink()  # not used again: its records' numbers will come again, and it might outlive them
             data = before
         header, path = found[-1]
@@ -340,7 +326,7 @@ class Journal:
         self._generation = header.generation
         for index, (old, old_path) in enumerate(found[:-1]):
             last = found[index + 1][0].first_seq - 1
-            file = _File(old_path, old, last)
+            file = LogFile(old_path, old, last)
             file.doubtful = True  # what is behind its last record may have numbers that come again
             self._old.append(file)
             self._bytes += SEGMENT
@@ -353,7 +339,7 @@ class Journal:
             for _, old_path in found[-2:-1]:
                 write_again(old_path, os.stat(old_path).st_size)
             write_again(path, at)
-        self._use(_File(path, header, 0, fd), at)
+        self._use(LogFile(path, header, 0, fd), at)
         self._bytes += at
         ahead = (bool(lost) or self._crashed) and self._follow_store(notes, self._head if not lost else "")
         if ahead:
@@ -429,7 +415,7 @@ class Journal:
         self._slots += 1
         return self.directory / f"seg-{self._slots:06}.jnl"
 
-    def _use(self, file: _File, at: int) -> None:
+    def _use(self, file: LogFile, at: int) -> None:
         self._live = file
         self._fd = file.fd
         self._at = at
@@ -625,7 +611,7 @@ class Journal:
         self._generation = generation
         self._bytes += len(data)
         header = Header(generation, self._seq + 1, self._head, len(data))
-        self._use(_File(path, header, 0, fd), len(data))
+        self._use(LogFile(path, header, 0, fd), len(data))
         if self._at + size > self._limit:
             self._limit = self._at + size
         self._recycle()
@@ -711,6 +697,13 @@ class Journal:
         assert self._sync is not None
         self._sync.kick()
 
+    def _standing(self) -> tuple[int, LogFile]:
+        """For the syncing thread. In this order: a file that takes the live one's place takes later records."""
+        seq = self._seq
+        live = self._live
+        assert live is not None
+        return seq, live
+
     def _synced(self, seq: int) -> None:
         """A sync covered everything up to `seq`."""
         sync = self._sync
@@ -732,6 +725,8 @@ class Journal:
 
         Everything after the newest durable record goes into a fresh file first; until that is synced, `append` refuses.
         """
+        if self._fault:
+            return
         self._fault = _why(error)
         waiting, self._waiting = self._waiting, deque()
         failure = _unwritable(self.directory, self._fault)
@@ -780,7 +775,7 @@ class Journal:
         self._checkpoints.append((old.last_seq, self._bytes))
         self._generation = mender.header.generation
         self._bytes += len(mender.data)
-        self._use(_File(mender.path, mender.header, 0, mender.fd), len(mender.data))
+        self._use(LogFile(mender.path, mender.header, 0, mender.fd), len(mender.data))
         self._fault = ""
         self._synced(self._seq)
         self._ring(None)
@@ -986,112 +981,6 @@ class Journal:
             self._lock = -1
 
 
-class _Sync:
-    """The thread that syncs while the loop works on: whatever was written when a sync begins is covered by it.
-
-    A process beside it, which has no lock to share with the loop, was slower in every run of `scripts/bench_audit`, for
-    what it costs to wake it: one waiter p50 0.15 ms on a thread, 0.2 to 2 ms in a process (the disk alone 0.15 ms);
-    64 waiters 21 000 to 46 000 commits/s (p50 0.75 to 0.9 ms) against 18 000 to 30 000 (0.8 to 2.4 ms).
-    """
-
-    def __init__(self, journal: Journal, loop: asyncio.AbstractEventLoop) -> None:
-        self._journal = journal
-        self._loop = loop
-        self._kicks: SimpleQueue[bool] = SimpleQueue()
-        self._idle = True
-        self._retiring: deque[_File] = deque()
-        self.failed: OSError | None = None
-        """Why the last sync failed: until `forget`, none is tried, for the next one would succeed and prove nothing."""
-        self._thread = threading.Thread(target=self._run, name="aegis-audit-sync", daemon=True)
-        self._thread.start()
-
-    def kick(self) -> None:
-        """Sync now, or as soon as the sync under way is over, where something still waits for it then."""
-        if self._idle:
-            self._idle = False
-            self._kicks.put(True)
-
-    def retire(self, file: _File) -> None:
-        """The file will not be written to again: sync it once more and close it."""
-        self._retiring.append(file)
-
-    def retired(self) -> bool:
-        """Whether no earlier file waits for its last sync; gives it a second.
-
-        So no more than the two newest files can lack anything after a power loss.
-        """
-        if self._retiring:
-            self._kicks.put(True)
-            until = time.monotonic() + 1.0
-            while self._retiring:
-                if self.failed is not None or time.monotonic() > until:
-                    return False
-                time.sleep(0.001)
-        return True
-
-    def forget(self) -> None:
-        """After a failed sync: what was not durable stands elsewhere now."""
-        while self._retiring:
-            file = self._retiring.popleft()
-            os.close(file.fd)
-            file.fd = -1
-            file.doubtful = True
-        self.failed = None
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._kicks.put(False)
-        self._thread.join()
-
-    def finish(self) -> None:
-        """What the thread left undone. Raises `OSError`."""
-        if self.failed is not None:
-            raise self.failed
-        while self._retiring:
-            self._last_sync(self._retiring[0])
-
-    def _last_sync(self, file: _File) -> None:
-        sync_file(file.fd)
-        fd, file.fd = file.fd, -1
-        os.close(fd)
-        self._retiring.popleft()
-
-    def _run(self) -> None:
-        journal = self._journal
-        while self._kicks.get():
-            # In this order: whatever holds records up to `seq` is then in the list, or still this live file.
-            seq = journal._seq
-            live = journal._live
-            assert live is not None
-            try:
-                if self.failed is not None:
-                    raise self.failed
-                while self._retiring:
-                    self._last_sync(self._retiring[0])
-                if live.fd >= 0:
-                    sync_file(live.fd)
-            except OSError as error:
-                self.failed = error
-                self._tell(self._failed, error)
-            else:
-                self._tell(self._done, seq)
-
-    def _done(self, seq: int) -> None:
-        self._idle = True
-        self._journal._synced(seq)
-
-    def _failed(self, error: OSError) -> None:
-        self._idle = True
-        if not self._journal._fault:
-            self._journal._sync_failed(error)
-
-    def _tell(self, function: Callable[..., None], value: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, value)
-        except RuntimeError:
-            pass  # the loop is closed, and nobody waits any more
-
-
 def _decode(record: bytes) -> Intent | Hold:
     if read_link(record).kind == "intent":
         return msgspec.json.decode(record, type=Intent)
@@ -1104,37 +993,3 @@ def _why(error: OSError) -> str:
 
 def _unwritable(directory: Path, why: str) -> AuditUnavailable:
     return AuditUnavailable(f"the audit journal in `{directory}` cannot be written: {why}; free space or mend the disk")
-
-
-def _misses(data: bytes, header: Header, newer: Header) -> int | None:
-    """The last record of a file where the next file does not follow it; None where it does."""
-    seq, head, wanted = header.first_seq - 1, header.prev, newer.first_seq - 1
-    met = head if seq == wanted else newer.prev
-    for line, _ in follow(data, header.start, seq, head):
-        seq = line.link.seq
-        if seq == wanted:
-            met = line.hash
-    return None if seq >= wanted and met == newer.prev else seq
-
-
-def _end(data: bytes, header: Header) -> tuple[int, int]:
-    """The last record that a file has in its chain, and where the bytes behind it begin."""
-    seq, at = header.first_seq - 1, header.start
-    for line, end in follow(data, at, seq, header.prev):
-        seq, at = line.link.seq, end
-    return seq, at
-
-
-def _unfinished(data: bytes, header: Header, newer_data: bytes, newer: Header) -> list[int] | None:
-    """Whether the newer file was to repeat the end of this one, after a failed sync, and does not reach as far.
-
-    Then nothing in it was promised that this one does not have: records are promised when all of it is on disk. Gives
-    the numbers of intact records in it that this one does not have (a damaged place explains it, too); None where not.
-    """
-    seq, _ = _end(data, header)
-    if newer.first_seq > seq:
-        return None
-    reached, at = _end(newer_data, newer)
-    if reached >= seq:
-        return None
-    return [line.link.seq for line, _ in later(newer_data, at, seq)]

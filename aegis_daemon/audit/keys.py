@@ -13,7 +13,6 @@ text) and prints base64 of key id and signature of each.
 from __future__ import annotations
 
 import binascii
-import errno
 import os
 import re
 import sys
@@ -35,6 +34,7 @@ from aegis_daemon.audit.checkpoint import (
     read_verifier_key,
     write_note,
 )
+from aegis_daemon.loop import whole
 
 NAME: Final = "aegis/audit-key"
 """Under this name a key signs what is said of keys; a checkpoint is signed under its origin."""
@@ -339,21 +339,7 @@ def _next_path(path: Path) -> Path:
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole before it has the name."""
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    try:
-        try:
-            os.fchmod(fd, mode)
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(made, path)
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
+    whole.put(str(path), data, dress=lambda descriptor: os.fchmod(descriptor, mode))
 
 
 def _b64(data: bytes) -> str:

@@ -138,3 +138,37 @@ def later(data: bytes, at: int, seq: int) -> Iterator[tuple[Line[Link], int]]:
         at = end + 1
         if line is not None and line.link.seq > seq:
             yield line, at
+
+
+def misses(data: bytes, header: Header, newer: Header) -> int | None:
+    """The last record of a file where the next file does not follow it; None where it does."""
+    seq, head, wanted = header.first_seq - 1, header.prev, newer.first_seq - 1
+    met = head if seq == wanted else newer.prev
+    for line, _ in follow(data, header.start, seq, head):
+        seq = line.link.seq
+        if seq == wanted:
+            met = line.hash
+    return None if seq >= wanted and met == newer.prev else seq
+
+
+def end_of(data: bytes, header: Header) -> tuple[int, int]:
+    """The last record that a file has in its chain, and where the bytes behind it begin."""
+    seq, at = header.first_seq - 1, header.start
+    for line, end in follow(data, at, seq, header.prev):
+        seq, at = line.link.seq, end
+    return seq, at
+
+
+def unfinished(data: bytes, header: Header, newer_data: bytes, newer: Header) -> list[int] | None:
+    """Whether the newer file was to repeat the end of this one, after a failed sync, and does not reach as far.
+
+    Then nothing in it was promised that this one does not have: records are promised when all of it is on disk. Gives
+    the numbers of intact records in it that this one does not have (a damaged place explains it, too); None where not.
+    """
+    seq, _ = end_of(data, header)
+    if newer.first_seq > seq:
+        return None
+    reached, at = end_of(newer_data, newer)
+    if reached >= seq:
+        return None
+    return [line.link.seq for line, _ in later(newer_data, at, seq)]

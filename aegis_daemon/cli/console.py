@@ -5,6 +5,7 @@ Names, arguments and error texts come from agents and servers. `visible` is the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -124,6 +125,15 @@ def confirm(question: str) -> bool:
         if said in ("", "n", "no"):
             return False
         say("  `y` or `n`")
+
+
+def remedy(error: OSError) -> str:
+    """The next step where a file could not be read or written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: make room on it and repeat"
+    if error.errno == errno.EROFS:
+        return "that disk cannot be written: mount it for writing, or name another place"
+    return "check that the path exists and is yours"
 
 
 def complain(message: str, hint: str = "") -> None:

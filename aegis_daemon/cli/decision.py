@@ -218,6 +218,7 @@ def describe(ticket: dict[str, Any]) -> list[str]:
         *([f"  client     {visible(ticket['client'], 80)}"] if ticket.get("client") else []),
         *([f"  server     {visible(ticket['command'])}"] if ticket.get("command") else []),
         *([f"  directory  {visible(ticket['cwd'])}"] if ticket.get("cwd") else []),
+        *([f"  different  {visible(ticket['unlike'])}: not the server approved before"] if ticket["unlike"] else []),
         f"  rule       {visible(ticket['rule'])}",
         *([f"  agreed     {agreement(ticket)}"] if ticket.get("needed", 1) > 1 else []),
         f"  expires in {span(left)}" + ("" if ticket["waiting"] else "  (its client has gone; it runs on a retry)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -23,7 +24,7 @@ from aegis_daemon.onboarding.codes import CODES, Code
 from aegis_daemon.service import person
 
 if TYPE_CHECKING:
-    from aegis_daemon.onboarding.scene import Finding, Scene, Service
+    from aegis_daemon.onboarding.scene import Finding, Scene, Service, Settings
 
 app = new_app()
 ASK_S: Final = 5.0
@@ -130,19 +131,21 @@ def _tell(
 
 def scene() -> Scene:
     """This installation, as the checks are told of it."""
-    from aegis_daemon.onboarding.scene import Scene
+    from aegis_daemon.onboarding.scene import Scene, Settings
 
     paths = link.paths()
     status, silent = _status(paths)
     home = Path(os.path.expanduser("~"))
+    settings = Settings(paths.config, os.environ)
     return Scene(
         paths=paths,
         env=os.environ,
+        settings=settings,
         home=home,
         cwd=_cwd(),
         version=__version__,
         python=os.path.abspath(sys.executable),
-        here=_here(paths, status),
+        here=_here(paths, status, settings),
         now=time.time(),
         status=status,
         silent=silent,
@@ -176,9 +179,14 @@ def _ask(paths: Paths) -> dict[str, Any]:
     return found
 
 
-def _here(paths: Paths, status: dict[str, Any] | None) -> Here:
+def _here(paths: Paths, status: dict[str, Any] | None, settings: Settings) -> Here:
     """What entries have to say. Without a daemon its HTTP address is the configuration's."""
-    config = agents_files.settings(paths)
+    from aegis_daemon.config.source import ConfigFaults
+
+    config = None
+    if os.path.lexists(paths.config):
+        with suppress(ConfigFaults):  # the check of the configuration says so
+            config = settings.loaded().config
     try:
         found = agents_files.here(paths, status, config)
     except Problem:  # there is none, or only for the moment: the check of the installation says so

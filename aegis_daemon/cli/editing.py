@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from aegis_daemon.cli.console import Problem, coloured, visible
+from aegis_daemon.cli.console import Problem, coloured, remedy, visible
 
 T = TypeVar("T")
 _COLOURS = {"+": "32", "-": "31", "@": "36"}
@@ -49,4 +49,4 @@ def written(path: str, old: bytes, new: bytes, *, keep: bool) -> str:
         raise Problem(f"`{path}` was changed meanwhile; nothing was done", "repeat it, and look again") from None
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        raise Problem(f"`{path}` cannot be replaced ({why}); nothing was changed", "check whose it is") from None
+        raise Problem(f"`{path}` cannot be replaced ({why}); nothing was changed", remedy(error)) from None

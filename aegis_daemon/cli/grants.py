@@ -11,7 +11,7 @@ import typer
 from aegis_daemon.cli import link, names
 from aegis_daemon.cli.console import USAGE, Problem, compact, emit, instant, say, show, span, visible
 from aegis_daemon.cli.decision import arguments, own_key, what
-from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, pick
+from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, none_left, pick
 
 app = new_app(bare=True)
 COLUMNS = {
@@ -79,7 +79,8 @@ def _list(agent: str | None, backend: str | None, tool: str | None, limit: int |
         for row in found
     ]
     servers = {"command": "server", "cwd": "directory"} if any(row.get("command") for row in shown) else {}
-    show(shown, {**COLUMNS, **servers}, "no approval is remembered")
+    empty = none_left("no approval is remembered", agent=agent, backend=backend, tool=tool)
+    show(shown, {**COLUMNS, **servers}, empty)
 
 
 def _shape(row: dict[str, Any]) -> str:

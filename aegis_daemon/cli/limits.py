@@ -11,7 +11,7 @@ import typer
 from aegis_daemon.cli import link
 from aegis_daemon.cli.console import USAGE, Problem, emit, instant, say, show, span, visible
 from aegis_daemon.cli.decision import NOTE_MAX, moment, own_key
-from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, pick, seconds
+from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, none_left, pick, seconds
 from aegis_daemon.core.units import parse_duration, short_duration
 
 app = new_app(bare=True)
@@ -61,7 +61,7 @@ def limits(
         }
         for row in rows
     ]
-    show(shown, COLUMNS, "no limit and no budget is configured")
+    show(shown, COLUMNS, none_left("no limit and no budget is configured", agent=agent, backend=backend, tool=tool))
 
 
 @app.command()

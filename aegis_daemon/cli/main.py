@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from aegis_daemon import __version__
-from aegis_daemon.cli.console import AWAY, USAGE, WRONG, Problem, complain
+from aegis_daemon.cli.console import AWAY, USAGE, WRONG, Problem, complain, remedy
 from aegis_daemon.cli.options import new_app
 from aegis_daemon.manage.client import DaemonAway, Refused
 
@@ -248,7 +248,7 @@ def _unexpected(error: Exception) -> int:
         traceback.print_exc()
     kind = type(error).__name__
     if isinstance(error, OSError) and error.filename:
-        complain(f"`{error.filename}`: {error.strerror or kind}", "check that the path exists and is yours")
+        complain(f"`{error.filename}`: {error.strerror or kind}", remedy(error))
     else:
         complain(f"unexpected fault: {kind}: {error}", "set AEGIS_DEBUG=1 and repeat to see where; please report it")
     return WRONG

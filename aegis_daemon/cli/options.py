@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from aegis_daemon.cli import names
-from aegis_daemon.cli.console import USAGE, Problem, instant
+from aegis_daemon.cli.console import USAGE, Problem, instant, visible
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, metavar="N", help="At most N rows.")]
@@ -90,6 +90,31 @@ def seconds(option: str, text: str) -> float:
     if not found:
         raise Problem(f"{option}: `{text}` is no time at all", "write it like `15m` or `1h30m`", USAGE)
     return found
+
+
+def none_left(
+    empty: str, *, agent: str | None = None, backend: str | None = None, tool: str | None = None, other: bool = False
+) -> str:
+    """What is said where the options left nothing; `empty` where there were none. `other`: there were more of them."""
+    if agent is backend is tool is None and not other:
+        return empty
+    return nobody(agent=agent, backend=backend) or "nothing matches what was asked for"
+
+
+def nobody(*, agent: str | None = None, backend: str | None = None) -> str:
+    """What is said of an agent or a backend that the configuration does not have; "" where it has them."""
+    from fnmatch import fnmatchcase
+
+    for option, want, known in (("--agent", agent, names.agents), ("--backend", backend, names.backends)):
+        there = known("") if want is not None else []
+        if want is not None and there and not any(fnmatchcase(name, want) for name in there):
+            return f"nothing matches `{option} {visible(want, 60)}`: configured are {_listed(there)}"
+    return ""
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def pick(

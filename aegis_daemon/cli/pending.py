@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.console import compact, emit, instant, say, show, span
+from aegis_daemon.cli.console import compact, emit, instant, say, show, span, visible
 from aegis_daemon.cli.decision import RETRY, what
-from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Since, Tool, new_app, pick, since_epoch
+from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Since, Tool, new_app, none_left, pick, since_epoch
 from aegis_daemon.manage.client import DaemonAway
 
 app = new_app()
@@ -69,7 +69,12 @@ def pending(
         }
         for row in rows
     ]
-    show(shown, COLUMNS, "nothing waits for you")
+    empty = none_left("nothing waits for you", agent=agent, backend=backend, tool=tool, other=since is not None)
+    show(shown, COLUMNS, empty)
+    for row in rows:
+        if row.get("unlike"):
+            unlike = visible(row["unlike"])
+            say(f"{row['id']} would run in another server than the call approved before; different: {unlike}")
     states = {row["state"] for row in rows}
     if "pending" in states:
         say("decide with `aegis approve ID` or `aegis reject ID`")

@@ -6,7 +6,7 @@ import typer
 
 from aegis_daemon.cli import link, names
 from aegis_daemon.cli.console import emit, say, show, span, visible
-from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, pick
+from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, new_app, none_left, pick
 
 app = new_app(bare=True)
 COLUMNS = {
@@ -71,4 +71,4 @@ def _list(agent: str | None, backend: str | None, tool: str | None, limit: int |
         }
         for row in found
     ]
-    show(shown, COLUMNS, "every queue is empty")
+    show(shown, COLUMNS, none_left("every queue is empty", agent=agent, backend=backend, tool=tool))

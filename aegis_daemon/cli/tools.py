@@ -13,7 +13,7 @@ import typer
 from aegis_daemon.cli import link
 from aegis_daemon.cli.console import USAGE, WRONG, Problem, coloured, emit, interactive, local, say, show, visible
 from aegis_daemon.cli.decision import own_key
-from aegis_daemon.cli.options import Json, Limit, new_app
+from aegis_daemon.cli.options import Json, Limit, new_app, none_left
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused
 
 app = new_app(bare=True)
@@ -155,17 +155,18 @@ def _list(backend: str | None, kind: str | None, changed: bool, limit: int | Non
     if as_json:
         emit(found)
     else:
-        _show_list(found, changed, stopped)
+        empty = none_left("no server has been listed yet", backend=backend, other=kind is not None)
+        _show_list(found, "everything is as it was trusted" if changed else empty, stopped)
     if changed and stopped:
         raise typer.Exit(WRONG)
 
 
-def _show_list(found: list[dict[str, Any]], changed: bool, stopped: int) -> None:
+def _show_list(found: list[dict[str, Any]], empty: str, stopped: int) -> None:
     shown = [
         {**row, "shown": row["shown"] or row["name"] or row["kind"], "hash": row["offered"][:16], "note": _note(row)}
         for row in found
     ]
-    show(shown, COLUMNS, "everything is as it was trusted" if changed else "no server has been listed yet")
+    show(shown, COLUMNS, empty)
     if stopped:
         say(f"{stopped} not usable: look at each with `aegis tools diff NAME`")
 

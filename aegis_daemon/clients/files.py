@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 import sys
 import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
+
+from aegis_daemon.loop import whole
+from aegis_daemon.loop.whole import sync_directory
 
 SIZE_MAX: Final = 16 << 20
 """Bytes. Claude Code's file holds its whole history, and has some megabytes."""
@@ -87,9 +89,9 @@ def leftovers(path: str) -> list[str]:
     """Unfinished files that a killed command of ours left beside a file; they may hold all that it holds."""
     target = os.path.realpath(path)
     directory, name = os.path.split(target)
-    form = re.compile(re.escape(f".{name}.") + "[0-9a-f]{16}")
     try:
-        found = [os.path.join(directory, one) for one in os.listdir(directory) if form.fullmatch(one)]
+        seen = [(one, whole.UNFINISHED.fullmatch(one)) for one in os.listdir(directory)]
+        found = [os.path.join(directory, one) for one, match in seen if match is not None and match[1] == name]
         return [one for one in found if stat.S_ISREG((held := os.lstat(one)).st_mode) and held.st_uid == os.geteuid()]
     except OSError:
         return []
@@ -107,30 +109,23 @@ def replace(path: str, before: bytes, after: bytes) -> None:
     held = os.stat(target)
     if why := refusal(target):
         raise Unfit(why)
-    made = os.path.join(directory, f".{os.path.basename(target)}.{secrets.token_hex(8)}")
-    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            own = os.fstat(file.fileno())
-            if (own.st_uid, own.st_gid) != (held.st_uid, held.st_gid):
-                os.fchown(file.fileno(), held.st_uid, held.st_gid)
-            os.fchmod(file.fileno(), stat.S_IMODE(held.st_mode))
-            _take_over(target, file.fileno())
-            file.write(after)
-            file.flush()
-            os.fsync(file.fileno())
+
+    def dress(descriptor: int) -> None:
+        own = os.fstat(descriptor)
+        if (own.st_uid, own.st_gid) != (held.st_uid, held.st_gid):
+            os.fchown(descriptor, held.st_uid, held.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(held.st_mode))
+        _take_over(target, descriptor)
+
+    def last() -> None:
         now = os.stat(target)
         if (now.st_dev, now.st_ino) != (held.st_dev, held.st_ino) or read(target) != before:
             raise Moved(path)
-        os.replace(made, target)
+
+    try:
+        whole.put(target, after, dress=dress, last=last)
     except FileNotFoundError:
-        with suppress(OSError):
-            os.unlink(made)
         raise Moved(path) from None
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(made)
-        raise
     _settle(directory)
 
 
@@ -146,20 +141,8 @@ def _take_over(path: str, descriptor: int) -> None:
 
 def write_private(path: str, data: bytes) -> None:
     """Puts a file of our own (0600) in place, whole. The directory must exist. Raises `OSError`."""
-    directory = os.path.dirname(path)
-    made = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}")
-    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(made)
-        raise
-    _settle(directory)
+    whole.put(path, data)
+    _settle(os.path.dirname(path))
 
 
 def note(path: str) -> None:
@@ -212,15 +195,6 @@ def _settle(directory: str) -> None:
     """After a rename: it is done by now, whether or not this file system can promise it for a loss of power."""
     with suppress(OSError):
         sync_directory(directory)
-
-
-def sync_directory(directory: str) -> None:
-    """What was renamed in it stays so when the power fails. Raises `OSError`."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.clients import files
+from aegis_daemon.loop.whole import sync_directory
 
 NAME: Final = "wired.json"
 BACKUPS: Final = "backups"
@@ -211,7 +212,7 @@ def save(state_dir: str, ledger: Ledger) -> None:
         except FileNotFoundError:
             return
         with suppress(OSError):
-            files.sync_directory(state_dir)
+            sync_directory(state_dir)
         return
     os.makedirs(state_dir, mode=0o700, exist_ok=True)
     files.write_private(path, msgspec.json.format(msgspec.json.encode(ledger), indent=1) + b"\n")

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any, Final
@@ -78,6 +79,8 @@ __all__ = [
     "starter",
 ]
 
+SAME: Final = 5
+"""In so many places a warning is told of each."""
 SECRET_MAX_BYTES: Final = 64 * 1024
 _PLACEHOLDER = re.compile(r"(\$?)\$\{(env|file):([^{}]*)(\}?)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -124,6 +127,18 @@ def load(path: str, env: Mapping[str, str] | None = None, *, optional: bool = Fa
     return msgspec.structs.replace(loaded, warnings=warnings, path=full)
 
 
+def _folded(warnings: list[Fault]) -> Iterator[Fault]:
+    """What is the same in many places is said of the first: two hundred backends must not bury the one that matters."""
+    places = Counter((one.message, one.hint) for one in warnings)
+    for one in warnings:
+        count = places[one.message, one.hint]
+        if 0 < count <= SAME:
+            yield one
+        elif count:
+            yield msgspec.structs.replace(one, message=f"{one.message} (here and in {count - 1} more places)")
+            places[one.message, one.hint] = 0
+
+
 def _strangers(path: str) -> int:
     """The bits of a mode by which others than those whom a file is for may read it.
 
@@ -156,7 +171,7 @@ def loads(data: bytes | str, name: str, *, base: str = "/", env: Mapping[str, st
         raise ConfigFaults(source.told())
     return Loaded(
         config or Config(),
-        tuple(sorted(dict.fromkeys(warnings), key=lambda one: (one.line, one.column))),
+        tuple(_folded(sorted(dict.fromkeys(warnings), key=lambda one: (one.line, one.column)))),
         "",
         name,
         places,

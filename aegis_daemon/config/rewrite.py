@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import stat
-from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from aegis_daemon.config.source import open_regular
+from aegis_daemon.loop import whole
 
 KEPT: Final = ".before-allow"
 """What the name of the file that keeps the old text ends with; there is one, the newest."""
@@ -42,30 +42,15 @@ def replace(path: str, old: bytes, new: bytes, *, keep: bool = True) -> str:
 
 def _put(path: str, data: bytes, mode: int, like: os.stat_result, *, still: bytes | None = None) -> None:
     """A file of this content in place of what is there, owned as `like` is. `still`: what must be there till then."""
-    directory = os.path.dirname(path)
-    made = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}")
-    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            own = os.fstat(file.fileno())
-            if (own.st_uid, own.st_gid) != (like.st_uid, like.st_gid):
-                os.fchown(file.fileno(), like.st_uid, like.st_gid)
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if still is not None:
-            _check(path, still, like)
-        os.replace(made, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(made)
-        raise
-    whole = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(whole)
-    finally:
-        os.close(whole)
+
+    def dress(descriptor: int) -> None:
+        own = os.fstat(descriptor)
+        if (own.st_uid, own.st_gid) != (like.st_uid, like.st_gid):
+            os.fchown(descriptor, like.st_uid, like.st_gid)
+        os.fchmod(descriptor, mode)
+
+    whole.put(path, data, dress=dress, last=None if still is None else partial(_check, path, still, like))
+    whole.sync_directory(os.path.dirname(path))
 
 
 def _check(path: str, still: bytes, like: os.stat_result) -> None:

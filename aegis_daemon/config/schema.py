@@ -708,7 +708,7 @@ class Backend(Section):
         default=False, description="Counts a call whose result says `isError` against rate limits as well."
     )
     tools_idempotent: tuple[Glob, ...] = Field(
-        default=(), description="Tools that may be called again after a lost answer."
+        default=(), description="Tools that a later version may call again after a lost answer; this one never does."
     )
 
 
@@ -773,7 +773,10 @@ class Agent(Section):
     )
     roles: tuple[Name, ...] = Field(default=(), description="Roles, for policies.")
     attributes: dict[Name, FactValue] = Field(default={}, description="Facts about the agent, for policies.")
-    tenant: Name = Field(default="default", description="Tenant the agent belongs to.")
+    tenant: Name = Field(
+        default="default",
+        description="Tenant the agent belongs to; this version keeps none apart, so `default` alone is taken.",
+    )
     hold: Seconds | None = Field(
         default=None, description="How long a call of this agent is held for a person; see `approval.hold`."
     )

@@ -29,15 +29,33 @@ PASSING: Final = frozenset({
 """Variables that a shell, a terminal, an editor, a login or a service manager sets anew each time, and that name
 nothing to work on: with them one server would be another one in every window."""
 _SECRET: Final = re.compile(
-    r"key|token|secret|pass|pwd|auth(?!or)|credential|cookie|bearer|signature|jwt|dsn|(?<![a-z])(?:pin|pat|pw|otp)(?![a-z])",
+    r"key|token|secret|pass|pwd|auth(?!or(?!iz))|credential|cookie|bearer|signature|jwt|dsn|(?<![a-z])(?:pin|pat|pw|otp)(?![a-z])",
     re.IGNORECASE,
 )
+_NAMES_WHAT_RUNS: Final = re.compile(
+    r"command|cmd|exec|script|program|helper|eval|askpass|plugin|module|librar|file|path|dir|sock|url", re.IGNORECASE
+)
+"""`--password-command`, `GIT_ASKPASS`, `--token-file`: what is so called is no secret, and says what runs or where."""
+_CODE: Final = re.compile(r"-\w*[ce]|--(?:eval|exec|execute|command|code|run)", re.IGNORECASE)
+"""Options whose word is code."""
 _NAMED: Final = re.compile(r"(?P<name>-{0,2}[A-Za-z_][\w.-]*)(?P<is>\s*[=:](?!//)\s*)(?P<value>\S.*)", re.DOTALL)
 _ADDRESS: Final = re.compile(
     r"(?<![a-z0-9+.-])(?P<scheme>[a-z][a-z0-9+.-]{0,31}://)(?P<rest>[^\s\"'`<>]+)", re.IGNORECASE
 )
+_VALUE: Final = re.compile(r"[^\s;|&`()<>'\"]+")
+"""A value that runs nothing, whatever reads the word: a shell, an interpreter behind `-c` or `-e`, or nobody."""
+_HEADER: Final = re.compile(r"[^\r\n;|&`()<>'\"]+")
+"""The same of a header, whose value has spaces (`Authorization: Bearer …`); no shell or interpreter takes one."""
 _PLAIN: Final = re.compile(r"[\w@%+=:,./~-]+")
 """A word that a shell takes as it stands."""
+
+
+_COMMAND: Final = "its command line"
+_DIRECTORY: Final = "its directory"
+_VARIABLES: Final = 1000
+_NAME: Final = 100
+"""How many variables, and how much of a name, can be told apart by name."""
+_TOLD: Final = 12
 
 
 class Handed(msgspec.Struct, frozen=True):
@@ -47,20 +65,38 @@ class Handed(msgspec.Struct, frozen=True):
     command: str
     """the command line without what is called a secret in it; see `shown`"""
     cwd: str
+    parts: str = ""
+    """what the mark is made of, each part by a short hash of its own: see `differing`"""
 
 
 def handed(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> Handed:
     """The server that is started so; texts may hold what is no UTF-8, as `os.fsdecode` gives it."""
     kept = sorted((name, value) for name, value in env.items() if name not in PASSING)
     mark = hashlib.sha256(json.dumps([list(argv), cwd, kept]).encode()).hexdigest()
-    return Handed(mark, shown(argv), _cut(cwd))
+    parts = {_COMMAND: _short(json.dumps(list(argv))), _DIRECTORY: _short(cwd)}
+    parts |= {name[:_NAME]: _short(value) for name, value in kept[:_VARIABLES]}
+    return Handed(mark, shown(argv), _cut(cwd), json.dumps(parts))
+
+
+def differing(parts: str, others: str) -> str:
+    """What is different about two servers, in words: `the directory, DATABASE_URL (new)`; their `parts`."""
+    one: dict[str, str] = json.loads(parts)
+    other: dict[str, str] = json.loads(others)
+    told = [
+        name + (" (new)" if name not in other else " (gone)" if name not in one else "")
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
+    more = len(told) - _TOLD
+    return ", ".join(told) if more <= 0 else f"{', '.join(told[:_TOLD])} and {more} more"
 
 
 def shown(argv: Sequence[str]) -> str:
     """A command line as people may see it: whole but for the values of options and variables that are called secrets,
-    and for the logins and queries of addresses. Code that is run from an argument stays: it is what they decide on."""
+    and for the logins and queries of addresses. Code that is run from an argument stays, whatever it is called: it is
+    what they decide on. So a secret stays too that could be code (`PASSWORD=a;b`)."""
     words: list[str] = []
-    named = ""
+    named = before = ""
     size = 0
     for at, whole in enumerate(argv):
         if size > SHOWN:
@@ -70,14 +106,29 @@ def shown(argv: Sequence[str]) -> str:
         found = _NAMED.fullmatch(word)
         if named and not word.startswith("-"):
             words.append(f"<{named}>")
-        elif found is not None and _SECRET.search(found["name"]):
+        elif found is not None and _is_secret(found["name"]) and _runs_nothing(found, before):
             words.append(f"{found['name']}{found['is']}<{found['name'].lstrip('-')}>")
         else:
             words.append(_quoted(_ADDRESS.sub(_address, word)))
         size += len(words[-1]) + 1
-        option = word.startswith("-") and found is None and _SECRET.search(word) is not None
+        before = word
+        option = word.startswith("-") and found is None and _is_secret(word)
         named = word.lstrip("-") if option else ""
     return _cut(" ".join(words))
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET.search(name) is not None and _NAMES_WHAT_RUNS.search(name) is None
+
+
+def _runs_nothing(found: re.Match[str], before: str) -> bool:
+    """Whether the value of `NAME=VALUE` or `Name: value`, a word behind the word `before`, is no code."""
+    header = ":" in found["is"] and not _CODE.fullmatch(before)
+    return (_HEADER if header else _VALUE).fullmatch(found["value"]) is not None
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _address(found: re.Match[str]) -> str:

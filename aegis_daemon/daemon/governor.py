@@ -122,6 +122,7 @@ def ticket_row(ticket: tickets.Ticket, shown: Callable[[str], str] = str) -> sha
         decided_by=ticket.by,
         command=shown_text(ticket.command, shown),
         cwd=shown_text(ticket.cwd, shown),
+        unlike=ticket.unlike,
     )
 
 

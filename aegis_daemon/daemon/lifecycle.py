@@ -7,7 +7,6 @@ import fcntl
 import logging
 import os
 import pwd
-import secrets
 import stat
 import time
 from collections.abc import Callable, Container, Iterable
@@ -16,6 +15,7 @@ from typing import Final
 
 from aegis_daemon.config.paths import Paths
 from aegis_daemon.core.runtime import AgentRule
+from aegis_daemon.loop import whole
 from aegis_daemon.manage.client import DaemonAway, Refused, ask
 
 _log = logging.getLogger("aegis")
@@ -153,15 +153,7 @@ def secret_key(path: Path) -> str:
 def _new_key(path: Path) -> str:
     key = os.urandom(32).hex()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = path.parent / f".{path.name}.{secrets.token_hex(8)}"  # 0600, and whole before it has the name
-    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "w", encoding="ascii") as file:
-            file.write(key + "\n")
-        os.replace(made, path)
-    except BaseException:
-        os.unlink(made)
-        raise
+    whole.put(str(path), f"{key}\n".encode())
     return key
 
 

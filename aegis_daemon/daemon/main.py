@@ -24,6 +24,7 @@ from aegis_daemon.approvals.notifier import Notifier, Settings
 from aegis_daemon.approvals.patience import Patience
 from aegis_daemon.approvals.store import TicketStore
 from aegis_daemon.approvals.ticket import Ticket
+from aegis_daemon.approvals.told import Told
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.notary import Duties
 from aegis_daemon.audit.record import Admin, Approval, Denied, Outcome, Start
@@ -123,12 +124,14 @@ class Daemon:
         self._nursery = Nursery()
         self._governor: Governor | None = None
         self._tickets = TicketStore(Path(paths.state_db), full=config.audit.durability == "full")
+        self._approved = ApprovedCalls(self._tickets.db)
         self._desk = Desk(
             self._tickets,
             wall=wall,
             call_later=loop.call_later,
             on_event=self._ticket_event,
             max_pending=force.runtime.pending_limit,
+            unlike=self._approved.unlike,
         )
         self._scribe = Scribe(self._journal)
         outbox = Outbox(loop)
@@ -207,6 +210,7 @@ class Daemon:
             pending=lambda: len(self._desk.pending()),
             unproven=lambda: self._unproven is not None,
             knows=lambda backend, tool: self._pins.knows(backend, "tool", tool),
+            channels=lambda: self._notifier.rows() if self._notifier is not None else (),
         )
         self._metering = Metering(parts, config.telemetry)
         self._rotation = log.Rotation(Path(paths.log))
@@ -253,6 +257,8 @@ class Daemon:
             exports=lambda: tuple(self._force.config.audit.exports),
         )  # fmt: skip
         links_key = secret_key(Path(self._paths.links_key)).encode()
+        told = Told(self._tickets.db)
+        told.keep(ticket.call_id for ticket in self._desk.pending())
         self._notifier = Notifier(
             links_key,
             DaemonReach(self._pool),
@@ -260,6 +266,8 @@ class Daemon:
             find=self._ticket,
             decide=partial(answer, lambda: self._governor),
             shown=lambda text: self._force.runtime.secrets.shown(text),
+            told=told,
+            open=self._desk.pending,
         )
         self._governor = Governor(
             socket=self._paths.doors or self._paths.socket,
@@ -276,7 +284,7 @@ class Daemon:
             key=secret_key(Path(self._paths.approver_key)),
             audit_db=self._db_path,
             links_key=links_key,
-            changes=ApprovedCalls(self._tickets.db),
+            changes=self._approved,
             http=lambda: self._network.address,
             unserved=lambda: self._network.trouble,
             orders=self._orders,

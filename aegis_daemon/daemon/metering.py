@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -25,6 +25,7 @@ from aegis_daemon.telemetry.family import Family, Labels, exposition
 from aegis_daemon.telemetry.trace import tracing
 
 if TYPE_CHECKING:
+    from aegis_daemon.approvals.notifier import Row
     from aegis_daemon.audit.journal import Journal
     from aegis_daemon.audit.writer import WriterHandle
     from aegis_daemon.backends.children import Nursery
@@ -48,6 +49,8 @@ class Parts(msgspec.Struct, frozen=True):
     unproven: Callable[[], bool]
     knows: Callable[[str, str], bool] = lambda backend, tool: False
     """whether a server lists that tool"""
+    channels: Callable[[], Sequence[Row]] = tuple
+    """how the channels of approvals are doing"""
 
 
 class Metering:
@@ -110,6 +113,7 @@ class Metering:
             key = (row.backend_id, row.state)
             lanes[key] = lanes.get(key, 0) + 1
         rows = parts.shipping.rows()
+        channels = parts.channels()
         signed_at = writer.signed_at if writer is not None else 0.0
         used = resource.getrusage(resource.RUSAGE_SELF)
         names, otel = ("backend",), ("aegis.backend",)
@@ -119,6 +123,11 @@ class Metering:
             _gauge("aegis_sessions", "Sessions, by backend.", by, names, otel),
             _gauge("aegis_calls_in_flight", "Requests that are open, by backend.", flying, names, otel),
             _gauge("aegis_approvals_pending", "Calls that wait for a person.", {(): parts.pending()}),
+            _gauge("aegis_channel_waiting", "Messages to people that are not delivered yet, by channel.",
+                   {(row.name,): row.waiting for row in channels}, ("channel",), ("aegis.channel",)),
+            _gauge("aegis_channel_ok", "Whether it takes messages, and its answers are heard.",
+                   {(row.name,): int(row.state in ("ok", "unused")) for row in channels}, ("channel",),
+                   ("aegis.channel",)),
             _gauge("aegis_lane_calls", "Calls in lanes: running, waiting, in their pause, or held for a person.", lanes,
                    ("backend", "state"), ("aegis.backend", "aegis.state")),
             _gauge("aegis_servers_running", "Server processes that run.", {(): parts.nursery.alive}),

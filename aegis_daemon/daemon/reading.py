@@ -12,11 +12,12 @@ from typing import Any, Final, TypeVar
 
 from aegis_daemon.audit.calls import read_record
 from aegis_daemon.audit.chain import UNREADABLE
-from aegis_daemon.audit.figures import ASK_S, HOUR, Figures, Tool
+from aegis_daemon.audit.latest import ASK_S, Latest, Tool
+from aegis_daemon.audit.rollup import DAY, HOUR
 from aegis_daemon.audit.search import Query, find
-from aegis_daemon.audit.stats import Stat, denials, stats
 from aegis_daemon.audit.store import Ambiguous, CallView, NotFound, Reader
 from aegis_daemon.audit.telling import tell
+from aegis_daemon.audit.totals import Total, denials, totals
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.loop.clock import monotonic, wall
@@ -31,7 +32,6 @@ TOOLS_SINCE_S: Final = 7 * 86400
 STATS_ROWS: Final = 8
 RECORDS_MAX: Final = 100
 """Records of one call that are shown."""
-_DAY: Final = 24 * HOUR
 T = TypeVar("T")
 
 
@@ -159,7 +159,7 @@ def _looked_at(task: asyncio.Task[Any]) -> None:
 
 
 def _figures(reader: Reader) -> shapes.Figures:
-    asked = Figures(reader)
+    asked = Latest(reader)
     now = int(wall() * 1e6)
     first = now // HOUR * HOUR - 23 * HOUR
     bars: dict[int, dict[str, int]] = {first + step * HOUR: {} for step in range(24)}
@@ -169,7 +169,7 @@ def _figures(reader: Reader) -> shapes.Figures:
             kept = bars[hour.ts]
             kept[status] = kept.get(status, 0) + hour.count
     week = [[0] * 24 for _ in range(7)]
-    for ts, count in asked.beats(now - 7 * _DAY):
+    for ts, count in asked.beats(now - 7 * DAY):
         when = time.localtime(ts / 1e6)
         week[when.tm_wday][when.tm_hour] += count
     return shapes.Figures(
@@ -178,19 +178,19 @@ def _figures(reader: Reader) -> shapes.Figures:
             shapes.HourBar(at=_instant(ts), **{name: kept.get(name, 0) for name in _ENDINGS})
             for ts, kept in bars.items()
         ),
-        tools=tuple(map(_tool, asked.tools(now - _DAY, limit=8))),
-        decided_s=tuple(asked.decided(now - 7 * _DAY)),
+        tools=tuple(map(_tool, asked.tools(now - DAY, limit=8))),
+        decided_s=tuple(asked.decided(now - 7 * DAY)),
         week=tuple(map(tuple, week)),
-        capped=asked.capped(now - _DAY),
+        capped=asked.capped(now - DAY),
     )
 
 
 def _stats(reader: Reader) -> shapes.AuditStats:
     now = int(wall() * 1e6)
     first = now // HOUR * HOUR - 23 * HOUR
-    hours = {hour.start: hour for hour in stats(reader, "hour", first, now + 1, patience_s=ASK_S)}
-    bars = [hours.get(first + at * HOUR) or Stat(start=first + at * HOUR) for at in range(24)]
-    tools = stats(reader, "tool", first, now + 1, patience_s=ASK_S)
+    hours = {hour.start: hour for hour in totals(reader, "hour", first, now + 1, patience_s=ASK_S)}
+    bars = [hours.get(first + at * HOUR) or Total(start=first + at * HOUR) for at in range(24)]
+    tools = totals(reader, "tool", first, now + 1, patience_s=ASK_S)
     return shapes.AuditStats(
         hours=tuple(
             shapes.HourBar(
@@ -222,17 +222,17 @@ _ENDINGS: Final = ("success", "error", "denied", "unknown", "waiting")
 
 def _tools(reader: Reader) -> Sequence[shapes.ToolRow]:
     since = int((wall() - TOOLS_SINCE_S) * 1e6)
-    return [_tool(row) for row in Figures(reader).tools(since)]
+    return [_tool(row) for row in Latest(reader).tools(since)]
 
 
 def _would(reader: Reader) -> Sequence[shapes.WouldRow]:
-    since = int(wall() * 1e6) - _DAY
+    since = int(wall() * 1e6) - DAY
     return [
         shapes.WouldRow(
             stage=row.stage, rule=row.rule, count=row.count, agents=row.agents, tools=row.tools,
             last_at=_instant(row.last_ts),
         )
-        for row in Figures(reader).would(since)
+        for row in Latest(reader).would(since)
     ]  # fmt: skip
 
 

@@ -102,9 +102,12 @@ class Exchange:
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._under = raw.dup()  # TLS takes the socket itself
-            clock.shuts(self._under)
-            if self._context is not None:
-                raw = self._context.wrap_socket(raw, server_hostname=host)
+            if self._context is None:
+                clock.shuts(self._under)
+            else:
+                raw = wrapped = self._context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+                clock.shuts(self._under)  # not before: what TLS finds shut it drops, and leaves open
+                wrapped.do_handshake()
         except BaseException:
             raw.close()
             raise

@@ -18,6 +18,7 @@ import msgspec
 
 from aegis_daemon.exports.event import Encode, Event
 from aegis_daemon.exports.sink import Sink, Trouble, aside
+from aegis_daemon.loop.whole import sync_directory
 
 _DAY_S = 86400
 _PIECE = 1 << 20
@@ -138,7 +139,7 @@ class JsonLines(Sink):
                     self._seq = found[1]
                     self._day = int(info.st_mtime) // _DAY_S
             self._size = os.fstat(fd).st_size
-            _sync_directory(self._path.parent)
+            sync_directory(str(self._path.parent))
         except BaseException:
             os.close(fd)
             raise
@@ -184,14 +185,6 @@ def _newest(fd: int, end: int) -> tuple[str, int] | None:
         return None
     found = _UID.fullmatch(line.uid or line.metadata.uid)
     return (found[1], int(found[2])) if found is not None else None
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def make(settings: Settings, encode: Encode) -> JsonLines:

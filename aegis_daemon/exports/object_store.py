@@ -18,6 +18,7 @@ import msgspec
 
 from aegis_daemon.core import extras
 from aegis_daemon.exports.sink import Trouble, directly
+from aegis_daemon.loop.whole import sync_directory
 
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3})")
@@ -91,7 +92,7 @@ class Directory:
                     part.unlink()
             else:
                 os.rename(part, aim)
-            _sync(aim.parent)
+            sync_directory(str(aim.parent))
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             try:
@@ -171,11 +172,3 @@ def _told(text: str, timeout: float) -> str:
     if "kind: Timeout" in text:
         return f"it did not answer within {timeout:.0f} s"
     return "it cannot be reached"
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

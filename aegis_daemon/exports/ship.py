@@ -16,22 +16,22 @@ import asyncio
 import fcntl
 import importlib
 import os
-import random
 import signal
-import sqlite3
 import sys
-import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from aegis_daemon.exports.cursor import Cursors, Place
-from aegis_daemon.exports.event import Encode, Event, test
-from aegis_daemon.exports.log import Log, Page
-from aegis_daemon.exports.sink import Sink, Trouble, Witness, directly
+from aegis_daemon.exports.cursor import Cursors
+from aegis_daemon.exports.event import Encode
+from aegis_daemon.exports.job import Job, Target
+from aegis_daemon.exports.log import Log
+from aegis_daemon.exports.one_export import Shipper
+from aegis_daemon.exports.one_witness import Doubt, Pusher
+from aegis_daemon.exports.pace import News, Say, why
+from aegis_daemon.exports.sink import Sink, Witness, directly
 
 SINKS: Final = {
     "hec": "aegis_daemon.exports.hec",
@@ -53,45 +53,8 @@ FORMATS: Final = {
     "ocsf": "aegis_daemon.exports.ocsf",
 }
 """format → module with `encode(event)`"""
-FIRST_S: Final = 0.5
-MOST_S: Final = 60.0
 CLOSE_S: Final = 5.0
 LINE_MAX: Final = 1 << 24
-SAY_S: Final = 1.0
-"""How often an export that gets on says how far it is."""
-
-
-class Target(msgspec.Struct, frozen=True):
-    """One export, or one witness (whose `format` says nothing); `settings` are those of its type."""
-
-    name: str
-    type: str
-    settings: dict[str, Any]
-    format: str = "ocsf"
-    begin: str = "start"
-    bodies: bool = True
-    keep: bool = False
-
-
-class Job(msgspec.Struct, frozen=True):
-    """What to do: the log's file, the cursors' file, and the receivers."""
-
-    store: str
-    cursors: str
-    exports: list[Target]
-    witnesses: list[Target] = []
-    doubt: str = ""
-    """`module:function` by which it is seen whether the log's key signed a checkpoint; of the daemon's choosing, since
-    siblings do not know each other. Called with the key's path, origin, size and note; gives what is wrong, "" for
-    nothing."""
-    key_file: str = ""
-    metrics: dict[str, Any] | None = None
-    """where the daemon's numbers go (`otlp.Settings`)"""
-
-
-Say = Callable[[str], None]
-Doubt = Callable[[str, int, str], str]
-Sleep = Callable[[float], Awaitable[None]]
 
 
 def encoder(format: str) -> Encode:
@@ -121,299 +84,6 @@ def witness_of(target: Target) -> Witness:
     return made
 
 
-class News:
-    """How far the log is, for everybody who waits to go on."""
-
-    def __init__(self) -> None:
-        self.seq = 0
-        self.over = False
-        self._waiting: set[asyncio.Event] = set()
-
-    def heard(self, seq: int) -> None:
-        """The log has that record."""
-        self.seq = max(self.seq, seq)
-        self._wake()
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        self.over = True
-        self._wake()
-
-    def _wake(self) -> None:
-        for event in self._waiting:
-            event.set()
-
-    async def wait(self, after: int, seconds: float | None) -> None:
-        """Until the log has more than record `after`, or it is over, or `seconds` are."""
-        event = asyncio.Event()
-        self._waiting.add(event)
-        try:
-            async with asyncio.timeout(seconds):
-                while self.seq <= after and not self.over:
-                    event.clear()
-                    await event.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._waiting.discard(event)
-
-
-class Backoff:
-    """Longer and longer pauses, each random between a half and one and a half of what it would be."""
-
-    def __init__(self, random: Callable[[], float]) -> None:
-        self._random = random
-        self._next = FIRST_S
-
-    def well(self) -> None:
-        """It works again."""
-        self._next = FIRST_S
-
-    def pause(self, asked_s: float | None) -> float:
-        """Seconds until the next try; at least what the receiver asked for (an hour at most)."""
-        now, self._next = self._next, min(self._next * 2, MOST_S)
-        return max(now * (0.5 + self._random()), min(asked_s or 0.0, 3600.0))
-
-
-class Shipper:
-    """One export on its way through the log."""
-
-    def __init__(
-        self,
-        target: Target,
-        log: Log,
-        cursors: Cursors,
-        news: News,
-        say: Say,
-        *,
-        sink: Sink,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        random: Callable[[], float] = random.random,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.name = target.name
-        self.sink = sink
-        self._target = target
-        self._log = log
-        self._cursors = cursors
-        self._news = news
-        self._say = say
-        self._sleep = sleep
-        self._backoff = Backoff(random)
-        self._clock = clock
-        self._place: Place | None = None
-        self._told = ""
-        self._told_at = 0.0
-        self._newest = 0
-        self._sending = asyncio.Lock()
-        self._trouble = ""
-
-    async def run(self) -> None:
-        """Until the news are over and everything is sent. Never raises but for its own cancellation."""
-        while True:
-            try:
-                more = await self.step()
-                self._backoff.well()
-                self._trouble = ""
-                self._tell()
-                if more:
-                    continue
-                if self._news.over:
-                    break
-                seq = self._place.seq if self._place is not None else 0
-                await self._news.wait(max(seq, self._newest), None)
-            except Exception as error:  # whatever is wrong with a receiver, the next try may work
-                after = error.after_s if isinstance(error, Trouble) else None
-                self._trouble = _text(error)
-                self._tell(now=True)
-                if self._news.over:
-                    break
-                await self._sleep(self._backoff.pause(after))
-        await self.sink.close()
-
-    async def step(self) -> bool:
-        """Sends the next batch, if there is one; whether there may be more. Raises what the sink or a file raises."""
-        place = self._found()
-        most, size = self.sink.most, self.sink.most_bytes
-        page = self._log.page(place.seq, most, size)
-        self._newest = page.newest
-        if page.seq == place.seq:
-            return False
-        if page.chain != place.chain:
-            return True  # the log was replaced meanwhile; look again
-        if self.sink.linger_s and not page.full and page.seq == page.newest and not self._news.over:
-            page = await self._gathered(place)
-        skipped: tuple[Event, ...] = ()
-        if page.events:
-            async with self._sending:
-                self.sink.skipped = ()
-                await self.sink.send(page.events)
-                skipped = self.sink.skipped
-        for event in page.events:
-            if event.kind == "gap":
-                first, last = event.uid.rsplit("-", 2)[1:]
-                self._say(f"gap {self.name} {first} {last} they were deleted before this export had them")
-        for event in skipped:
-            if event.record.action != "export_gap":  # of which this one would make another
-                self._say(f"gap {self.name} {event.seq} {event.seq} it is too long for the receiver")
-        self._move(Place(page.chain, page.seq, page.hash))
-        return page.seq < page.newest
-
-    async def test(self) -> str:
-        """Sends a test event; gives the trouble, "" for none."""
-        place = self._place
-        try:
-            async with self._sending:
-                await self.sink.send([test(place.chain if place is not None else "", int(time.time() * 1e6))])
-        except Exception as error:
-            return _text(error)
-        return ""
-
-    def _found(self) -> Place:
-        """Where to go on: the cursor, unless the log is another one by now."""
-        if self._place is None:
-            self._place = self._cursors.place(self.name)
-        chain, digest, newest = self._log.at(self._place.seq if self._place is not None else 0)
-        place = self._place
-        if place is None:
-            seq = newest if self._target.begin == "now" else 0
-            _, digest, _ = self._log.at(seq)
-            place = Place(chain, seq, digest or "")
-            self._move(place)
-        elif chain != place.chain and place.chain == "":
-            place = Place(chain, place.seq, place.hash)  # it had no record yet
-        elif chain != place.chain or (digest is not None and place.hash and digest != place.hash):
-            if not chain:
-                raise OSError("the log has no records; it is filled from the journal again")
-            self._say(f"gap {self.name} {place.seq + 1} {place.seq + 1} the log was replaced by another one")
-            place = Place(chain, 0, "")
-            self._move(place)
-        elif newest < place.seq:
-            raise OSError(f"the log ends at record {newest}, before what was sent; it is filled from the journal again")
-        self._place = place
-        return place
-
-    async def _gathered(self, place: Place) -> Page:
-        """More to send at once, where the sink likes that; the log is not read meanwhile."""
-        ends = self._clock() + self.sink.linger_s
-        enough = place.seq + 2 * self.sink.most  # a call has two records or more
-        while not self._news.over and (left := ends - self._clock()) > 0 and self._news.seq < enough:
-            self._tell()
-            await self._news.wait(max(self._newest, self._news.seq), left)
-        page = self._log.page(place.seq, self.sink.most, self.sink.most_bytes)
-        self._newest = page.newest
-        if page.chain != place.chain:
-            raise OSError("the log was replaced")
-        return page
-
-    def _move(self, place: Place) -> None:
-        self._cursors.move(self.name, place, keep=self._target.keep)
-        self._place = place
-
-    def _tell(self, *, now: bool = False) -> None:
-        seq = self._place.seq if self._place is not None else 0
-        lag = max(0, max(self._newest, self._news.seq) - seq)
-        line = f"sink {self.name} at {seq} lag {lag} " + (f"trouble {self._trouble}" if self._trouble else "ok")
-        at = self._clock()
-        if line != self._told and (now or not lag or at - self._told_at >= SAY_S):
-            self._told, self._told_at = line, at
-            self._say(line)
-
-
-class Pusher:
-    """One witness, which gets the newest signed checkpoint."""
-
-    def __init__(
-        self,
-        target: Target,
-        log: Log,
-        cursors: Cursors,
-        news: News,
-        say: Say,
-        *,
-        witness: Witness,
-        doubt: Doubt | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        random: Callable[[], float] = random.random,
-    ) -> None:
-        self.name = target.name
-        self._log = log
-        self._cursors = cursors
-        self._news = news
-        self._say = say
-        self._sleep = sleep
-        self._witness = witness
-        self._doubt = doubt
-        self._pushed = ""
-        self._backoff = Backoff(random)
-        self._told = ""
-
-    async def run(self) -> None:
-        """Until the news are over."""
-        while True:
-            seen = self._news.seq
-            try:
-                await self.step()
-                self._backoff.well()
-                if self._news.over:
-                    break
-                # A checkpoint comes some time after the records that it covers, and rings no bell.
-                await self._news.wait(seen, POLL_S)
-                await self._sleep(1.0)
-            except Exception as error:  # as for exports
-                self._tell(f"witness {self.name} at 0 trouble {_text(error)}")
-                if self._news.over:
-                    break
-                after = error.after_s if isinstance(error, Trouble) else None
-                await self._sleep(self._backoff.pause(after))
-        await self._witness.close()
-
-    async def step(self) -> bool:
-        """Pushes the newest checkpoint if this witness does not have it; whether it did."""
-        found = self._log.checkpoint()
-        if found is None:
-            return False
-        origin, size, note = found
-        # While no record comes, the same one is signed again now and then, which says that the log is alive.
-        known, self._pushed = self._pushed, note
-        if size <= self._cursors.witnessed(self.name, origin) and known in ("", note):
-            self._tell(f"witness {self.name} at {size} ok")
-            return False
-        if self._doubt is not None and (why := self._doubt(origin, size, note)):
-            self._pushed = known
-            raise Trouble(why)
-        try:
-            await self._witness.push(origin, size, note)
-        except BaseException:
-            self._pushed = known
-            raise
-        self._cursors.witness(self.name, origin, size)
-        self._tell(f"witness {self.name} at {size} ok")
-        return True
-
-    def _tell(self, line: str) -> None:
-        if line != self._told:
-            self._told = line
-            self._say(line)
-
-
-POLL_S: Final = 5.0
-
-
-def _text(error: BaseException) -> str:
-    """One line; only texts of ours, since others may repeat what was sent."""
-    if isinstance(error, Trouble):
-        return " ".join(str(error).split())[:500]
-    if isinstance(error, sqlite3.Error):
-        return f"the log or the cursors cannot be used: {error}"[:500]
-    if isinstance(error, OSError):
-        return " ".join((error.strerror or str(error)).split())[:500]
-    return f"it failed with {type(error).__name__}, which is a fault of Aegis"
-
-
-# --- the process -----------------------------------------------------------------------------------------------------
-
-
 async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
     """Serves every export and witness until the reader ends."""
     lock = await _alone(Path(job.cursors).with_suffix(".lock"))
@@ -428,8 +98,8 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
         try:
             sink = sink_of(target)
         except Exception as error:
-            broken[target.name] = f"it is not running: {_text(error)}"
-            say(f"sink {target.name} at 0 lag 0 trouble {_text(error)}")
+            broken[target.name] = f"it is not running: {why(error)}"
+            say(f"sink {target.name} at 0 lag 0 trouble {why(error)}")
             continue
         shipper = Shipper(target, Log(store, bodies=target.bodies, steps=sink.steps), cursors, news, say, sink=sink)
         shippers[target.name] = shipper
@@ -438,7 +108,7 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
         try:
             witness = witness_of(target)
         except Exception as error:
-            say(f"witness {target.name} at 0 trouble {_text(error)}")
+            say(f"witness {target.name} at 0 trouble {why(error)}")
             continue
         pusher = Pusher(target, Log(store), cursors, news, say, witness=witness, doubt=doubt_of(job))
         tasks.add(asyncio.create_task(pusher.run()))
@@ -446,8 +116,8 @@ async def serve(job: Job, reader: asyncio.StreamReader, say: Say) -> None:
     async def tried(name: str, id: str) -> None:
         shipper = shippers.get(name)
         missing = broken.get(name, "there is no such export")
-        why = await shipper.test() if shipper is not None else missing
-        say(f"tested {id} " + (f"trouble {why}" if why else "ok"))
+        trouble = await shipper.test() if shipper is not None else missing
+        say(f"tested {id} " + (f"trouble {trouble}" if trouble else "ok"))
 
     numbers = _Numbers(job.metrics, say)
     tests: set[asyncio.Task[None]] = set()
@@ -504,7 +174,7 @@ class _Numbers:
             try:
                 self._gauge = importlib.import_module(SINKS["otlp"]).sent(settings)
             except Exception as error:
-                say(f"metrics trouble {_text(error)}")
+                say(f"metrics trouble {why(error)}")
 
     def heard(self, line: bytes) -> None:
         """They are these now."""
@@ -518,7 +188,7 @@ class _Numbers:
             try:
                 await self._gauge.send(line)
             except Exception as error:
-                self._say(f"metrics trouble {_text(error)}")
+                self._say(f"metrics trouble {why(error)}")
             else:
                 self._say("metrics ok")
         self._task = None

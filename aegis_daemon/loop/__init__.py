@@ -1,4 +1,4 @@
-"""What touches the event loop and its descriptors: frames in and out, waiting, calls stepped by hand, helper processes.
+"""What touches the event loop, descriptors and files: frames in and out, waiting, helper processes, whole files.
 
 A floor of its own between `core` and the siblings: several of them stand on it and stay strangers.
 """

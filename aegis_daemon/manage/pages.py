@@ -235,6 +235,7 @@ def _call(asked: shapes.Asked) -> str:
     facts = {
         "Server": ticket.command,
         "Directory": ticket.cwd,
+        "Not the server approved before; different": ticket.unlike,
         "Rule": ticket.rule,
         "Client": ticket.client,
         "Asked at": _clock(ticket.created_at),

@@ -441,6 +441,8 @@ class Ticket(Shape):
     command: str = ""
     """how its server is started, where the agent's end handed that over, and in which directory; without secrets"""
     cwd: str = ""
+    unlike: str = ""
+    """what is different from the server of the call of that tool that was approved last, where that was another one"""
 
 
 class TicketEvent(Shape):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aegis_daemon.clients.standing import Here
+from aegis_daemon.config.load import ConfigFaults, Loaded, load
 from aegis_daemon.config.paths import Paths
 from aegis_daemon.onboarding.codes import CODES, Severity
 
@@ -21,12 +24,42 @@ class Service:
     """what it starts, absolute"""
 
 
+class Settings:
+    """The configuration in a file, read once as long as the file stays as it is, however many checks ask at once."""
+
+    def __init__(self, path: str, env: Mapping[str, str]) -> None:
+        self._path = path
+        self._env = env
+        self._lock = threading.Lock()
+        self._of: tuple[int, ...] | None = None
+        self._read: Loaded | ConfigFaults | None = None
+
+    def loaded(self) -> Loaded:
+        """What it says; what is not there says nothing. Raises `ConfigFaults`."""
+        with self._lock:
+            try:
+                found = os.stat(self._path)
+                of: tuple[int, ...] = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+            except OSError:
+                of = (0,)
+            if self._read is None or of != self._of:
+                self._of = of
+                try:
+                    self._read = load(self._path, self._env, optional=True)
+                except ConfigFaults as faults:
+                    self._read = faults
+        if isinstance(self._read, ConfigFaults):
+            raise self._read
+        return self._read
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """One installation, and what was asked of it already."""
 
     paths: Paths
     env: Mapping[str, str]
+    settings: Settings
     home: Path
     cwd: Path | None
     """None: no project's files are looked for"""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.relay import merge
-from aegis_daemon.relay.conversation import Conversation, ending_of
+from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.reasons import ending_of
 from aegis_daemon.wire.jsonrpc import Frame
 
 if TYPE_CHECKING:

@@ -63,6 +63,8 @@ COMMIT_S = 30.0
 """How long an intent may take to reach the disk: a disk that hangs must not hang its callers."""
 CONTINUE_S = 600.0
 """How long the lease of an `input_required` answer waits for its retry."""
+CANCELLED_S = 30.0
+"""How long the answer to a cancelled request is waited for before its outcome counts as unknown."""
 
 
 HEARD = frozenset({"initialize", "tasks/get", "tasks/cancel", "tasks/result"})

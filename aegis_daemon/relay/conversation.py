@@ -12,25 +12,25 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
-
 from aegis_daemon.core import roots
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.handed import Handed
-from aegis_daemon.core.ports import Fault, Landing, Peer, Ticket
+from aegis_daemon.core.ports import Fault, Peer
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooMany
-from aegis_daemon.core.verdict import Permit, Reason
+from aegis_daemon.core.verdict import Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.policy.secrets import Unsure
 from aegis_daemon.relay import handshake
-from aegis_daemon.relay.answers import Task
-from aegis_daemon.relay.carry import Flight, Kept, Settle, Shell, Unattended, Withdrawn, carry
+from aegis_daemon.relay.carry import CANCELLED_S, Flight, Shell, Withdrawn, carry
 from aegis_daemon.relay.listing import Listing
 from aegis_daemon.relay.load import CallIds, Load
+from aegis_daemon.relay.notices import Notices
 from aegis_daemon.relay.own_tasks import TaskPeer
 from aegis_daemon.relay.ports import Backend, Client, StartServer
-from aegis_daemon.relay.refusing import UNKNOWN_METHOD, refused, refused_request
+from aegis_daemon.relay.reasons import UNKNOWN_METHOD, ending_of, not_begun, too_many, unknown_method, why_dropped
+from aegis_daemon.relay.refusing import refused, refused_request
+from aegis_daemon.relay.sides import Replayed, ToClient, ToServer
 from aegis_daemon.relay.unsettled import Unsettled
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
@@ -39,7 +39,6 @@ from aegis_daemon.wire.errors import (
 )
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
-    PARSE_ERROR,
     Answer,
     Frame,
     Id,
@@ -56,7 +55,6 @@ from aegis_daemon.wire.jsonrpc import (
     result_frame,
 )
 from aegis_daemon.wire.methods import (
-    META_SUBSCRIPTION,
     MODERN_VERSION,
     STEADY,
     TO_CLIENT,
@@ -72,10 +70,6 @@ from aegis_daemon.wire.methods import (
 
 _log = logging.getLogger("aegis.session")
 
-HEARTBEAT_S: Final = 15.0
-"""Seconds between progress notifications of a call that waits."""
-CANCELLED_S: Final = 30.0
-"""How long the answer to a cancelled request is waited for before its outcome counts as unknown."""
 HELD: Final = 256
 """How many notifications of one session may wait for requests before them to be written down."""
 UNREAD: Final = 512
@@ -120,14 +114,15 @@ class Conversation:
         self.since = 0.0
         self.era = Era.NONE
         self.server: Backend | None = None
-        self._client_name = ""
-        """what a legacy client of this session alone called itself"""
+        self.client_name = ""
+        """what a legacy client of this session called itself"""
         self._start_server = start_server
-        self._ids = ids
-        self._load = load
+        self.new_id = ids
+        """the id of a call"""
+        self.load = load
         self._on_end = on_end
         runtime = shell.runtime
-        self._shared = shared
+        self.shared = shared
         self._keys = 0
         self.to_server = OpenRequests(runtime.agent_limit if shared else runtime.session_limit)
         self.to_client = OpenRequests(runtime.session_limit)
@@ -139,17 +134,18 @@ class Conversation:
         self._client_slow = self._server_slow = False
         self._unread = 0  # requests of a server that does not read
         self._piled = 0  # bytes of the client's frames since then
-        self._ending = False
-        self._leaving = False
+        self.ending = False
+        self.leaving = False
         """the client's input ended, and requests before its end are still being written down"""
-        self._held: deque[tuple[Open, Frame]] = deque()
+        self.held: deque[tuple[Open, Frame]] = deque()
         """notifications, each with the request before it that is being written down"""
         self._code = 0
         self._over = False
-        self.to_server_side = _ToServer(self)
+        self.to_server_side = ToServer(self)
         self._task_peer = TaskPeer(self)
-        self._listing = Listing(self)
-        self._to_client_side = _ToClient(self)
+        self.listing = Listing(self)
+        self.notices = Notices(self)
+        self._to_client_side = ToClient(self)
         client.on_line = self._client_line
         client.on_long = self._client_long
         client.on_end = self.client_left
@@ -167,7 +163,7 @@ class Conversation:
                 self._spawn()
             except (OSError, ValueError) as error:
                 self._code = 127
-                self.client.refuse(_not_begun(error))
+                self.client.refuse(not_begun(error))
                 self._finish()
                 return
         kept = self.client.handshake
@@ -179,7 +175,7 @@ class Conversation:
     def _spawn(self) -> None:
         assert self._start_server is not None
         self.server = self._start_server(self)
-        self._listing.began()
+        self.listing.began()
         if self._client_slow:
             self.server.pause(True)
 
@@ -194,20 +190,21 @@ class Conversation:
         if id is None or frame.method != "initialize":
             self.client.start()
             return
-        self._client_name = handshake.client_name(frame.params)
+        self.client_name = handshake.client_name(frame.params)
         frame = handshake.initialize(frame, self.shell.runtime.offers(self.principal.agent, self.backend))
         opened = self._replay = self.to_server.begin(id, {})
         opened.call = Call(
-            self._ids(), id, self.session, self.principal, Direction.TO_SERVER, TO_SERVER["initialize"],
+            self.new_id(), id, self.session, self.principal, Direction.TO_SERVER, TO_SERVER["initialize"],
             None, None, self.backend, Era.LEGACY, frame, handed=self.handed,
         )  # fmt: skip
-        carry(opened.call, opened, _Replayed(self), self.to_server_side, self.shell)
+        carry(opened.call, opened, Replayed(self), self.to_server_side, self.shell)
 
-    def _replayed(self, opened: Open, taken: bool) -> None:
+    def replayed(self, opened: Open, taken: bool) -> None:
+        """The new server has answered the handshake that it was shown."""
         self.to_server.end(opened)
         self._replay = None
         server = self.server
-        if server is None or self._ending:
+        if server is None or self.ending:
             return
         if not taken:
             self.client.refuse("the server did not take up the session again; start it anew")
@@ -225,31 +222,31 @@ class Conversation:
         What waits for nothing but its record goes out before the server's input ends (`printf … | aegis-wrap server`),
         unless nobody is left to read the answer.
         """
-        if self._ending and not (self._leaving and self.client.gone):
+        if self.ending and not (self.leaving and self.client.gone):
             return
-        self._ending = True
+        self.ending = True
         self.client.stop()
-        self._leaving = False
+        self.leaving = False
         for opened in self.to_server.all():
             if opened.state is State.WAITING and opened.strand is not None:
                 opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
             elif opened.state is State.COMMITTING:
                 opened.cancelled = opened.cancelled or self.client.gone
-                self._leaving = self._leaving or not opened.cancelled
-        if not self._leaving:
+                self.leaving = self.leaving or not opened.cancelled
+        if not self.leaving:
             self._close_server()
 
     def moved(self) -> None:
         """A request is out, or over: what stands behind it may follow."""
-        held = self._held
+        held = self.held
         while held and held[0][0].state is not State.COMMITTING:
             _, frame = held.popleft()
             if self.server is not None:
                 self.server.send(frame.encoded(), frame)
-        if self._leaving and not any(
+        if self.leaving and not any(
             opened.state is State.COMMITTING and not opened.cancelled for opened in self.to_server.all()
         ):
-            self._leaving = False
+            self.leaving = False
             self._close_server()
 
     def _close_server(self) -> None:
@@ -332,7 +329,7 @@ class Conversation:
         if self._over:
             return
         self._over = True
-        self._ending = True
+        self.ending = True
         self.client.stop()
         for opened in self.to_client.all():
             if opened.waiter is not None:
@@ -353,7 +350,7 @@ class Conversation:
             frame = parse(line)
         except WireFault as fault:
             self.client.consume(end)
-            self._drop("to_server", _what(fault))
+            self.drop("to_server", why_dropped(fault))
             if b'"method"' not in line and (b'"result"' in line or b'"error"' in line):
                 return  # an answer gets no answer, least of all one of our own that comes back
             id_json = b"null" if fault.id is None else id_text(fault.id)
@@ -373,7 +370,7 @@ class Conversation:
         self.client.consume(end)
 
     def _client_long(self) -> None:
-        self._drop("to_server", "too long")
+        self.drop("to_server", "too long")
         text = "the message is longer than 1 MB and was dropped whole; send less at once"
         self.client.send(error_frame(b"null", INVALID_REQUEST, text, {"by": "aegis"}), -1)
 
@@ -384,14 +381,14 @@ class Conversation:
         runtime = self.shell.runtime
         fault: Reason | None = None
         key: Id | None = None
-        if self._shared:
+        if self.shared:
             self._keys += 1
             key = f"a{self._keys}"
         try:
             opened = requests.begin(id, frame.params, key)
         except Duplicate:
             client.consume(end)
-            self._drop("to_server", "duplicate id")
+            self.drop("to_server", "duplicate id")
             text = "a request with this id is still open; use each id once"
             client.send(error_frame(id_text(id), INVALID_REQUEST, text, {"by": "aegis"}), -1)
             return
@@ -399,14 +396,14 @@ class Conversation:
             opened = Open(id, id)
             fault = too_many(f"this session has {runtime.session_limit} requests in flight")
         if fault is None:
-            if not self._load.enter(agent, runtime.agent_limit):
+            if not self.load.enter(agent, runtime.agent_limit):
                 requests.end(opened)
                 fault = too_many(f"this agent has {runtime.agent_limit} requests in flight")
             else:
                 opened.slot = client.take_slot(id_text(id), end)
                 if opened.slot < 0:
                     requests.end(opened)
-                    self._load.leave(agent)
+                    self.load.leave(agent)
                     fault = too_many("this session has as many requests in flight as can be kept")
                 elif self._server_slow and self._piles_up(frame):
                     fault = too_many("the server has more to read than it takes")
@@ -422,7 +419,7 @@ class Conversation:
             else:
                 try:
                     subject, name = subject_of(row, frame.params)
-                    if subject == "task" and self._load.is_anothers(agent, self.backend, name or ""):
+                    if subject == "task" and self.load.is_anothers(agent, self.backend, name or ""):
                         text = f"the task `{(name or '')[:200]}` is not available to this agent"
                         fault = Reason("acl", text, code="not_allowed")
                     elif era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
@@ -434,7 +431,7 @@ class Conversation:
         if era is Era.NONE:
             era = era_of(frame.method, frame.params, era)  # it is refused before the session takes on one
         call = Call(
-            self._ids(), id, self.session, self.principal, Direction.TO_SERVER,
+            self.new_id(), id, self.session, self.principal, Direction.TO_SERVER,
             row or UNKNOWN_METHOD[Direction.TO_SERVER], subject, name, self.backend, era or Era.LEGACY, frame, "",
             self.handed,
         )  # fmt: skip
@@ -457,18 +454,18 @@ class Conversation:
         peer: Peer = side
         if self.shell.tasks is not None and self.shell.tasks.answers(call):
             peer = self._task_peer
-        if subject in self._listing.unlisted:
-            listed = self._listing.awaited(subject, name)
+        if subject in self.listing.unlisted:
+            listed = self.listing.awaited(subject, name)
             if listed is not None:
                 story = self.shell.audit.story(call)
-                self._listing.hold(Flight(call, opened, side, peer, self.shell, story), listed)
+                self.listing.hold(Flight(call, opened, side, peer, self.shell, story), listed)
                 return
         carry(call, opened, side, peer, self.shell)
 
     def refusal(self, frame: Frame, reason: Reason) -> bytes:
         """See `core.ports.Party`."""
         return refused_request(
-            frame, era_of(frame.method, frame.params, self.era), reason, self.shell, id=self._ids(),
+            frame, era_of(frame.method, frame.params, self.era), reason, self.shell, id=self.new_id(),
             session=self.session, principal=self.principal, backend=self.backend,
         )  # fmt: skip
 
@@ -486,7 +483,7 @@ class Conversation:
             data = {"supported": [MODERN_VERSION], "requested": requested, "by": "aegis"}
             data_frame = error_frame(id_text(opened.request_id), UNSUPPORTED_VERSION, reason.text, data)
         if known:
-            self._answer(opened, data_frame)
+            self.to_server_side.answer(opened, data_frame)
         else:
             self.client.send(data_frame, -1)
 
@@ -507,7 +504,7 @@ class Conversation:
             if refusal is not None:
                 return frame, era, refusal
         if frame.method == "initialize":
-            self._client_name = handshake.client_name(frame.params)
+            self.client_name = handshake.client_name(frame.params)
             frame = handshake.initialize(frame, self._may_ask())
             self.client.keep_handshake(frame.encoded())
         return frame, era, None
@@ -541,8 +538,8 @@ class Conversation:
             self._retired.add(old)
             if self._server_slow:
                 self.server_full(old, False)
-            self._list_changes = ()
-            self._held.clear()
+            self.notices.began_anew()
+            self.held.clear()
             self.unsettled.end_tasks("the client changed the protocol's era before the task ended")
             self.server = None
             old.close_stdin()
@@ -550,17 +547,17 @@ class Conversation:
         try:
             self._spawn()
         except (OSError, ValueError) as error:
-            return Reason("internal", f"{_not_begun(error)}; not executed", code="no_server")
+            return Reason("internal", f"{not_begun(error)}; not executed", code="no_server")
         return None
 
     def _ping(self, opened: Open, frame: Frame) -> None:
         """Never judged, queued or recorded; answered by the server itself."""
         if self.server is None:
-            self._answer(opened, result_frame(id_text(opened.request_id), b"{}"))
+            self.to_server_side.answer(opened, result_frame(id_text(opened.request_id), b"{}"))
             return
         Strand(self._carry_ping(opened, frame, self.to_server, self.to_server_side)).start()
 
-    async def _carry_ping(self, opened: Open, frame: Frame, requests: OpenRequests, side: _Side) -> None:
+    async def _carry_ping(self, opened: Open, frame: Frame, requests: OpenRequests, side: ToServer | ToClient) -> None:
         opened.waiter = Waiter()
         number = requests.sent(opened)
         opened.deadline = self.shell.now() + self.shell.runtime.backend(self.backend).timeout
@@ -578,7 +575,7 @@ class Conversation:
             self._client_cancelled(frame)
             return
         if not method.startswith("notifications/"):
-            self._drop("to_server", "a request without an id")
+            self.drop("to_server", "a request without an id")
             return
         server = self.server
         if server is None:
@@ -586,31 +583,31 @@ class Conversation:
         if method == "notifications/progress":
             opened = self.to_client.progressing(frame.params.get("progressToken"))
             if opened is None or opened.state is not State.SENT:
-                self._drop("to_server", "progress for no open request")
+                self.drop("to_server", "progress for no open request")
                 return
         elif method == "notifications/initialized":
             self.client.keep_initialized()
-        if not self._route_open():
+        if not self.route_open():
             return
         if self._server_slow and self._piles_up(frame):
-            self._drop("to_server", "a notification for a server that does not read")
+            self.drop("to_server", "a notification for a server that does not read")
             return
         before = next((one for one in reversed(self.to_server.all()) if one.state is State.COMMITTING), None)
         if before is not None:
             # It must not overtake a request that is being written down, least of all the handshake.
-            if len(self._held) >= HELD:
-                self._drop("to_server", "a notification too many while the log is being written")
+            if len(self.held) >= HELD:
+                self.drop("to_server", "a notification too many while the log is being written")
                 return
-            self._held.append((before, frame))
+            self.held.append((before, frame))
             return
         server.send(frame.encoded(), frame)
 
-    def _route_open(self) -> bool:
+    def route_open(self) -> bool:
         """Whether today's rules still leave this agent this backend."""
         return self.shell.runtime.reaches(self.principal.agent, self.backend)
 
     def _client_cancelled(self, frame: Frame) -> None:
-        if self._shared:  # nobody can tell whose request is meant; whoever closes its stream withdraws its own
+        if self.shared:  # nobody can tell whose request is meant; whoever closes its stream withdraws its own
             return
         opened = self.to_server.find(frame.params.get("requestId"))
         if opened is None or opened.call is None or opened.call.method == "initialize" or opened.cancelled:
@@ -618,15 +615,13 @@ class Conversation:
         if opened.alone:  # a task has a method of its own for that
             return
         if opened.state is State.WAITING:
-            self._gave_up(opened)
+            self.to_server_side.gave_up(opened)
             if opened.strand is not None:
                 opened.strand.interrupt(Withdrawn("cancelled by the client before it was forwarded"))
             return
         opened.cancelled = True
-        if opened.state is State.SENT and self.server is not None and not _joined(opened):
-            opened.deadline = self.shell.now() + CANCELLED_S
-            params = {**frame.params, "requestId": opened.number}
-            self.server.cancel(opened.number, encode({**frame.value, "params": params}))
+        if self._for_us_alone(opened):
+            self._take_back(opened, encode({**frame.value, "params": {**frame.params, "requestId": opened.number}}))
         # It needs no answer, however long its server takes; over HTTP its request must end.
         slot, opened.slot = opened.slot, -1
         self.client.free_slot(slot)
@@ -638,27 +633,34 @@ class Conversation:
             return
         if opened.state is State.WAITING and opened.strand is not None:
             if forwarded:
-                self._gave_up(opened)
+                self.to_server_side.gave_up(opened)
             opened.strand.interrupt(Withdrawn("the client went away before the call was forwarded"))
             return
         opened.cancelled = True
-        if forwarded and opened.state is State.SENT and self.server is not None and not _joined(opened):
-            opened.deadline = self.shell.now() + CANCELLED_S
-            params = {"requestId": opened.number, "reason": "the client closed the stream"}
-            self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))
+        if forwarded and self._for_us_alone(opened):
+            self._take_back(opened, _cancelled(opened, "the client closed the stream"))
 
     def give_up(self, opened: Open, why: str) -> None:
         """Nobody wants the outcome of this request of ours any more; its server is told, unless others wait for it."""
-        if not opened.cancelled and opened.state is State.SENT and self.server is not None and not _joined(opened):
+        if not opened.cancelled and self._for_us_alone(opened):
             opened.cancelled = True  # once: each time would give it more time
-            opened.deadline = self.shell.now() + CANCELLED_S
-            params = {"requestId": opened.number, "reason": why}
-            self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))
+            self._take_back(opened, _cancelled(opened, why))
+
+    def _for_us_alone(self, opened: Open) -> bool:
+        """Whether the server is at work on it, and nobody else waits for the outcome, so that it may be taken back."""
+        flight = opened.waiter
+        joined = isinstance(flight, Flight) and flight.joined
+        return opened.state is State.SENT and self.server is not None and not joined
+
+    def _take_back(self, opened: Open, text: bytes) -> None:
+        assert self.server is not None
+        opened.deadline = self.shell.now() + CANCELLED_S
+        self.server.cancel(opened.number, text)
 
     def _client_answer(self, frame: Frame) -> None:
         opened = self.to_client.answered(frame.id)  # type: ignore[arg-type]
         if opened is None or opened.waiter is None:
-            self._drop("to_server", "an answer to no open request")
+            self.drop("to_server", "an answer to no open request")
             return
         body = encode(frame.value["result"] if "result" in frame.value else frame.value["error"])
         whole = frame.encoded(0)
@@ -691,7 +693,7 @@ class Conversation:
 
     def _pace(self) -> None:
         # Even a client whose frames are all refused is read no further: the refusals would pile up.
-        if not self._ending and self._replay is None:
+        if not self.ending and self._replay is None:
             self.client.pause(self._client_slow or self._server_slow)
 
     # --- the server's frames ------------------------------------------------------------------------------------
@@ -722,15 +724,15 @@ class Conversation:
             if type(frame) is Answer:
                 opened = self.to_server.answered(frame.id)
                 if opened is None:
-                    self._drop("to_client", "an answer to no open request")
+                    self.drop("to_client", "an answer to no open request")
                 else:
                     opened.waiter.set(frame)
             elif frame.kind is Kind.REQUEST:  # type: ignore[union-attr]
                 self._server_request(frame, about)  # type: ignore[arg-type]
             elif frame.kind is Kind.NOTIFICATION:  # type: ignore[union-attr]
-                self._server_notification(frame, line, about)  # type: ignore[arg-type]
+                self.notices.heard(frame, line, about)  # type: ignore[arg-type]
             else:
-                self._drop("to_client", "an answer that is none")
+                self.drop("to_client", "an answer that is none")
 
     def _cleaned(self, line: bytes, secrets: Any) -> bytes:
         """What the server said without what nobody must see; nothing of it where that cannot be told."""
@@ -738,7 +740,7 @@ class Conversation:
             return bytes(secrets.heard(line))
         except Unsure as error:
             why = str(error)
-        self._drop("to_client", "what may hold a secret")
+        self.drop("to_client", "what may hold a secret")
         try:
             frame = parse_from_server(line)
         except WireFault:
@@ -754,7 +756,7 @@ class Conversation:
 
     def _server_fault(self, line: bytes, fault: WireFault) -> None:
         if asks(line):  # its ids are its own, and none of ours
-            self._drop("to_client", _what(fault))
+            self.drop("to_client", why_dropped(fault))
             if fault.id is not None and self.server is not None and not self._server_slow:
                 self.server.send(error_frame(id_text(fault.id), fault.code, fault.text, {"by": "aegis"}))
             return
@@ -763,13 +765,13 @@ class Conversation:
             self.to_server.answered(opened.number)
             opened.waiter.fail(Fault("bad_answer", f"{fault.text}; the answer is withheld, outcome unknown"))
             return
-        self._drop("to_client", _what(fault) if line[:1] == b"{" else "not a message")
+        self.drop("to_client", why_dropped(fault) if line[:1] == b"{" else "not a message")
 
     def server_long(self, server: Backend, head: bytes, tail: bytes) -> None:
         """A frame over the limit: whoever waits for it is told so. If that cannot be known, everybody who may."""
         if server is not self.server:
             return
-        self._drop("to_client", "too long")
+        self.drop("to_client", "too long")
         fault = Fault("answer_too_large", "the server's answer is larger than 10 MB and was dropped; ask for less")
         opened = self.to_server.peek(guess_id(head, tail))
         for one in [opened] if opened is not None else self.to_server.all():
@@ -777,23 +779,19 @@ class Conversation:
                 self.to_server.answered(one.number)
                 one.waiter.fail(fault)
 
-    def _slot_of(self, about: int | None) -> int:
+    def slot_of(self, about: int | None) -> int:
         """The client's place for what belongs to this request; where nobody can tell, that of the newest."""
         opened = self.to_server.newest() if about is None else self.to_server.peek(about)
         return -1 if opened is None else opened.slot
 
-    def new_id(self) -> str:
-        """The id of a call of ours."""
-        return self._ids()
-
     def begin_alone(self, task: str) -> Open | None:
         """A request of ours to the server, for a task; None where there is no room for one more."""
-        if self._ending or not self._load.enter(self.principal.agent, self.shell.runtime.agent_limit):
+        if self.ending or not self.load.enter(self.principal.agent, self.shell.runtime.agent_limit):
             return None
         try:
             opened = self.to_server.begin(task, {})
         except (Duplicate, TooMany):
-            self._load.leave(self.principal.agent)
+            self.load.leave(self.principal.agent)
             return None
         opened.alone = True
         return opened
@@ -801,8 +799,8 @@ class Conversation:
     def end_alone(self, opened: Open) -> None:
         """That request is over."""
         self.to_server.end(opened)
-        self._load.leave(self.principal.agent)
-        if self._held or self._leaving:
+        self.load.leave(self.principal.agent)
+        if self.held or self.leaving:
             self.moved()
 
     def _server_request(self, frame: Frame, about: int | None) -> None:
@@ -813,220 +811,34 @@ class Conversation:
         if self._server_slow:
             self._unread += 1
             if self._unread > UNREAD:
-                self._drop("to_client", "a request of a server that does not read")
+                self.drop("to_client", "a request of a server that does not read")
                 return
         row = TO_CLIENT.get(frame.method)
         if row is None or self.era is Era.MODERN:
-            self._drop("to_client", "an unknown request")
+            self.drop("to_client", "an unknown request")
             text = f"the method `{frame.method[:100]}` is not known to Aegis"
             server.send(error_frame(id_text(id), METHOD_NOT_FOUND, text, {"by": "aegis"}))
             return
         try:
             opened = self.to_client.begin(id, frame.params)
         except (Duplicate, TooMany):
-            self._drop("to_client", "a request too many, or with the id of an open one")
+            self.drop("to_client", "a request too many, or with the id of an open one")
             text = "this id is open already, or too many requests are; it is refused"
             server.send(error_frame(id_text(id), INVALID_REQUEST, text, {"by": "aegis"}))
             return
         if row.rule is Rule.PING:
             Strand(self._carry_ping(opened, frame, self.to_client, self._to_client_side)).start()
             return
-        opened.slot = self._slot_of(about)
+        opened.slot = self.slot_of(about)
         subject, name = subject_of(row, frame.params)
         call = Call(
-            self._ids(), id, self.session, self.principal, Direction.TO_CLIENT, row, subject, name, self.backend,
+            self.new_id(), id, self.session, self.principal, Direction.TO_CLIENT, row, subject, name, self.backend,
             Era.LEGACY, frame, handed=self.handed,
         )  # fmt: skip
         opened.call = call
         carry(call, opened, self._to_client_side, self._to_client_side, self.shell)
 
-    def _server_notification(self, frame: Frame, line: bytes, about: int | None) -> None:
-        method = frame.method
-        params = frame.params
-        if method == "notifications/progress":
-            opened = self.to_server.progressing(params.get("progressToken"))
-            if opened is None or opened.state is not State.SENT or opened.cancelled:
-                self._drop("to_client", "progress for no open request")
-                return
-            more = self.shell.now() + self.shell.runtime.backend(self.backend).timeout
-            opened.deadline = max(opened.deadline, more)
-            if opened.token is not opened.asked_token:
-                line = encode({**frame.value, "params": {**params, "progressToken": opened.asked_token}})
-            self.client.tell(line, opened.slot)
-            return
-        if method == "notifications/cancelled":
-            opened = self.to_client.find(params.get("requestId"))
-            if opened is None:
-                if self.era is Era.MODERN:
-                    self._listen_ended(frame)
-                return
-            if opened.state is State.WAITING and opened.strand is not None:
-                opened.strand.interrupt(Withdrawn("cancelled by the server before it was forwarded"))
-                return
-            already, opened.cancelled = opened.cancelled, True
-            if opened.state is State.SENT and not already:
-                opened.deadline = self.shell.now() + CANCELLED_S
-                text = encode({**frame.value, "params": {**params, "requestId": opened.number}})
-                self.client.tell(text, opened.slot)
-            return
-        if not self._route_open():
-            self._drop("to_client", "a notification of a backend that is not allowed any more")
-            return
-        if method == "notifications/resources/updated":
-            uri = params.get("uri")
-            if type(uri) is not str or not self.shell.runtime.pipeline.visible(
-                self.principal, self.backend, "resource", uri
-            ):
-                self._drop("to_client", "an update of a resource that is not allowed")
-                return
-        elif not method.startswith("notifications/"):
-            self._drop("to_client", "a request without an id")
-            return
-        elif method in ("notifications/tasks/status", "notifications/tasks"):
-            transforms = self.shell.runtime.transforms
-            if transforms is not None:
-                seen = self.shell.redacting.task(self.principal.agent, self.backend, params, transforms)
-                if seen is None:
-                    self._drop("to_client", "what it says of a task cannot be redacted")
-                    return
-                params = seen
-                line = encode({**frame.value, "params": params})
-            self.unsettled.seen(encode(params))
-        elif method.endswith("/list_changed"):
-            self._listing.changed(method)
-        meta = params.get("_meta")
-        if type(meta) is dict and META_SUBSCRIPTION in meta:
-            opened = self._listening(meta[META_SUBSCRIPTION])
-            if opened is None or opened.cancelled:
-                self._drop("to_client", "a notification for no open subscription")
-                return
-            opened.deadline = float("inf")
-            meta = {**meta, META_SUBSCRIPTION: opened.request_id}
-            self.client.tell(encode({**frame.value, "params": {**params, "_meta": meta}}), opened.slot)
-            return
-        general = about is None and method.endswith(("_changed", "/updated"))
-        self.client.tell(line, -1 if general else self._slot_of(about))
-
-    def _listening(self, number: Any) -> Open | None:
-        """The open `subscriptions/listen` that went out under this number."""
-        opened = self.to_server.peek(number)
-        if opened is None or opened.call is None or opened.call.method != "subscriptions/listen":
-            return None
-        return opened
-
-    def _listen_ended(self, frame: Frame) -> None:
-        """A modern server ends a `subscriptions/listen` by cancelling it under the id it knows; no answer follows."""
-        opened = self._listening(frame.params.get("requestId"))
-        if opened is None:
-            return
-        if not opened.cancelled:
-            params = {**frame.params, "requestId": opened.request_id}
-            self.client.tell(encode({**frame.value, "params": params}), opened.slot)
-            opened.cancelled = True
-        self.to_server.answered(opened.number)
-        opened.waiter.set(Answer(opened.number, b'{"jsonrpc":"2.0","id":', b',"result":{}}', True, b"{}"))
-
-    # --- answers, waits, and what was dropped -------------------------------------------------------------------
-
-    def _own_tasks(self, opened: Open, frame: bytes) -> bytes:
-        """The answer to a `tasks/list` without the tasks of others; withheld where it cannot be read."""
-        try:
-            value = msgspec.json.decode(frame)
-            tasks = value["result"]["tasks"] if "result" in value else None
-            if tasks is None:
-                return frame
-            agent, others = self.principal.agent, self._load.is_anothers
-            named = [one for one in tasks if type(one) is dict and type(one.get("taskId")) is str]
-            own = [one for one in named if not others(agent, self.backend, one["taskId"])]
-            return encode({**value, "result": {**value["result"], "tasks": own}})
-        except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
-            text = "the server's list of tasks is withheld: it cannot be read"
-            return error_frame(id_text(opened.request_id), INTERNAL_ERROR, text, {"by": "aegis"})
-
-    def _answer(self, opened: Open, frame: bytes) -> bool:
-        if frame and opened.call is not None and opened.call.method == "tasks/list":
-            frame = self._own_tasks(opened, frame)
-        wanted = bool(frame) and not opened.cancelled and not self.client.gone
-        self.to_server.end(opened)
-        self._load.leave(self.principal.agent)
-        slot, opened.slot = opened.slot, -1
-        if wanted:
-            self.client.send(frame, slot)
-        else:
-            self.client.free_slot(slot)
-        if self._held or self._leaving:
-            self.moved()
-        return wanted
-
-    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
-        """Progress every 15 s for a caller that gave a token; fractions below 1, so that a server's own still grow."""
-        if opened.token is None:
-            return _nothing
-        timer: asyncio.TimerHandle | None = None
-
-        def beat() -> None:
-            nonlocal timer
-            opened.beats += 1
-            params = {"progressToken": opened.asked_token, "progress": opened.beats / 1_000_000, "message": text()}
-            self.client.tell(notification_frame("notifications/progress", params), opened.slot)
-            timer = self.loop.call_later(HEARTBEAT_S, beat)
-
-        beat()
-
-        def stop() -> None:
-            if timer is not None:
-                timer.cancel()
-
-        return stop
-
-    def name_of(self, opened: Open) -> str:
-        """What the client of this request calls itself: modern ones say so each time, legacy ones once."""
-        call = opened.call
-        if call is not None and call.era is Era.MODERN:
-            return handshake.client_name(call.frame.params)
-        return "" if self._shared else self._client_name
-
-    def patience(self, opened: Open) -> float | None:
-        """See `carry.Origin`."""
-        shell = self.shell
-        if shell.patience is None:
-            return None
-        return shell.patience.budget(shell.runtime.hold, self.principal.agent, self.name_of(opened))
-
-    def _gave_up(self, opened: Open) -> None:
-        """The client cancels; if a person was waited for, that tells how long it waits."""
-        if opened.held and self.shell.patience is not None:
-            age = self.shell.now() - opened.held
-            self.shell.patience.gave_up(self.principal.agent, self.name_of(opened), age)
-
-    def continued(self, opened: Open) -> Kept | None:
-        """See `carry.Origin`."""
-        assert opened.call is not None
-        return self.unsettled.continued(opened.call)
-
-    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
-        """See `carry.Origin`."""
-        assert opened.call is not None
-        self.unsettled.suspend(opened.call, state, kept)
-
-    def follow(self, task: Task, settle: Settle) -> None:
-        """See `carry.Origin`."""
-        self._load.started(self.principal.agent, self.backend, task.taskId)
-        self.unsettled.follow(task, settle)
-
-    def shown(self, call: Call, body: bytes, asked: float) -> None:
-        """See `carry.Origin`."""
-        self._listing.shown(call, body, asked)
-
-    def heard(self, call: Call, body: bytes) -> None:
-        """See `carry.Origin`."""
-        if call.method == "initialize":
-            self._note_capabilities(body)
-        elif call.method == "tasks/result":
-            failed = b'"isError":true' in body
-            self.unsettled.ended(call.name or "", "error" if failed else "success", body)
-        else:
-            self.unsettled.seen(body)
+    # --- what time brings, and what was dropped ----------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
         """Ends requests whose time is over; called about once a second."""
@@ -1037,10 +849,10 @@ class Conversation:
         for opened in self.to_server.all():
             if opened.state is State.COMMITTING and opened.deadline <= now and not opened.cancelled:
                 self.cancel_waiting(opened, "the audit log cannot be written in time")
-                if self._leaving:
+                if self.leaving:
                     self.moved()
         self.unsettled.sweep(now)
-        self._listing.sweep(now)
+        self.listing.sweep(now)
         self._report_dropped()
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:
@@ -1048,8 +860,7 @@ class Conversation:
         timeout = self.shell.runtime.backend(self.backend).timeout
         handshake = opened.call is not None and opened.call.method == "initialize"  # which is never cancelled
         if not opened.cancelled and not handshake and requests is self.to_server and self.server is not None:
-            params = {"requestId": opened.number, "reason": "no answer in time"}
-            self.server.cancel(opened.number, notification_frame("notifications/cancelled", params))
+            self.server.cancel(opened.number, _cancelled(opened, "no answer in time"))
         text = (
             f"no answer within {timeout:g} s; outcome unknown; for slow tools raise `backends.{self.backend}.timeout`"
         )
@@ -1057,199 +868,22 @@ class Conversation:
 
     def reloaded(self) -> None:
         """The rules changed: a legacy client whose server announces list changes hears of one."""
-        if self.era is not Era.LEGACY:
-            return
-        for method in self._list_changes:
-            self.client.tell(notification_frame(method, {}), -1)
+        if self.era is Era.LEGACY:
+            self.notices.reloaded()
 
-    _list_changes: tuple[str, ...] = ()
-
-    def _note_capabilities(self, body: bytes) -> None:
-        """Remembers which lists the server announced changes for."""
-        try:
-            capabilities = msgspec.json.decode(body).get("capabilities")
-        except (msgspec.DecodeError, ValueError, AttributeError, RecursionError):
-            return
-        if type(capabilities) is dict:
-            self._list_changes = tuple(
-                f"notifications/{kind}/list_changed"
-                for kind in ("tools", "prompts", "resources")
-                if type(capabilities.get(kind)) is dict and capabilities[kind].get("listChanged") is True
-            )
-
-    def _drop(self, direction: str, why: str) -> None:
+    def drop(self, direction: str, why: str) -> None:
+        """A frame goes nowhere; of such there is one record a second at most, and kind."""
         key = (direction, why)
         self._dropped[key] = self._dropped.get(key, 0) + 1
 
     def _report_dropped(self) -> None:
-        # One record a second at most and kind, so that a flood of nonsense does not become a flood of records.
+        # So that a flood of nonsense does not become a flood of records.
         if self._dropped:
             counts, self._dropped = self._dropped, {}
             for (direction, why), count in counts.items():
                 self.shell.audit.dropped(self.principal.agent, self.backend, self.session, direction, why, count)
 
 
-def _nothing() -> None:
-    return None
-
-
-def _joined(opened: Open) -> bool:
-    """Whether others wait for the outcome of this call, so that it goes on without whoever left."""
-    flight = opened.waiter
-    return isinstance(flight, Flight) and flight.joined
-
-
-def _what(fault: WireFault) -> str:
-    # Never the fault's own words, which repeat the frame's: each would be a record of its own.
-    return "not JSON" if fault.code == PARSE_ERROR else "not exactly one legal message"
-
-
-def _not_begun(error: OSError | ValueError) -> str:
-    why = (error.strerror or "an error").lower() if isinstance(error, OSError) else str(error)
-    return f"no server can be started now: {why}; start a new session later"
-
-
-def ending_of(code: int) -> str:
-    """How people say it of a process."""
-    return f"status {code}" if code >= 0 else f"signal {-code}"
-
-
-def unknown_method(method: str) -> Reason:
-    """Why a method without a row in its era is refused."""
-    text = f"the method `{method[:100]}` is not known to Aegis in this version of the protocol; it is refused"
-    return Reason("method", text, code="unknown_method")
-
-
-def too_many(text: str) -> Reason:
-    """Why a request beyond a count is refused."""
-    return Reason("queue", f"{text} already; not executed; wait for answers first", retryable=True, code="too_many")
-
-
-class _Side:
-    """Origin and peer of one direction."""
-
-    __slots__ = ("conversation",)
-
-    def __init__(self, conversation: Conversation) -> None:
-        self.conversation = conversation
-
-    def put(self, frame: bytes, opened: Open) -> None:
-        """Writes a frame to the peer."""
-        raise NotImplementedError
-
-    def answer(self, opened: Open, frame: bytes) -> bool:
-        """See `carry.Origin`."""
-        raise NotImplementedError
-
-
-class _ToServer(_Side):
-    """Calls of the client: it is their origin, its server their peer."""
-
-    __slots__ = ()
-
-    def put(self, frame: bytes, opened: Open) -> None:
-        server = self.conversation.server
-        if server is not None:
-            self.conversation.client.dispatched(opened.slot)
-            server.send(frame, number=opened.number)
-
-    def send(self, permit: Permit, landing: Landing) -> None:
-        """See `core.ports.Peer`."""
-        call, opened = permit.call, landing.opened
-        conversation = self.conversation
-        server, requests = conversation.server, conversation.to_server
-        if server is None or opened.state is State.DONE:
-            raise Fault("no_server", "the server is not running; not executed; start it again", not_executed=True)
-        opened.waiter = landing
-        shell = conversation.shell
-        opened.deadline = shell.now() + shell.runtime.backend(call.backend).timeout
-        conversation.client.dispatched(opened.slot)
-        number = requests.sent(opened)
-        server.send(call.frame.encoded(number), call.frame, number)
-        if conversation._held or conversation._leaving:
-            conversation.moved()
-
-    def answer(self, opened: Open, frame: bytes) -> bool:
-        return self.conversation._answer(opened, frame)
-
-    def heartbeat(self, opened: Open, text: Callable[[], str]) -> Callable[[], None]:
-        """See `carry.Origin`."""
-        return self.conversation.heartbeat(opened, text)
-
-    def client(self, opened: Open) -> str:
-        """See `carry.Origin`."""
-        return self.conversation.name_of(opened)
-
-    def patience(self, opened: Open) -> float | None:
-        """See `carry.Origin`."""
-        return self.conversation.patience(opened)
-
-    def task(self, call: Call, ticket: Ticket) -> str:
-        """See `carry.Origin`."""
-        tasks = self.conversation.shell.tasks
-        return "" if tasks is None else tasks.begin(self.conversation, call, ticket)
-
-    def detach(self, task: str, flight: Flight) -> bool:
-        """See `carry.Origin`."""
-        tasks = self.conversation.shell.tasks
-        return tasks is not None and tasks.detach(task, self.conversation, flight)
-
-    def continued(self, opened: Open) -> Kept | None:
-        """See `carry.Origin`."""
-        return self.conversation.continued(opened)
-
-    def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
-        """See `carry.Origin`."""
-        self.conversation.suspend(opened, state, kept)
-
-    def follow(self, task: Task, settle: Settle) -> None:
-        """See `carry.Origin`."""
-        self.conversation.follow(task, settle)
-
-    def heard(self, call: Call, body: bytes) -> None:
-        """See `carry.Origin`."""
-        self.conversation.heard(call, body)
-
-    def shown(self, call: Call, body: bytes, asked: float) -> None:
-        """See `carry.Origin`."""
-        self.conversation.shown(call, body, asked)
-
-
-class _Replayed(_ToServer):
-    """The handshake that is shown to a new server: the client had its answer from the old one."""
-
-    __slots__ = ()
-
-    def answer(self, opened: Open, frame: bytes) -> bool:
-        answer = parse_from_server(frame) if frame else None
-        self.conversation._replayed(opened, isinstance(answer, Answer) and answer.ok)
-        return True
-
-
-class _ToClient(_Side, Unattended):
-    """Requests of the server: it is their origin, the client their peer."""
-
-    __slots__ = ()
-
-    def put(self, frame: bytes, opened: Open) -> None:
-        self.conversation.client.tell(frame, opened.slot)
-
-    def send(self, permit: Permit, landing: Landing) -> None:
-        """See `core.ports.Peer`."""
-        call, opened = permit.call, landing.opened
-        conversation = self.conversation
-        if opened.state is State.DONE or conversation.client.gone or conversation._ending:
-            raise Fault("no_client", "the client is not there any more", not_executed=True)
-        opened.waiter = landing
-        # A person may have to answer: the client's own time limit holds, ours only keeps memory bounded.
-        opened.deadline = conversation.shell.now() + 3600.0
-        conversation.client.tell(call.frame.encoded(conversation.to_client.sent(opened)), opened.slot)
-
-    def answer(self, opened: Open, frame: bytes) -> bool:
-        conversation = self.conversation
-        wanted = bool(frame) and not opened.cancelled and conversation.server is not None
-        conversation.to_client.end(opened)
-        if wanted:
-            assert conversation.server is not None
-            conversation.server.send(frame)
-        return wanted
+def _cancelled(opened: Open, why: str) -> bytes:
+    params = {"requestId": opened.number, "reason": why}
+    return notification_frame("notifications/cancelled", params)

@@ -36,11 +36,12 @@ from aegis_daemon.relay.admission import Refused
 from aegis_daemon.relay.asks import Asks, with_param
 from aegis_daemon.relay.branch import Branch, Seat
 from aegis_daemon.relay.carry import Shell
-from aegis_daemon.relay.conversation import Conversation, too_many, unknown_method
+from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.legs import Asked, Gather, Leg, Listen, Ours, Probe, Request
 from aegis_daemon.relay.load import CallIds
 from aegis_daemon.relay.own_tasks import is_ours
 from aegis_daemon.relay.ports import Client
+from aegis_daemon.relay.reasons import too_many, unknown_method
 from aegis_daemon.relay.refusing import refused_request
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,

@@ -390,7 +390,7 @@ class _Alone(Unattended):
 
     def client(self, opened: Open) -> str:
         """As in its request."""
-        return self._talk.name_of(opened)
+        return self._talk.to_server_side.client(opened)
 
     def suspend(self, opened: Open, state: Any, kept: Kept) -> None:
         """Nothing can come after it: what the server did before it asked may have had its effect."""
@@ -399,7 +399,7 @@ class _Alone(Unattended):
 
     def follow(self, task: Task, settle: Settle) -> None:
         """A server that made a task all the same."""
-        self._talk.follow(task, settle)
+        self._talk.to_server_side.follow(task, settle)
 
 
 class TaskPeer:

@@ -6,19 +6,14 @@ open, the session is over, or the agent has no server there.
 
 from __future__ import annotations
 
-from typing import Final
-
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.relay.carry import Shell, for_people
+from aegis_daemon.relay.reasons import UNKNOWN_METHOD
 from aegis_daemon.wire.errors import refusal_frame
 from aegis_daemon.wire.jsonrpc import Frame
-from aegis_daemon.wire.methods import TO_SERVER, BadParams, Direction, Era, Method, Rule, subject_of
-
-UNKNOWN_METHOD: Final = {
-    way: Method("(unknown)", way, Rule.GOVERNED, True, True) for way in (Direction.TO_SERVER, Direction.TO_CLIENT)
-}
+from aegis_daemon.wire.methods import TO_SERVER, BadParams, Direction, Era, subject_of
 
 
 def refused(call: Call, reason: Reason, shell: Shell) -> bytes:

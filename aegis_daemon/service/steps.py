@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import msgspec
+
+from aegis_daemon.loop import whole
 
 COMMAND_S = 120.0
 """How long one command of the system may take."""
@@ -128,20 +129,10 @@ def order(words: Sequence[str]) -> None:
 
 
 def _put(path: str, data: bytes, mode: int, owner: tuple[int, int] | None) -> None:
-    directory = os.path.dirname(path)
-    os.makedirs(directory, exist_ok=True)
-    made = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(8)}")
-    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            if owner is not None:
-                os.fchown(file.fileno(), *owner)
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(made, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(made)
-        raise
+    def dress(descriptor: int) -> None:
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        os.fchmod(descriptor, mode)
+
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    whole.put(path, data, dress=dress)

@@ -22,8 +22,8 @@ from aegis_daemon.audit import rollup
 from aegis_daemon.audit.calls import COLUMNS
 from aegis_daemon.audit.rollup import DAY
 from aegis_daemon.audit.search import Found, Query, find
-from aegis_daemon.audit.stats import denials, stats
 from aegis_daemon.audit.store import INDEXES, Reader, ensure_schema
+from aegis_daemon.audit.totals import denials, totals
 
 from .machine import BenchError
 
@@ -161,11 +161,11 @@ def questions(rows: int) -> dict[str, Question]:
         "text, not there, one day": page(lambda dice: _day(dice, text="nowhere to be found")),
         "a call by its id": one,
         "stats of a day by tool": lambda reader, dice: (
-            stats(reader, "tool", END - DAY, END),
+            totals(reader, "tool", END - DAY, END),
             denials(reader, END - DAY, END),
         ),
-        "stats of a day by hour": lambda reader, dice: stats(reader, "hour", END - DAY, END),
-        f"stats of {DAYS} days by tool": lambda reader, dice: stats(reader, "tool", END - DAYS * DAY, END),
+        "stats of a day by hour": lambda reader, dice: totals(reader, "hour", END - DAY, END),
+        f"stats of {DAYS} days by tool": lambda reader, dice: totals(reader, "tool", END - DAYS * DAY, END),
     }
 
 

@@ -17,17 +17,21 @@ find_python() {
     return 1
 }
 
-make_environment() {
-    local python stamp wanted
+make_environment() { # [plain]: what Aegis itself needs, 100 MB; else all that its tests need too, 700 MB
+    local python stamp wanted what=.[dev]
     stamp=.venv/made-from
     wanted=$(cat pyproject.toml constraints.txt | cksum)
-    if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-        return
+    case "$(cat "$stamp" 2>/dev/null)" in
+        "$wanted") return ;;
+        "$wanted plain") [ "${1:-}" != plain ] || return 0 ;;
+    esac
+    if [ "${1:-}" = plain ]; then
+        what=. wanted="$wanted plain"
     fi
     python=$(find_python)
-    echo "making .venv with $python (about half a minute)" >&2
+    echo "making .venv with $python: a minute on a usual line, once" >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt --editable '.[dev]' >&2
+    .venv/bin/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt --editable "$what" >&2
     .venv/bin/python -m compileall -q aegis_shim aegis_daemon >/dev/null
     echo "$wanted" >"$stamp"
 }

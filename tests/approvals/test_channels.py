@@ -214,3 +214,5 @@ def test_a_server_that_was_handed_over_is_told_and_one_that_is_cut_is_not_the_wh
     assert whole
     assert not part(notice(command="db " + "x" * 300, cwd="/w"), 200, 200)[2]
     assert not part(notice(command="db", cwd="/" + "x" * 300), 200, 200)[2]
+    assert ("Not the server approved before; different", "URL") in part(notice(command="db", unlike="URL"), 200, 200)[0]
+    assert not part(notice(command="db", unlike="x" * 300), 200, 200)[2]

@@ -17,8 +17,8 @@ from aegis_daemon.audit.calls import COLUMNS, Row
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Approval
 from aegis_daemon.audit.rollup import DAY, HOUR, middle, percentile, read, step, write
-from aegis_daemon.audit.stats import Filters, Stat, denials, stats
 from aegis_daemon.audit.store import Reader
+from aegis_daemon.audit.totals import Filters, Total, denials, totals
 
 START = 1_770_000_000_000_000 // DAY * DAY
 MINUTE = 60_000_000
@@ -106,7 +106,7 @@ def test_any_time_is_counted_as_its_calls_are(written: Path, by: str, length: in
     since, until = START + begin, START + begin + length
     columns = {"agent": "agent_id", "backend": "backend_id", "tool": "tool_name", "hour": f"ts / {HOUR} * {HOUR}"}[by]
     with Reader(written / "audit.db") as reader:
-        found = stats(reader, by, since, until)
+        found = totals(reader, by, since, until)
         told = {
             (stat.agent_id or stat.tool_name or stat.backend_id or stat.start): (
                 stat.calls, stat.success, stat.error, stat.denied, stat.pending, stat.would,
@@ -126,19 +126,19 @@ def test_any_time_is_counted_as_its_calls_are(written: Path, by: str, length: in
 def test_stats_tell_times_and_what_was_refused_by_which_rule(home: Path) -> None:
     with Reader(home / "audit.db") as reader:
         everything = (START, START + 9 * DAY)
-        (files,) = stats(reader, "backend", *everything, Filters(nameless=True))
-        assert isinstance(files, Stat)
+        (files,) = totals(reader, "backend", *everything, Filters(nameless=True))
+        assert isinstance(files, Total)
         assert files.calls == 300
         assert files.approval_p50_us is not None
         assert abs(files.approval_p50_us - 2 * MINUTE) < 0.04 * 2 * MINUTE
         assert files.exec_p99_us is not None
         assert 280 < files.exec_p99_us < 310
-        rules = {(each.stage, each.policy_id): each.calls for each in stats(reader, "policy", *everything)}
+        rules = {(each.stage, each.policy_id): each.calls for each in totals(reader, "policy", *everything)}
         refused = denials(reader, *everything)
         assert sum(each.calls for each in refused) == sum(rules.values())
         assert {each.policy_id for each in refused} == {"deny.tools", "hours"}
         assert {each.would > 0 for each in refused if each.policy_id == "hours"} == {True}
-        only = stats(reader, "agent", *everything, Filters(agent="a*"))
+        only = totals(reader, "agent", *everything, Filters(agent="a*"))
         assert [each.agent_id for each in only] == ["ann"]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import unicodedata
 from itertools import chain
 
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from aegis_daemon.cli import console
-from aegis_daemon.cli.console import cell, compact, instant, pretty, span, visible
+from aegis_daemon.cli.console import cell, compact, instant, pretty, remedy, span, visible
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,11 @@ def test_a_row_takes_one_line_as_far_as_ids_stay_whole(cells: list[list[str]], r
     for before, after in zip(chain(*cells), chain(*fitted), strict=True):
         assert after == before or (after.endswith("…") and before.startswith(after[:-1]))
         assert cell_len(before) > console.NARROW or after == before
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "is yours")],
+)
+def test_a_file_that_cannot_be_written_comes_with_the_step_for_that(number: int, hint: str) -> None:
+    assert hint in remedy(OSError(number, os.strerror(number), "/x"))

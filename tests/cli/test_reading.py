@@ -11,6 +11,7 @@ import pytest
 from manage.memory import MemoryGovernor, Served, instant, ticket
 
 from aegis_daemon.cli.console import Problem
+from aegis_daemon.cli.decision import describe
 from aegis_daemon.cli.logs import lines
 from aegis_daemon.manage import shapes
 
@@ -235,3 +236,35 @@ def test_short_logs(tmp_path: os.PathLike[str], content: str, count: int, expect
     with open(path, "w") as file:
         file.write(content)
     assert list(lines(path, count, False)) == expected
+
+
+def test_pending_says_where_a_call_would_run_in_another_server_than_the_one_approved(
+    governor: MemoryGovernor, aegis: Aegis
+) -> None:
+    governor.tickets += [
+        ticket("AAAA", command="db", unlike="DATABASE_URL, L\x1bD (new)"),
+        ticket("BBBB", command="db"),
+    ]
+    told = aegis("pending").stderr
+    assert (
+        "AAAA would run in another server than the call approved before; different: DATABASE_URL, L\\x1bD (new)" in told
+    )
+    assert "BBBB would" not in told
+    told = "\n".join(describe(ticket(command="db", unlike="PATH").model_dump()))
+    assert "different  PATH: not the server approved before" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["limits", "--agent"], ["queue", "--agent"], ["grants", "list", "--agent"], ["pending", "--agent"],
+     ["tools", "list", "--backend"]],
+)  # fmt: skip
+def test_a_name_that_is_not_configured_is_no_empty_answer(
+    governor: MemoryGovernor, aegis: Aegis, home: str, words: list[str]
+) -> None:
+    Path(home, "aegis.yaml").write_text("backends:\n  files: {}\nagents:\n  amy:\n    backends: {}\n  bob: {}\n")
+    there = "files" if "--backend" in words else "amy, bob"
+    done = aegis(*words, "nobody")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert f"nothing matches `{words[-1]} nobody`: configured are {there}" in done.stderr
+    assert "configured are" not in aegis(*words, "files" if "--backend" in words else "a*").stderr

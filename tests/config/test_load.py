@@ -748,3 +748,12 @@ audit:
     lake, vault = (one.render() for one in loads(text, "aegis.yaml").warnings if one.path.startswith("audit"))
     assert "it needs pyarrow, which is not installed; install Aegis with its extra `parquet`, like `pipx" in lake
     assert "it needs obstore, which is not installed" in vault
+
+
+def test_the_same_warning_of_many_places_is_one() -> None:
+    def told(count: int) -> list[str]:
+        text = "backends:\n" + "".join(f"  b{at}: {{tools_idempotent: ['x*']}}\n" for at in range(count))
+        return [one.message for one in loads(text, "f").warnings if "repeats" in one.message]
+
+    assert len(told(5)) == 5
+    assert told(225) == ["this version never repeats a call by itself (here and in 224 more places)"]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from aegis_daemon.core.handed import PASSING, SHOWN, handed, shown
+from aegis_daemon.core.handed import PASSING, SHOWN, differing, handed, shown
 
 ENV = {"PATH": "/usr/bin", "DATABASE_URL": "postgres://dev", "TERM": "xterm"}
 
@@ -40,10 +40,33 @@ def test_another_window_is_no_other_server() -> None:
         (["psql", "postgres://u:p/w@h:5432/db?password=s"], "psql 'postgres://<login>@h:5432/db?<query>'"),
         (["x", "--token", "--root", "/"], "x --token --root /"),
         (["x", "", "it's"], "x '' 'it'\"'\"'s'"),
+        (["docker", "run", "-e", "GH_TOKEN=p$x"], "docker run -e GH_TOKEN=<GH_TOKEN>"),
+        (["x", "--header", "Authorization: Bearer a b"], "x --header Authorization: <Authorization>"),
+        (["x", "--password", "correct horse; battery"], "x --password <password>"),
+        # code does not become a secret by what it is called
+        (["sh", "-c", "token=x; touch /e"], "sh -c 'token=x; touch /e'"),
+        (["sh", "-c", "token=x evil"], "sh -c 'token=x evil'"),
+        (["python3", "-c", "key=1\nimport e"], "python3 -c 'key=1\nimport e'"),
+        (["perl", "-ne", "key: unlink glob q.x."], "perl -ne 'key: unlink glob q.x.'"),
+        (["x", "--password-command", "evil"], "x --password-command evil"),
+        (["env", "GIT_ASKPASS=/tmp/e", "git"], "env GIT_ASKPASS=/tmp/e git"),
     ],
 )  # fmt: skip
 def test_people_see_what_runs_and_no_secret(argv: list[str], seen: str) -> None:
     assert shown(argv) == seen
+
+
+def test_what_differs_about_two_servers_is_named_and_never_shown() -> None:
+    usual = handed(["db"], "/a", {"URL": "dev", "A": "1"})
+    other = handed(["db", "--all"], "/b", {"URL": "prod", "LD_PRELOAD": "x"})
+    assert differing(other.parts, usual.parts) == "A (gone), LD_PRELOAD (new), URL, its command line, its directory"
+    assert differing(usual.parts, handed(["db"], "/a", {"A": "1", "URL": "dev", "TERM": "x"}).parts) == ""
+    many = handed(["db"], "/a", {f"V{at:04}": "1" for at in range(5000)})
+    assert differing(many.parts, handed(["db"], "/a", {}).parts).endswith("V0011 (new) and 988 more")
+    assert differing(handed(["db"], "/a", {"x" * 10_000: "1"}).parts, usual.parts).startswith("A (gone)")
+    for told in (usual, other):
+        assert "dev" not in told.parts + told.command
+        assert "prod" not in told.parts + told.command
 
 
 def test_what_is_shown_can_be_written_down_and_is_no_book() -> None:

@@ -585,6 +585,28 @@ def test_a_webhook_that_never_answers_delays_no_decision(homes: Callable[..., Ho
         assert statistics.median(took["hung"]) < 20 * statistics.median(took["without"])
 
 
+def test_a_new_daemon_tells_of_what_waits_where_nobody_took_the_message_and_nowhere_twice(
+    homes: Callable[..., Home],
+) -> None:
+    with webhook() as (address, heard), socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        home = homes(ASKING + f"approval: {{generic: {{webhook_url: {place!r}}}}}\n")
+        agent = home.count().handshake()
+        agent.says(call(1, "post", key="k"))
+        (ticket,) = home.pending()
+        home.configure(ASKING + f"approval: {{generic: {{webhook_url: {address!r}}}}}\n")
+        kill_daemon(home)
+        until(lambda: ticket["id"] in heard, "the message")
+        until(lambda: home.json("notify", "list")[0]["sent"] == 1, "it was taken")
+        heard.clear()
+        kill_daemon(home)
+        until(lambda: home.pending(), "the daemon is there")
+        agent.says(call(2, "post", key="other"))
+        until(lambda: heard, "another message")
+        assert ticket["id"] not in heard
+        agent.close()
+
+
 # --- a refusal becomes a rule -------------------------------------------------------------------------------------------
 
 LISTED = """

@@ -163,7 +163,7 @@ def test_without_a_collector_there_is_no_process_and_a_clients_trace_passes_unch
 
 
 def test_prometheus_reads_what_happened(homes: Callable[..., Home]) -> None:
-    home = homes(rules(telemetry={"tools": 5}))
+    home = homes(rules(telemetry={"tools": 5}, approval={"generic": {"webhook_url": "http://127.0.0.1:9/"}}))
     agent = home.count(agent="default").handshake()
     for at in range(3):
         agent.asks(call(at, "work", key=f"k{at}"))
@@ -182,6 +182,8 @@ def test_prometheus_reads_what_happened(homes: Callable[..., Home]) -> None:
     assert 0 < found["aegis_call_added_seconds_sum", "work", "tools/call"] < 20
     assert found["aegis_sessions", "work"] == 1
     assert found["aegis_servers_running",] == 1
+    assert found["aegis_channel_ok", "generic"] == 1
+    assert found["aegis_channel_waiting", "generic"] == 0
     assert found["aegis_processes_leaked_total",] == 0
     assert found["aegis_audit_healthy",] == found["aegis_rules_proved",] == 1
     assert found["process_resident_memory_bytes",] > 10_000_000

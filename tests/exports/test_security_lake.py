@@ -26,8 +26,10 @@ from aegis_daemon.daemon import shipping
 from aegis_daemon.exports import event as events_of
 from aegis_daemon.exports import object_store, ocsf_1_1, parquet, security_lake, ship, witness_object
 from aegis_daemon.exports.cursor import Cursors
+from aegis_daemon.exports.job import Job, Target
 from aegis_daemon.exports.log import Log
-from aegis_daemon.exports.ship import News, Shipper, Target
+from aegis_daemon.exports.one_export import Shipper
+from aegis_daemon.exports.pace import News
 from aegis_daemon.exports.sink import Trouble
 
 pytestmark = pytest.mark.anyio
@@ -466,7 +468,7 @@ def test_the_process_gets_its_settings_and_nobody_sees_its_keys(tmp_path: Path) 
     assert SECRET not in config.model_dump_json()
     made = shipping.job(config.audit, tmp_path / "audit.db", tmp_path / "exports.db")
     assert made is not None
-    job = msgspec.json.decode(msgspec.json.encode(made), type=ship.Job)
+    job = msgspec.json.decode(msgspec.json.encode(made), type=Job)
     sink = ship.sink_of(job.exports[0])
     assert sink.linger_s == 600.0
     assert sink._settings.classes == ("api",)  # type: ignore[attr-defined]

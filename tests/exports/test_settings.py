@@ -11,6 +11,7 @@ from aegis_daemon.config.load import ConfigFaults, loads
 from aegis_daemon.config.schema import Audit, Export
 from aegis_daemon.daemon import shipping
 from aegis_daemon.exports import ship
+from aegis_daemon.exports.job import Job
 
 TOKEN = "12345678-1234-1234-1234-1234567890ab"
 
@@ -50,7 +51,7 @@ def test_the_process_understands_what_the_daemon_tells_it(tmp_path: Path) -> Non
     )  # fmt: skip
     told = shipping.job(audit, tmp_path / "audit.db", tmp_path / "exports.db")
     assert told is not None
-    job = ship.msgspec.convert(told, ship.Job)
+    job = ship.msgspec.convert(told, Job)
     made = {target.name: (target, ship.sink_of(target)) for target in job.exports}
     assert [target.format for target, _ in made.values()] == ["ocsf", "aegis", "cef"]
     assert made["file"][1]._path == Path("/etc/aegis/out.jsonl")  # type: ignore[attr-defined]

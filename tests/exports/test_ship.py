@@ -23,8 +23,10 @@ from aegis_daemon.audit.record import Admin, Intent
 from aegis_daemon.exports import event, hec, ocsf, ship
 from aegis_daemon.exports.cursor import Cursors, Place
 from aegis_daemon.exports.event import Event
+from aegis_daemon.exports.job import Target
 from aegis_daemon.exports.log import Log
-from aegis_daemon.exports.ship import Backoff, News, Shipper, Target
+from aegis_daemon.exports.one_export import Shipper
+from aegis_daemon.exports.pace import Backoff, News
 from aegis_daemon.exports.sink import Sink, Trouble
 
 pytestmark = pytest.mark.anyio
@@ -144,6 +146,24 @@ async def test_an_outage_loses_nothing_and_is_tried_again_later_and_later(book: 
     await until(lambda: len(sink.uids) == 30, "sent")
     run.news.end()
     await running
+    run.cursors.close()
+
+
+async def test_what_is_recorded_while_the_last_batch_is_on_its_way_is_sent_before_the_end(book: Book) -> None:
+    book.call(1)
+
+    class Slow(Kept):
+        async def send(self, batch: list[Event]) -> None:
+            await super().send(batch)
+            if len(self.batches) == 1:
+                book.call(2)
+                run.news.heard(book.seq)
+                run.news.end()
+
+    sink = Slow()
+    run = Run(book, sink)
+    await run.shipper.run()
+    assert sink.uids == book.uids
     run.cursors.close()
 
 

@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
 import shutil
 import socket
+import ssl
 import stat
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,6 +26,7 @@ from receivers import TOKEN, Splunk, SyslogServer, certificate
 
 from aegis_daemon.exports import cef, event, hec, jsonl, ocsf, otlp, syslog, witness_http
 from aegis_daemon.exports.event import Event
+from aegis_daemon.exports.exchange import Exchange
 from aegis_daemon.exports.sink import Sink, Trouble
 
 pytestmark = pytest.mark.anyio
@@ -337,6 +341,22 @@ async def test_a_receiver_that_drips_is_left_in_time(
             ):  # fmt: skip
                 with pytest.raises(Trouble, match=r"it did not answer within 0\.3 s"):
                     await asked
+
+
+async def test_a_time_that_is_over_before_tls_begins_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrap = ssl.SSLContext.wrap_socket
+
+    def late(*args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        time.sleep(0.2)
+        return wrap(*args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", late)
+    with answering(partial(drip, b"\x16\x03\x03\x40\x00", b"\0")) as url, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        talk = Exchange(url.replace("http", "https"), None, 0.1)
+        with pytest.raises(Trouble, match="did not answer within"):
+            talk.post("/", b"", {})
+        gc.collect()
 
 
 async def test_a_connection_that_died_meanwhile_is_made_again(splunk: Splunk, events: list[Event]) -> None:

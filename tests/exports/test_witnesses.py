@@ -18,7 +18,10 @@ from aegis_daemon.config.schema import Audit
 from aegis_daemon.daemon import shipping
 from aegis_daemon.exports import witness_file, witness_http
 from aegis_daemon.exports.cursor import Cursors
-from aegis_daemon.exports.ship import WITNESSES, Job, News, Pusher, Target, doubt_of, witness_of
+from aegis_daemon.exports.job import Job, Target
+from aegis_daemon.exports.one_witness import Pusher
+from aegis_daemon.exports.pace import News
+from aegis_daemon.exports.ship import WITNESSES, doubt_of, witness_of
 from aegis_daemon.exports.sink import Trouble, Witness
 
 ORIGIN = "aegis/default/0123456789abcdef"
@@ -89,6 +92,24 @@ async def test_what_the_key_did_not_sign_reaches_no_witness(tmp_path: Path) -> N
     assert witness.has == []
     assert await push.step() is True
     assert witness.has == [note(10)]
+
+
+async def test_what_is_signed_while_the_last_checkpoint_is_on_its_way_is_pushed_before_the_end(tmp_path: Path) -> None:
+    class Slow(Flaky):
+        async def push(self, origin: str, size: int, note: str) -> None:
+            await super().push(origin, size, note)
+            store.size = 30
+            push._news.end()
+
+    async def at_once(seconds: float) -> None:
+        return None
+
+    store, witness = Store(), Slow()
+    push = pusher(tmp_path, store, witness, [])
+    push._sleep = at_once
+    store.size = 10
+    await push.run()
+    assert witness.has == [note(10), note(30)]
 
 
 def test_the_daemon_names_what_looks_at_a_checkpoint(tmp_path: Path) -> None:

@@ -527,6 +527,20 @@ async def test_whoever_logged_in_is_shown_as_text_too(house: House) -> None:
 # --- deciding ---------------------------------------------------------------------------------------------------------
 
 
+async def test_a_card_and_a_page_say_that_it_is_not_the_server_approved_before(house: House, ann: Browser) -> None:
+    ticket = house.asks()
+    assert "data-unlike" not in (await ann.get("/ui")).text
+    ticket.command, ticket.unlike = "db", "<PATH> (new)"
+    assert (
+        "data-unlike>not the server approved before; different: <code>&lt;PATH&gt; (new)</code>"
+        in (await ann.get("/ui")).text
+    )
+    assert (
+        "<dt>Not the server approved before; different</dt><dd>&lt;PATH&gt; (new)</dd>"
+        in (await ask(house.web.app, "GET", house.link(ticket, "approve"))).text
+    )
+
+
 async def test_a_person_approves_from_a_card(house: House, ann: Browser) -> None:
     ticket = house.asks({"text": "hi", "path": "/etc/passwd"})
     text = (await ann.get("/ui")).text
@@ -644,6 +658,34 @@ async def test_limits_are_gauges(house: House, ann: Browser) -> None:
     text = (await ann.get("/ui/limits")).text
     assert text.count('<svg class="chart gauge"') == len(house.governor.limits(None, None, None))
     assert "<b>0</b> of 5 in 1m" in text
+
+
+async def test_of_many_limits_and_agents_those_in_use_come_first_and_others_are_found_by_name(
+    house: House, ann: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        row.model_copy(update={"agent_id": f"bot{at}", "tool": f"t{at}<", "current": at % 5})
+        for at, row in enumerate([house.governor.limits(None, None, None)[0]] * 350)
+    ]
+    monkeypatch.setattr(house.governor, "limits", lambda *_: rows)
+    text = (await ann.get("/ui/limits")).text
+    assert text.count('<svg class="chart gauge"') == routes.LIMITS
+    assert "and 50 more, used less than these" in text
+    most = rows[0].max_count
+    assert text.index(f"<b>4</b> of {most}") < text.index(f"<b>3</b> of {most}")
+    text = (await ann.get("/ui/limits?name=t349%3C")).text
+    assert (text.count('<svg class="chart gauge"'), 'value="t349&lt;"' in text) == (1, True)
+    assert "No limit" in (await ann.get("/ui/limits?name=nothing")).text
+    amy = next(agent for agent in house.governor.agents() if agent.id == "amy")
+    many = [*(amy.model_copy(update={"id": f"bot{at:03}"}) for at in range(150)), amy]
+    monkeypatch.setattr(house.governor, "agents", lambda: many)
+    await ann.does("/ui/agents/amy", action="pause", note="a moment")
+    text = (await ann.get("/ui/agents")).text
+    assert (text.count("data-agent="), "and 51 more" in text) == (routes.AGENTS, True)
+    assert text.index('data-agent="amy"') < text.index('data-agent="bot000"'), "who is paused stands first"
+    assert re.findall(r'data-agent="(\w+)"', (await ann.get("/ui/agents?name=bot14")).text) == [
+        f"bot14{at}" for at in range(10)
+    ]
 
 
 async def test_a_place_in_the_queue_is_given_up(house: House, ann: Browser, monkeypatch: pytest.MonkeyPatch) -> None:

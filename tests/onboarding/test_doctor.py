@@ -28,7 +28,7 @@ from aegis_daemon.config.paths import Paths
 from aegis_daemon.onboarding import doctor
 from aegis_daemon.onboarding.checks import clients, install, log, machine, programs
 from aegis_daemon.onboarding.codes import CODES
-from aegis_daemon.onboarding.scene import Finding, Scene, Service
+from aegis_daemon.onboarding.scene import Finding, Scene, Service, Settings
 
 CONFIG = "backends:\n  files: {}\nagents:\n  claude-code:\n    backends:\n      files: {allowed: true}\n"
 SERVER = {"command": "/bin/echo", "args": ["files"]}
@@ -51,7 +51,7 @@ class House:
         self.claude = root / ".claude.json"
         self.entries({"files": self.wired()})
         self.scene = Scene(
-            paths=self.paths, env=self.env, home=root, cwd=None, version="1.2.3", python=sys.executable,
+            paths=self.paths, env=self.env, settings=Settings(self.paths.config, self.env), home=root, cwd=None, version="1.2.3", python=sys.executable,
             here=Here(self.wrapper, env={"AEGIS_HOME": self.env["AEGIS_HOME"]}), now=time.time(), status=self.status(),
             ephemeral=("/uv/archive-v0/",),
         )  # fmt: skip
@@ -778,3 +778,19 @@ def test_in_the_isolated_tier_what_is_the_daemons_own_is_no_finding(house: House
     assert "ledger-unreadable" in codes(house.found())
     house.with_(paths=Paths.of_system(str(house.root / "machine"), {}), status=None)
     assert codes(house.found()) <= {"daemon-away", "config-missing", "client-stale"}
+
+
+def test_the_configuration_is_read_once_for_all_checks_and_again_once_it_changed(house: House) -> None:
+    read: list[str] = []
+
+    def counted(path: str, *args: Any, **more: Any) -> Any:
+        read.append(path)
+        return load(path, *args, **more)
+
+    house.patch.setattr("aegis_daemon.onboarding.scene.load", counted)
+    codes = {one.code for one in doctor.examine(house.scene)}
+    assert len(read) == 1
+    assert "config-faulty" not in codes
+    house.config("agents: [")
+    assert "config-faulty" in {one.code for one in doctor.examine(house.scene)}
+    assert len(read) == 2

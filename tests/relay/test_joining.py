@@ -378,18 +378,20 @@ def test_a_daemon_that_ends_with_several_waiting_forgets_nobodys_ticket(make_pla
 # --- faults of ours ---------------------------------------------------------------------------------------------------
 
 
-def breaks_once(talk: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def breaks_once(thing: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next use of this method fails."""
-    proper = getattr(talk, name)
+    kind, proper = type(thing), getattr(type(thing), name)
 
-    def fails(*args: Any) -> Any:
-        monkeypatch.setattr(talk, name, proper)
+    def fails(self: Any, *args: Any) -> Any:
+        if self is not thing:
+            return proper(self, *args)
+        monkeypatch.setattr(kind, name, proper)
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(talk, name, fails)
+    monkeypatch.setattr(kind, name, fails)
 
 
-@pytest.mark.parametrize("name", ["_answer", "suspend", "heard"])
+@pytest.mark.parametrize("name", ["answer", "suspend", "heard"])
 def test_a_fault_after_the_call_was_sent_leaves_nobody_waiting(
     make_play: MakePlay, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -397,7 +399,7 @@ def test_a_fault_after_the_call_was_sent_leaves_nobody_waiting(
     first, newest = several(play, 2)
     agree(play)
     heard = newest.server.hears("tools/call")
-    breaks_once(newest.talk, name, monkeypatch)
+    breaks_once(newest.talk.to_server_side, name, monkeypatch)
     if name == "heard":
         monkeypatch.setattr("aegis_daemon.relay.carry.HEARD", {"tools/call"})
     asks = {"resultType": "input_required", "inputRequests": {}, "requestState": "s"}
@@ -415,7 +417,7 @@ def test_a_fault_of_one_who_waits_is_that_ones_alone(make_play: MakePlay, monkey
     first, newest = several(play, 2)
     odd = play.session().handshake()
     for _ in range(2):  # while nobody has decided, and while it runs
-        breaks_once(odd.talk, "heartbeat", monkeypatch)
+        breaks_once(odd.talk.to_server_side, "heartbeat", monkeypatch)
         odd.client.says(call(1, "pay", eur=5))
         odd.client.hears_error(1, -32603, "a fault in Aegis; nothing was executed")
         if play.desk.pending():

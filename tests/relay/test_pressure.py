@@ -149,7 +149,7 @@ def test_notifications_behind_a_disk_that_hangs_are_bounded(make_play: MakePlay)
     s.client.says(call(1, "x"))
     for n in range(1000):
         s.client.says(note("made/up", n=n))
-    assert len(s.talk._held) == 256
+    assert len(s.talk.held) == 256
     play.log.sync()
     heard = s.server.hears("tools/call")
     for n in range(256):

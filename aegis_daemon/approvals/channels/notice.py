@@ -46,6 +46,8 @@ class Notice(msgspec.Struct, frozen=True):
     command: str = ""
     """how the server is started, where the agent's end handed that over, and in which directory"""
     cwd: str = ""
+    unlike: str = ""
+    """what is different from the server of the call that was approved last, where that was another one"""
     look_url: str = ""
     """where a person sees more of it; a channel shows it as a link"""
 
@@ -194,6 +196,7 @@ class Trouble(Exception):
 
 # --- what messages have in common -------------------------------------------------------------------------------------
 
+UNLIKE: Final = "Not the server approved before; different"
 TITLE: Final = "Aegis asks: may this call run?"
 TEST_TITLE: Final = "Aegis test message: nothing waits, there is nothing to decide"
 
@@ -213,6 +216,7 @@ def facts(notice: Notice) -> list[tuple[str, str]]:
         ("Backend", notice.backend),
         ("Server", notice.command),
         ("Directory", notice.cwd),
+        (UNLIKE, notice.unlike),
         ("Rule", notice.rule),
         ("Id", notice.id),
         ("Code for the page", notice.code),
@@ -232,7 +236,7 @@ def shown(
     part = cut(seen, arguments, size)
     named = dict(told)
     raw = {"Agent": notice.agent, "Tool": notice.tool, "Backend": notice.backend}
-    raw |= {"Server": notice.command, "Directory": notice.cwd}
+    raw |= {"Server": notice.command, "Directory": notice.cwd, UNLIKE: notice.unlike}
     return told, part, part == seen and all(named.get(label, "") == visible(text) for label, text in raw.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -82,12 +83,17 @@ def one(agent: WiredAgent, as_json: Json = False) -> int:
 
 
 def _list(file: str | None, client: str | None, limit: int | None, as_json: bool) -> int:
+    if file is not None and not os.path.exists(file):
+        raise Problem(f"there is no file `{visible(file, 200)}`", "`aegis agents list` without it shows every client's")
     found, faults = _rows(link.paths(), file, client)
     code = WRONG if faults and (file is not None or client is not None) else _code(found)
     if as_json:
         emit(found[:limit])
     else:
-        show(found[:limit], COLUMNS, "no client with servers was found, and no agent is configured")
+        empty = "no client with servers was found, and no agent is configured"
+        if file is not None or client is not None:
+            empty = f"{visible(file or client or '', 200)} has no servers"
+        show(found[:limit], COLUMNS, empty)
         loose = sum(row["state"] in ("unwired", "foreign", "unclear") for row in found)
         if loose:
             say(f"{loose} {'entry does' if loose == 1 else 'entries do'} not go through Aegis: `aegis agents wire`")

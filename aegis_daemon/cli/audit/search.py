@@ -11,7 +11,7 @@ import typer
 
 from aegis_daemon.cli.audit.log import Count, Db, micros, opened, what
 from aegis_daemon.cli.console import compact, emit, local, say, show, visible
-from aegis_daemon.cli.options import Agent, Backend, Json, Since, Tool
+from aegis_daemon.cli.options import Agent, Backend, Json, Since, Tool, nobody
 
 PATIENCE_S: Final = 10.0
 STATUSES: Final = ("success", "error", "denied", "unknown", "pending", "would")
@@ -135,6 +135,8 @@ def search(
         asked = any(each is not None for each in options)
         empty = f"no call is kept (records 1 to {purged} were purged)" if purged else "no call was recorded yet"
         empty = "no recorded call matches all of that" if asked else empty
+        if db is None:  # another log may know others
+            empty = nobody(agent=agent, backend=backend) or empty
         if found.looked_to is not None:
             empty = "none so far"
         if text is not None and within == "arguments":

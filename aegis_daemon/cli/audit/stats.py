@@ -14,10 +14,10 @@ import typer
 
 from aegis_daemon.cli.audit.log import Db, micros, opened
 from aegis_daemon.cli.console import Problem, coloured, emit, local, say, show, visible
-from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool
+from aegis_daemon.cli.options import Agent, Backend, Json, Limit, Tool, nobody
 
 if TYPE_CHECKING:
-    from aegis_daemon.audit.stats import Stat
+    from aegis_daemon.audit.totals import Total
 
 GROUPS: Final = ("agent", "backend", "tool", "hour", "policy")
 PATIENCE_S: Final = 30.0
@@ -63,33 +63,33 @@ def stats(
         raise Problem("`--since` is not before `--until`", "give a time before it")
     with opened(db) as reader:
         from aegis_daemon.audit.rollup import HOUR
-        from aegis_daemon.audit.stats import Filters, Stat, denials
-        from aegis_daemon.audit.stats import stats as count
+        from aegis_daemon.audit.totals import Filters, Total, denials, totals
 
         filters = Filters(agent=agent, backend=backend, tool=tool, nameless=every)
         try:
-            found = count(reader, by, begin, end, filters, patience_s=PATIENCE_S)
+            found = totals(reader, by, begin, end, filters, patience_s=PATIENCE_S)
             refused = [] if as_json else denials(reader, begin, end, filters, patience_s=PATIENCE_S)
         except TimeoutError as error:
             raise Problem(str(error), "ask for less time with `--since` and `--until`") from None
     if by == "hour" and plot and not as_json and found:  # hours without a call in between are part of the picture
-        seen = {stat.start: stat for stat in found}
+        seen = {total.start: total for total in found}
         first = max(found[0].start, found[-1].start - 24 * 31 * HOUR)
-        found = [seen.get(start) or Stat(start=start) for start in range(first, found[-1].start + 1, HOUR)]
+        found = [seen.get(start) or Total(start=start) for start in range(first, found[-1].start + 1, HOUR)]
     if limit is not None:
         found = found[-limit:] if by == "hour" else found[:limit]
     if as_json:
-        emit([_flat(stat, by) for stat in found])
+        emit([_flat(total, by) for total in found])
         return
     if plot:
         _plot(found, by)
     else:
-        rows = [_row(stat, by) for stat in found]
+        rows = [_row(total, by) for total in found]
         names = {"name": by if by != "policy" else "rule", "calls": "calls", "success": "ran", "error": "failed"}
         names |= {"denied": "refused", "unknown": "unknown", "pending": "waits", "would": "would be refused"}
         if by != "policy":
             names |= {"exec": "p50 / p95 / p99", "queue": "queued", "approval": "for a person"}
-        show(rows, names, "no call was recorded in that time")
+        empty = "no call was recorded in that time"
+        show(rows, names, (nobody(agent=agent, backend=backend) if db is None else "") or empty)
         if rows and by != "policy":
             say("times: half, 19 of 20 and 99 of 100 calls within; how long in the queue and for a person likewise")
     if refused and by != "policy":
@@ -118,18 +118,18 @@ def stats(
         )
 
 
-def _name(stat: Stat, by: str) -> str:
+def _name(total: Total, by: str) -> str:
     if by == "hour":
-        return local(datetime.fromtimestamp(stat.start / 1e6, UTC).isoformat())[:16]
+        return local(datetime.fromtimestamp(total.start / 1e6, UTC).isoformat())[:16]
     if by == "tool":
-        return f"{stat.backend_id}.{stat.tool_name}" if stat.tool_name else f"{stat.backend_id} (no tool)"
+        return f"{total.backend_id}.{total.tool_name}" if total.tool_name else f"{total.backend_id} (no tool)"
     if by == "policy":
-        return f"{stat.stage}: {stat.policy_id}" if stat.policy_id else stat.stage
-    return stat.agent_id if by == "agent" else stat.backend_id
+        return f"{total.stage}: {total.policy_id}" if total.policy_id else total.stage
+    return total.agent_id if by == "agent" else total.backend_id
 
 
-def _flat(stat: Stat, by: str) -> dict[str, Any]:
-    row = msgspec.to_builtins(stat)
+def _flat(total: Total, by: str) -> dict[str, Any]:
+    row = msgspec.to_builtins(total)
     keys = {
         "agent": ("agent_id",),
         "backend": ("backend_id",),
@@ -145,34 +145,36 @@ def _flat(stat: Stat, by: str) -> dict[str, Any]:
     return dict(row)
 
 
-def _row(stat: Stat, by: str) -> dict[str, Any]:
+def _row(total: Total, by: str) -> dict[str, Any]:
     from aegis_daemon.audit.telling import took
 
-    row: dict[str, Any] = {"name": _name(stat, by), "calls": stat.calls}
-    row |= {name: getattr(stat, name) or None for name in ("success", "error", "denied", "unknown", "pending", "would")}
+    row: dict[str, Any] = {"name": _name(total, by), "calls": total.calls}
+    row |= {
+        name: getattr(total, name) or None for name in ("success", "error", "denied", "unknown", "pending", "would")
+    }
     for name in ("exec", "queue", "approval"):
-        times = [getattr(stat, f"{name}_p{percent}_us") for percent in (50, 95, 99)]
+        times = [getattr(total, f"{name}_p{percent}_us") for percent in (50, 95, 99)]
         row[name] = " / ".join(took(each) for each in times) if times[0] is not None else None
     return row
 
 
-def _plot(found: Sequence[Stat], by: str) -> None:
+def _plot(found: Sequence[Total], by: str) -> None:
     """A bar for each group, its parts in the order of `KINDS`; the longest one takes the line."""
     if not found:
         say("no call was recorded in that time")
         return
-    labels = [visible(_name(stat, by), LABEL_MAX) for stat in found]
+    labels = [visible(_name(total, by), LABEL_MAX) for total in found]
     left = max(map(len, labels))
-    most = max(stat.calls for stat in found)
+    most = max(total.calls for total in found)
     room = max(10, shutil.get_terminal_size((80, 24)).columns - left - len(f"{most:,}") - 4)
     colour = coloured(sys.stdout)
-    for stat, label in zip(found, labels, strict=True):
-        parts = _shares([getattr(stat, name) for name, *_ in KINDS], room, most)
+    for total, label in zip(found, labels, strict=True):
+        parts = _shares([getattr(total, name) for name, *_ in KINDS], room, most)
         bar = "".join(
             f"\x1b[{code}m{sign * size}\x1b[0m" if colour and size else sign * size
             for (_, _, sign, code), size in zip(KINDS, parts, strict=True)
         )
-        print(f"{label.ljust(left)}  {bar}{' ' * (room - sum(parts))}  {stat.calls:,}".rstrip())
+        print(f"{label.ljust(left)}  {bar}{' ' * (room - sum(parts))}  {total.calls:,}".rstrip())
     print("  ".join(f"{sign} {word}" for _, word, sign, _ in KINDS))
 
 

@@ -42,6 +42,9 @@ PAGE: Final = 50
 PINS: Final = 300
 """Things that servers have, of each kind of state, that the tools page shows."""
 LIMITS: Final = 300
+AGENTS: Final = 100
+FOLDED: Final = 10
+"""More agents than these are shown folded."""
 """Windows, and budgets, that the limits page shows."""
 HISTORY: Final = 5
 """Last calls of an agent that a card shows."""
@@ -315,7 +318,10 @@ async def live(ui: Ui, ask: Ask) -> Response:
 
 async def limits(ui: Ui, ask: Ask) -> Response:
     """Windows and budgets, and what people allow beyond windows."""
-    rows, budgets = ui.governor.limits(None, None, None), ui.governor.budgets(None, None, None)[:LIMITS]
+    wanted = _wanted(ask)
+    rows = [row for row in ui.governor.limits(None, None, None) if _named(wanted, row)]
+    rows.sort(key=lambda row: -(row.current + row.reserved) / max(1, row.max_count + row.extra))
+    budgets = [row for row in ui.governor.budgets(None, None, None) if _named(wanted, row)]
     try:
         grants = ui.governor.grants()
     except api.Unavailable:
@@ -324,9 +330,19 @@ async def limits(ui: Ui, ask: Ask) -> Response:
         (row, charts.gauge(row.current, row.reserved, row.max_count + row.extra, row.tool)) for row in rows[:LIMITS]
     ]
     return await ui.page(
-        ask.session, "limits.html", "limits", "Limits", refresh=30, limits=shown, grants=grants,
-        budgets=[(row, _share(row)) for row in budgets],
+        ask.session, "limits.html", "limits", "Limits", refresh=30, limits=shown, grants=grants, wanted=wanted,
+        budgets=[(row, _share(row)) for row in budgets[:LIMITS]],
+        more=max(0, len(rows) - LIMITS) + max(0, len(budgets) - LIMITS),
     )  # fmt: skip
+
+
+def _wanted(ask: Ask) -> str:
+    """What names have to hold, on pages that may be long."""
+    return ask.query.get("name", "").strip()[:200]
+
+
+def _named(wanted: str, row: shapes.LimitRow | shapes.BudgetRow) -> bool:
+    return any(wanted in name for name in (row.agent_id or "", row.backend_id, row.tool))
 
 
 async def queue(ui: Ui, ask: Ask) -> Response:
@@ -407,6 +423,7 @@ async def agents(ui: Ui, ask: Ask) -> Response:
     """Who is configured, connected and paused."""
     status = ui.governor.status()
     paused = {pause.agent_id for pause in status.paused}
+    wanted = _wanted(ask)
     shown = [
         {
             "id": agent.id,
@@ -416,10 +433,13 @@ async def agents(ui: Ui, ask: Ask) -> Response:
             "paused": agent.id in paused,
         }
         for agent in ui.governor.agents()
+        if any(wanted in name for name in (agent.id, agent.display_name or "", *agent.backends))
     ]
+    shown.sort(key=lambda agent: (not agent["paused"], not agent["sessions"]))
     return await ui.page(
-        ask.session, "agents.html", "agents", "Agents", refresh=30, agents=shown, all_paused=None in paused
-    )
+        ask.session, "agents.html", "agents", "Agents", refresh=30, agents=shown[:AGENTS], wanted=wanted,
+        more=max(0, len(shown) - AGENTS), folded=len(shown) > FOLDED, all_paused=None in paused,
+    )  # fmt: skip
 
 
 # --- what people do ---------------------------------------------------------------------------------------------------

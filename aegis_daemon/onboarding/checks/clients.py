@@ -14,7 +14,7 @@ from aegis_daemon.clients.catalog import Client
 from aegis_daemon.clients.entries import Entry
 from aegis_daemon.clients.ledger import Ledger, Record
 from aegis_daemon.clients.standing import Found
-from aegis_daemon.config.load import ConfigFaults, load
+from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.onboarding.checks import programs
 from aegis_daemon.onboarding.scene import Finding, Scene
 from aegis_shim.hello import backend_name
@@ -225,7 +225,7 @@ def _addresses(scene: Scene, seen: list[Seen]) -> Iterator[Finding]:
 
 def _settings(scene: Scene) -> Any:
     try:
-        return load(scene.paths.config, scene.env, optional=True).config
+        return scene.settings.loaded().config
     except ConfigFaults:
         return None
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from aegis_daemon.config.fitting import Pinned, Unread
-from aegis_daemon.config.load import ConfigFaults, Fault, digest, load
+from aegis_daemon.config.load import ConfigFaults, Fault, digest
 from aegis_daemon.config.slips import slips
 from aegis_daemon.onboarding.checks.files import tighten
 from aegis_daemon.onboarding.scene import Finding, Scene
@@ -31,7 +31,7 @@ def check(scene: Scene) -> Iterator[Finding]:
         return  # in the isolated tier it is root's and the daemon's
     yield from _rights(path, told=not scene.paths.doors)
     try:
-        loaded = load(path, scene.env)
+        loaded = scene.settings.loaded()
     except ConfigFaults as found:
         yield from _several("config-faulty", found.faults, path)
         return

@@ -18,7 +18,7 @@ from aegis_daemon.audit.calls import read_record
 from aegis_daemon.audit.chain import UNREADABLE, Walk, digest
 from aegis_daemon.audit.store import Reader
 from aegis_daemon.audit.verify import Trust
-from aegis_daemon.config.load import ConfigFaults, load
+from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.onboarding.scene import Finding, Scene
 
 WHOLE: Final = 2000
@@ -39,7 +39,7 @@ def check(scene: Scene) -> Iterator[Finding]:
         elif not audit["healthy"]:
             yield Finding("log-unwell", str(audit["detail"]))
     try:
-        settings = load(scene.paths.config, scene.env, optional=True).config.audit
+        settings = scene.settings.loaded().config.audit
         places = settings.db_path or scene.paths.audit_db, settings.key_file or scene.paths.audit_key
     except ConfigFaults:
         places = scene.paths.audit_db, scene.paths.audit_key

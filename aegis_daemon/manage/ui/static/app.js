@@ -425,7 +425,8 @@ async function poll() {
 async function refresh() {
   const old = one("[data-refresh]");
   if (!old || document.hidden || old.contains(document.activeElement) || String(getSelection())) return;
-  const found = await fetched(location.pathname).catch(() => null);
+  if (one("[data-fold][open]", old)) return;
+  const found = await fetched(location.pathname + location.search).catch(() => null);
   const fresh = found && one("[data-refresh]", found);
   if (fresh) old.replaceWith(document.importNode(fresh, true));
   localTimes();

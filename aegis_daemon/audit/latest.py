@@ -1,7 +1,8 @@
-"""What the log says in numbers: each question reads a bounded part of the store, gives up in time, changes nothing.
+"""What the newest calls say in numbers: each question reads a bounded part of the store, and gives up in time.
 
-All of them are SQL, so that the thread that asks holds up nobody else in the process. Calls without a name (handshakes,
-lists, pings) are nobody's concern here.
+It asks the calls themselves, so it can tell what nobody counts beforehand, of `CALLS` at most; sums over any time are
+in `totals`. All of it is SQL, so that the thread that asks holds up nobody else in the process. Calls without a name
+(handshakes, lists, pings) are nobody's concern here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from aegis_daemon.audit.rollup import HOUR
 from aegis_daemon.audit.store import Reader
 
 CALLS: Final = 100_000
@@ -23,7 +25,6 @@ HEAT: Final = 500_000
 """Calls that the week's map counts."""
 ASK_S: Final = 4.0
 """How long a question may take before it is given up."""
-HOUR: Final = 3_600_000_000
 _LATELY = (
     "WITH c AS MATERIALIZED (SELECT ts, backend_id, tool_name, exec_status, exec_duration_us FROM calls "
     "WHERE ts >= ? AND tool_name <> '' ORDER BY ts DESC LIMIT ?) "
@@ -65,7 +66,7 @@ class Would(msgspec.Struct, frozen=True):
     last_ts: int
 
 
-class Figures:
+class Latest:
     """Questions to one store. Each raises `TimeoutError` where it takes too long, and `sqlite3.Error`."""
 
     def __init__(self, reader: Reader, *, patience_s: float = ASK_S) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from logging_by_hand import fill_store
 
-from aegis_daemon.audit import figures
-from aegis_daemon.audit.figures import HOUR, Figures
+from aegis_daemon.audit import latest
 from aegis_daemon.audit.journal import Journal
+from aegis_daemon.audit.latest import HOUR, Latest
 from aegis_daemon.audit.record import Approval, Denied, Hold, Intent, Outcome
 from aegis_daemon.audit.store import Reader
 
@@ -51,11 +51,11 @@ class Log:
         self.now += int(seconds * SECOND)
         self.journal.append(Approval(call=facts["call"], decision=decision, ticket="K7Q2", by="ann", via="cli"))
 
-    def read(self, **more: Any) -> Figures:
+    def read(self, **more: Any) -> Latest:
         self.journal.close()
         self._loop.close()
         fill_store(self.at / "journal", self.at / "audit.db")
-        return Figures(Reader(self.at / "audit.db"), **more)
+        return Latest(Reader(self.at / "audit.db"), **more)
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_what_would_have_been_refused_is_counted_by_rule_and_found(log: Log) -> 
     observed("another rule")
     log.refused()
     log.ran()
-    figures = log.read()
-    rows = [(row.stage, row.rule, row.count, row.agents, row.tools, row.last_ts) for row in figures.would(START + 1)]
+    asked = log.read()
+    rows = [(row.stage, row.rule, row.count, row.agents, row.tools, row.last_ts) for row in asked.would(START + 1)]
     assert rows == [
         ("acl", "a rule", 3, 2, 2, START + 2 * SECOND),
         ("acl", "another rule", 1, 1, 1, START + 2 * SECOND),
@@ -172,9 +172,9 @@ def test_an_empty_log_has_nothing_to_say(log: Log) -> None:
 
 
 def test_no_question_reads_more_than_its_share(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "CALLS", 10)
-    monkeypatch.setattr(figures, "HEAT", 5)
-    monkeypatch.setattr(figures, "DECISIONS", 2)
+    monkeypatch.setattr(latest, "CALLS", 10)
+    monkeypatch.setattr(latest, "HEAT", 5)
+    monkeypatch.setattr(latest, "DECISIONS", 2)
     for number in range(12):
         log.now += SECOND
         log.ran(name=f"tool {number}")
@@ -196,7 +196,7 @@ def test_no_question_reads_more_than_its_share(log: Log, monkeypatch: pytest.Mon
         lambda asked: asked.decided(0), lambda asked: asked.capped(0),
     ],
 )  # fmt: skip
-def test_a_question_that_takes_too_long_is_given_up(log: Log, question: Callable[[Figures], Any]) -> None:
+def test_a_question_that_takes_too_long_is_given_up(log: Log, question: Callable[[Latest], Any]) -> None:
     for _ in range(2500):
         log.ran()
     asked = log.read(patience_s=-1)

@@ -1,7 +1,7 @@
-"""What the log says in numbers over any time, from the counts that the writer keeps (`rollup.py`) and what still runs.
+"""What all calls of any time say in numbers, from the counts that the writer keeps (`rollup`) and what still runs.
 
-Counts are exact, by whole hours of the epoch; times are percentiles of histograms (3.2 % off at most). Calls without a
-name (handshakes, lists, pings) are left out unless asked for.
+Counts are exact, by whole hours of the epoch; times are percentiles of histograms (3.2 % off at most). What only the
+calls themselves can tell is in `latest`. Calls without a name (handshakes, lists, pings) are left out unless asked for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COLUMNS: Final = {
 _ENDED: Final = ("success", "error", "denied", "unknown")
 
 
-class Stat(msgspec.Struct):
+class Total(msgspec.Struct):
     """One group. `answered` calls (success or error) make the times, in microseconds, None of nothing.
 
     `would` counts calls that observe mode let pass; they are among the others too.
@@ -91,7 +91,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 ALL: Final = Filters()
 
 
-def stats(
+def totals(
     reader: Reader,
     by: str,
     since: int,
@@ -99,20 +99,20 @@ def stats(
     filters: Filters = ALL,
     *,
     patience_s: float = float("inf"),
-) -> list[Stat]:
+) -> list[Total]:
     """Calls that began from the hour of `since` on and before `until`, by a word of `GROUPS`.
 
     The largest group first, hours in their order. Raises `TimeoutError`, `sqlite3.Error`.
     """
     over = time.monotonic() + patience_s
     columns = _COLUMNS[by]
-    groups: dict[tuple[object, ...], Stat] = {}
+    groups: dict[tuple[object, ...], Total] = {}
     times: dict[tuple[object, ...], tuple[list[str], list[str], list[str]]] = {}
 
-    def group(key: tuple[object, ...]) -> Stat:
+    def group(key: tuple[object, ...]) -> Total:
         found = groups.get(key)
         if found is None:
-            found = groups[key] = Stat(**dict(zip(columns, key, strict=True)))  # type: ignore[arg-type]
+            found = groups[key] = Total(**dict(zip(columns, key, strict=True)))  # type: ignore[arg-type]
             times[key] = ([], [], [])
         return found
 
@@ -129,11 +129,11 @@ def stats(
         )
         for row in rows:
             status, would, calls, *texts = row[wide:]
-            stat = group(row[:wide])
-            stat.calls += calls
+            total = group(row[:wide])
+            total.calls += calls
             if would:
-                stat.would += calls
-            _count(stat, status, calls)
+                total.would += calls
+            _count(total, status, calls)
             ran, queued, asked = times[row[:wide]]
             if status in ("success", "error"):
                 ran.append(texts[0])
@@ -150,18 +150,19 @@ def stats(
             until=over,
         )
         for row in rows:
-            stat = group(row[:wide])
-            stat.calls += row[wide]
-            stat.pending += row[wide]
-    for key, stat in groups.items():
+            total = group(row[:wide])
+            total.calls += row[wide]
+            total.pending += row[wide]
+    for key, total in groups.items():
         for name, kept in zip(("exec", "queue", "approval"), times[key], strict=True):
             histogram = read(" ".join(kept))
             for percent in (50, 95, 99):
-                setattr(stat, f"{name}_p{percent}_us", percentile(histogram, percent))
+                setattr(total, f"{name}_p{percent}_us", percentile(histogram, percent))
     if by == "hour":
-        return sorted(groups.values(), key=lambda stat: stat.start)
+        return sorted(groups.values(), key=lambda one: one.start)
     return sorted(
-        groups.values(), key=lambda stat: (-stat.calls, stat.agent_id, stat.backend_id, stat.tool_name, stat.policy_id)
+        groups.values(),
+        key=lambda one: (-one.calls, one.agent_id, one.backend_id, one.tool_name, one.policy_id),
     )
 
 
@@ -194,9 +195,9 @@ def denials(
     return sorted(listed, key=lambda each: (-each.calls, each.stage, each.policy_id, each.tool_name))[:limit]
 
 
-def _count(stat: Stat, status: str, calls: int) -> None:
+def _count(total: Total, status: str, calls: int) -> None:
     if status in _ENDED:
-        setattr(stat, status, getattr(stat, status) + calls)
+        setattr(total, status, getattr(total, status) + calls)
 
 
 def _pieces(since: int, until: int, by: str) -> Iterator[tuple[int, int, int]]:
