@@ -122,7 +122,7 @@ class Pipeline:
             text = "a fault in Aegis; nothing was executed; see `aegis logs`"
             return _Judgement(denied=Deny(Reason("internal", text, code="fault")), lasting=False)
         if ask is not None and self._observe:
-            would = would or Reason("approval", "a person would have been asked", detail=ask.rule)
+            would = would or Reason("approval", "a person would have been asked", code="pending", detail=ask.rule)
             ask = None
         if ask is not None and pin:
             ask = msgspec.structs.replace(ask, pin=pin)

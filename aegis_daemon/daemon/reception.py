@@ -9,6 +9,7 @@ from typing import Any
 
 from aegis_daemon.core.ports import Party, Turned
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.verdict import Reason
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.manage.web import Throttle, network_of
 from aegis_daemon.relay.admission import MAX_NAME, Refused, plan_remote
@@ -16,8 +17,12 @@ from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.hub import Hub
 from aegis_daemon.relay.ports import Client
+from aegis_daemon.relay.refusing import refused_request
+from aegis_daemon.stages.acl import UNCONFIGURED
 from aegis_daemon.transports.guard import shows
 from aegis_daemon.wire.errors import REFUSALS
+from aegis_daemon.wire.jsonrpc import Frame, Kind, error_frame
+from aegis_daemon.wire.methods import Era, era_of
 
 _log = logging.getLogger("aegis.http")
 _DENIED = REFUSALS["acl"].legacy
@@ -27,6 +32,17 @@ MOST_NAMES = 64
 WRONG_TOKENS = "20 per minute"
 """Wrong tokens that one address may show before it is told to wait; a right one is taken even then, since an agent
 shares its address with whoever guesses."""
+
+STRANGER = (
+    "no agent is admitted under this name with what it showed; send its `auth_token` with each request "
+    "(`Authorization: Bearer TOKEN`), or ask whoever runs Aegis: `aegis audit tail` says more"
+)
+"""What everybody hears who is not admitted, so that nobody learns which agents there are."""
+_NOBODYS = bytes(32)
+
+
+def _turned_away(turned: Turned) -> str:
+    return f"turned away with status {turned.status}" + (f": {turned.detail}" if turned.detail else "")
 
 
 class Reception:
@@ -49,7 +65,7 @@ class Reception:
         except Turned as turned:
             known = agent in self._shell.runtime.agents or len(self._dropped) < MOST_NAMES
             name = ascii(agent[:MAX_NAME])[1:-1] if known else "(others)"
-            self._dropped[name, "", "", f"turned away with status {turned.status}"] += 1
+            self._dropped[name, "", "", _turned_away(turned)] += 1
             raise
 
     def _admit(self, agent: str, token: str | None, peer: str) -> Principal:
@@ -61,30 +77,28 @@ class Reception:
             if len(agent) > MAX_NAME or not agent.isprintable():
                 raise Turned(404, _DENIED, f"the name of the agent is over {MAX_NAME} characters, or cannot be seen")
             if not (runtime.unlisted_open or runtime.pipeline.observe):
-                raise Turned(
-                    403, _DENIED, f"the agent `{agent}` is not configured; add it to `agents`, or correct the address"
-                )
+                if not runtime.agents:  # so there is no name to be guessed, and somebody begins
+                    raise Turned(403, _DENIED, UNCONFIGURED, reason="backend_not_allowed")
+                raise self._stranger(token, None, peer, "it is not in `agents`")
             return Principal(agent)
         if rule.token is None:
             if rule.uids is not None:
-                raise Turned(
-                    403,
-                    _DENIED,
-                    f"the agent `{agent}` belongs to system users, which the network does not show; give it an "
-                    f"`auth_token`, or connect it through `aegis-wrap`",
-                )
+                why = "it belongs to system users; give it an `auth_token`, or connect it through `aegis-wrap`"
+                raise self._stranger(token, None, peer, why)
             return rule.principal
         if token is not None and shows(token, rule.token):
             return rule.principal
+        raise self._stranger(token, rule.token, peer, "it showed no token" if token is None else "a wrong token")
+
+    def _stranger(self, token: str | None, right: bytes | None, peer: str, why: str) -> Turned:
+        """The same answer, after the same work, whether there is such an agent or not; `why` is for the log alone."""
         if token is not None:
+            if right is None:
+                shows(token, _NOBODYS)
             if self._wrong.blocked_s(network_of(peer)):
-                raise Turned(429, _DENIED, "too many wrong tokens from this address; wait a minute")
+                return Turned(429, _DENIED, "too many wrong tokens from this address; wait a minute", detail=why)
             self._wrong.failed(network_of(peer))
-        raise Turned(
-            401,
-            _DENIED,
-            f"the agent `{agent}` shows its `auth_token`: send `Authorization: Bearer TOKEN` with each request",
-        )
+        return Turned(401, _DENIED, STRANGER, detail=why)
 
     def still(self, principal: Principal) -> bool:
         """Whether who was admitted as this, with what was shown then, would be today; asked before `reloaded`."""
@@ -109,8 +123,9 @@ class Reception:
             raise Turned(
                 403,
                 _DENIED,
-                f"the agent `{principal.agent}` may use no backend that the daemon reaches; allow one under "
-                f"`agents.{principal.agent}.backends` that has a `url` or a `command`",
+                "no backend is available to this agent",
+                reason="backend_not_allowed",
+                detail=f"`agents.{principal.agent}.backends` allows none that has a `url` or a `command`",
             )
         if len(names) == 1:
             return self._open(principal, names[0], client, shared=shared)
@@ -141,8 +156,8 @@ class Reception:
             planned = plan_remote(principal, backend, runtime, os.environ)
             return self._sessions.open(planned, client, client.way, shared=shared)
         except Refused as refused:
-            _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused)
-            raise Turned(403, _DENIED, str(refused)) from None
+            _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused.detail)
+            raise Turned(403, _DENIED, str(refused), detail=refused.detail) from None
 
     def apart(self, principal: Principal, backend: str | None) -> bool:
         """See `core.ports.Reception`."""
@@ -153,6 +168,25 @@ class Reception:
     def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
         """See `core.ports.Reception`. One record a second at most and kind."""
         self._dropped[principal.agent, backend or "", session, reason] += 1
+
+    def refused(self, principal: Principal, backend: str | None, turned: Turned, frame: Frame | None) -> bytes:
+        """See `core.ports.Reception`."""
+        if turned.status == 404:  # for its name, which cannot be recorded
+            backend = None
+        if frame is None or frame.kind is not Kind.REQUEST:
+            self.dropped(principal, backend, "", _turned_away(turned))
+            text = f"{turned.text}; a person sees why with `aegis audit tail`"
+            return error_frame(b"null", turned.code, text, {"by": "aegis"})
+        return refused_request(
+            frame,
+            era_of(frame.method, frame.params, Era.NONE),
+            Reason("acl", turned.text, code=turned.reason, detail=turned.detail),
+            self._shell,
+            id=self._sessions.ids(),
+            session="",
+            principal=principal,
+            backend=backend or "",
+        )
 
     def sweep(self) -> None:
         """Once a second."""

@@ -74,7 +74,8 @@ class Sessions:
             self._check_room(planned.principal.agent)
             client = ShimClient(self.loop, self._outbox, attachment, own_uid=self._own_uid)
         except (Refused, BadLedger) as refused:
-            _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, refused)
+            why = refused.detail if isinstance(refused, Refused) else refused
+            _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, why)
             attachment.refuse(str(refused))
             return
         stderr = attachment.stderr
@@ -111,7 +112,8 @@ class Sessions:
         known = agent in runtime.agents
         if sum(one == agent if known else one not in runtime.agents for one in agents) >= most:
             who = f"the agent `{agent}` has" if known else "the agents that are not configured have"
-            raise Refused(f"{who} {most} sessions already; end one, or raise `server.max_sessions_agent`")
+            text = f"{who} {most} sessions already; end one"
+            raise Refused(text, f"{text}, or raise `server.max_sessions_agent`")
 
     def _make(self, planned: Plan, client: Client, stderr: int, *, bridged: bool, shared: bool = False) -> Conversation:
         def start_server(conversation: Conversation) -> Backend:
@@ -163,10 +165,13 @@ class Sessions:
             allowed = rule.uids if rule is not None and rule.uids is not None else (self._own_uid,)
             if principal.uid is None:
                 # Whoever may not come any more is turned out where it came in; here, from where it may not go any more.
-                if self._shell.runtime.reaches(principal.agent, session.conversation.backend):
-                    session.conversation.reloaded()
-                else:
+                if not self._shell.runtime.reaches(principal.agent, session.conversation.backend):
                     session.client.refuse(f"the backend `{session.conversation.backend}` is not available any more")
+                    session.conversation.client_left()
+                elif session.conversation.serves:
+                    session.conversation.reloaded()
+                else:  # it may use the server now, which this session was begun without
+                    session.client.refuse("the rules have changed; begin a new session")
                     session.conversation.client_left()
             elif principal.uid in allowed:
                 session.conversation.reloaded()

@@ -43,7 +43,11 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Refused(Exception):
-    """The greeting is refused; the text goes to the agent's log."""
+    """The greeting is refused; the text goes to the agent's log, `detail` to the daemon's: what would let it in."""
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text)
+        self.detail = detail or text
 
 
 def plan(
@@ -69,11 +73,11 @@ def plan(
     rule = runtime.agents.get(name)
     if rule is None:
         if uid != own_uid:
-            raise Refused(f"the agent `{name}` is not configured for uid {uid}; add it to `agents` with `identities`")
+            raise _not_this_one(uid, name, f"no such agent; add it to `agents` with `identities: [{uid}]`")
         principal = Principal(name, uid)
     else:
         if uid not in (rule.uids if rule.uids is not None else (own_uid,)):
-            raise Refused(f"uid {uid} may not be the agent `{name}`; list it in `agents.{name}.identities`")
+            raise _not_this_one(uid, name, f"list it in `agents.{name}.identities`")
         principal = msgspec.structs.replace(rule.principal, uid=uid)
     if not runtime.reaches(name, backend):
         return Plan(principal, backend)
@@ -111,6 +115,12 @@ def plan(
     return Plan(principal, backend, settings, argv, cwd, env, umask, handed(argv, cwd, env))
 
 
+def _not_this_one(uid: int, name: str, why: str) -> Refused:
+    """In the same words whether there is such an agent or not."""
+    text = f"uid {uid} may not be the agent `{name}`"
+    return Refused(f"{text}; ask whoever runs Aegis (`aegis logs` says more)", f"{text}: {why}")
+
+
 def plan_remote(principal: Principal, backend: str, runtime: Runtime, daemon_env: Mapping[str, str]) -> Plan:
     """The same for an agent that came over the network, which hands nothing over. Raises `Refused`."""
     if not runtime.reaches(principal.agent, backend):
@@ -123,9 +133,10 @@ def plan_own(principal: Principal, backend: str, settings: BackendRule, daemon_e
     if settings.url is not None:
         return Plan(principal, backend, settings)
     if settings.command is None:
+        text = f"the server of the backend `{backend}` cannot be reached over the network"
         raise Refused(
-            f"the backend `{backend}` has neither `command` nor `url`, so only `aegis-wrap` can bring its server; set "
-            f"one under `backends.{backend}`"
+            text,
+            f"{text}: only `aegis-wrap` can bring it; set a `command` or `url` under `backends.{backend}`",
         )
     env = {key: value for key, value in daemon_env.items() if not key.startswith("AEGIS_")}
     env.update(settings.env)

@@ -35,7 +35,19 @@ from aegis_daemon.core.ports import (
 )
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import Open, State
-from aegis_daemon.core.verdict import Allow, Claim, Decision, Deny, Ended, Hold, Permit, Reason, Verdict, unrecorded
+from aegis_daemon.core.verdict import (
+    LOOK,
+    Allow,
+    Claim,
+    Decision,
+    Deny,
+    Ended,
+    Hold,
+    Permit,
+    Reason,
+    Verdict,
+    unrecorded,
+)
 from aegis_daemon.loop.strand import Strand
 from aegis_daemon.relay.answers import UNREADABLE, Task, Withheld, error_code, pending_frame, released, replayed
 from aegis_daemon.relay.redacting import Redacting
@@ -642,13 +654,10 @@ class Flight(msgspec.Struct, eq=False):
         if reason.stage == "acl":
             self.story.acl = "denied"
         self.story.denied(reason)
-        text = reason.text
-        if reason.stage in ("acl", "policy", "pin"):
-            text = f"{text}; a person can look at it with `aegis audit show {call.id[:12]}`"
         frame = refusal_frame(
             self.opened.request_id,
             stage=reason.stage if reason.stage != "withdrawn" else "internal",
-            text=text,
+            text=for_people(call, reason),
             call_id=call.id,
             era=call.era,
             method=call.method,
@@ -922,6 +931,13 @@ class _Pending(Exception):
         super().__init__(ticket.id)
         self.ticket = ticket
         self.task = task
+
+
+def for_people(call: Call, reason: Reason) -> str:
+    """What the agent is told: where a rule refused, how a person sees the rest, in the same words for all of them."""
+    if reason.stage in ("acl", "policy", "pin") or reason.code == "not_allowed":
+        return f"{reason.text}{LOOK}{call.id[:12]}`"
+    return reason.text
 
 
 def _waits_for(ticket: Ticket) -> str:

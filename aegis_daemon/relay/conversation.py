@@ -29,13 +29,13 @@ from aegis_daemon.relay.notices import Notices
 from aegis_daemon.relay.own_tasks import TaskPeer
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.relay.reasons import UNKNOWN_METHOD, ending_of, not_begun, too_many, unknown_method, why_dropped
+from aegis_daemon.relay.refusing import refused, refused_request
 from aegis_daemon.relay.sides import Replayed, ToClient, ToServer
 from aegis_daemon.relay.unsettled import Unsettled
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
     METHOD_NOT_FOUND,
     UNSUPPORTED_VERSION,
-    refusal_frame,
 )
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
@@ -425,7 +425,7 @@ class Conversation:
                     elif era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
                         frame, era, fault = self._in_era(frame, row, end)
                 except BadParams as error:
-                    fault = Reason("params", f"{error} in `{row.name}`")
+                    fault = Reason("params", f"{error} in `{row.name}`", code="bad_params")
                     if not (row.modern if era_of(frame.method, frame.params, self.era) is Era.MODERN else row.legacy):
                         fault = unknown_method(row.name)
         if era is Era.NONE:
@@ -462,14 +462,22 @@ class Conversation:
                 return
         carry(call, opened, side, peer, self.shell)
 
+    def refusal(self, frame: Frame, reason: Reason) -> bytes:
+        """See `core.ports.Party`."""
+        return refused_request(
+            frame, era_of(frame.method, frame.params, self.era), reason, self.shell, id=self.new_id(),
+            session=self.session, principal=self.principal, backend=self.backend,
+        )  # fmt: skip
+
+    @property
+    def serves(self) -> bool:
+        """See `core.ports.Party`."""
+        return self._start_server is not None
+
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
-        self.shell.audit.story(call).denied(reason)
         opened.state = State.WAITING
         known = self.to_server.find(opened.key) is opened
-        data_frame = refusal_frame(
-            opened.request_id, stage=reason.stage, text=reason.text, call_id=call.id, era=call.era,
-            method=call.method, style=self.shell.runtime.denials, retryable=reason.retryable, reason=reason.code,
-        )  # fmt: skip
+        data_frame = refused(call, reason, self.shell)
         if reason.stage == "version":
             requested = reason.detail or None
             data = {"supported": [MODERN_VERSION], "requested": requested, "by": "aegis"}
@@ -487,7 +495,8 @@ class Conversation:
                 frame = handshake.modern(frame, self._may_ask())
             except handshake.BadVersion as bad:
                 stage = "version" if bad.version is not None else "params"
-                return frame, era, Reason(stage, str(bad), detail=str(bad.version or "")[:100])
+                code = "unsupported_version" if bad.version is not None else "bad_params"
+                return frame, era, Reason(stage, str(bad), code=code, detail=str(bad.version or "")[:100])
         if not (row.modern if era is Era.MODERN else row.legacy):
             return frame, era, unknown_method(row.name)
         if era is not self.era:
@@ -508,7 +517,8 @@ class Conversation:
         if self.era is not Era.NONE:
             stale = server.touched if server is not None else self._start_server is not None
             if stale and self._respawns >= RESPAWNS:
-                return Reason("internal", "this session changed the protocol's era too often; start a new one")
+                text = "this session changed the protocol's era too often; start a new one"
+                return Reason("internal", text, code="era_changed")
             # Neither end may meet what the other era left: first what waits, lest it be sent to the old server.
             self._cancel_unsent("the client changed the protocol's era")
             for opened in self.to_client.all():
@@ -537,7 +547,7 @@ class Conversation:
         try:
             self._spawn()
         except (OSError, ValueError) as error:
-            return Reason("internal", f"{not_begun(error)}; not executed")
+            return Reason("internal", f"{not_begun(error)}; not executed", code="no_server")
         return None
 
     def _ping(self, opened: Open, frame: Frame) -> None:

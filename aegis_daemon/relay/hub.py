@@ -29,7 +29,6 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon import __version__
-from aegis_daemon.core.call import Call
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.relay import merge
@@ -42,8 +41,8 @@ from aegis_daemon.relay.legs import Asked, Gather, Leg, Listen, Ours, Probe, Req
 from aegis_daemon.relay.load import CallIds
 from aegis_daemon.relay.own_tasks import is_ours
 from aegis_daemon.relay.ports import Client
-from aegis_daemon.relay.reasons import UNKNOWN_METHOD, too_many, unknown_method
-from aegis_daemon.wire.errors import refusal_frame
+from aegis_daemon.relay.reasons import too_many, unknown_method
+from aegis_daemon.relay.refusing import refused_request
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
     MAX_FRAME_OUT,
@@ -63,7 +62,6 @@ from aegis_daemon.wire.methods import (
     MODERN_VERSION,
     TO_SERVER,
     BadParams,
-    Direction,
     Era,
     Method,
     era_of,
@@ -171,10 +169,10 @@ class Hub:
         slot = client.take_slot(id_text(id), end) if len(self._open) < self._limit else -1
         if slot < 0:
             reason = too_many("this session has as many requests in flight as can be kept")
-            client.send(self.refusal(frame, era, reason), -1)
+            client.send(self.refusal(frame, reason, era), -1)
             return
         if row is None or not (row.modern if era is Era.MODERN else row.legacy):
-            client.send(self.refusal(frame, era, unknown_method(frame.method)), slot)
+            client.send(self.refusal(frame, unknown_method(frame.method), era), slot)
             return
         if era is not self.era and (era is not Era.MODERN or _says_modern(frame)):
             self.era = era
@@ -182,28 +180,21 @@ class Hub:
         try:
             _ROUTES[row.name](self, Asked(id, frame, row, era, slot))
         except BadParams as error:
-            client.send(self.refusal(frame, era, Reason("params", f"{error} in `{row.name}`")), slot)
+            reason = Reason("params", f"{error} in `{row.name}`", code="bad_params")
+            client.send(self.refusal(frame, reason, era), slot)
 
-    def refusal(self, frame: Frame, era: Era, reason: Reason, backend: str = "") -> bytes:
-        """What Aegis answers to a request that reaches no conversation, which would have judged and recorded it."""
-        id = frame.id
-        assert id is not None
-        row = TO_SERVER.get(frame.method) or UNKNOWN_METHOD[Direction.TO_SERVER]
-        try:
-            subject, name = subject_of(row, frame.params)
-        except BadParams:
-            subject = name = None
-        call = Call(
-            self._ids(), id, self.session, self.principal, Direction.TO_SERVER, row, subject, name, backend, era, frame
-        )
-        self.shell.audit.story(call).denied(reason)
-        text = reason.text
-        if reason.code == "not_allowed":  # in the words of `relay.carry`: what is hidden must not be told apart
-            text = f"{text}; a person can look at it with `aegis audit show {call.id[:12]}`"
-        return refusal_frame(
-            id, stage=reason.stage, text=text, call_id=call.id, era=era, method=row.name, reason=reason.code,
-            style=self.shell.runtime.denials, retryable=reason.retryable, retry_after_ms=reason.retry_after_ms,
+    def refusal(self, frame: Frame, reason: Reason, era: Era | None = None, backend: str = "") -> bytes:
+        """See `core.ports.Party`: it reaches no conversation, which would have judged and recorded it."""
+        era = era_of(frame.method, frame.params, self.era) if era is None else era
+        return refused_request(
+            frame, era, reason, self.shell, id=self._ids(), session=self.session, principal=self.principal,
+            backend=backend,
         )  # fmt: skip
+
+    @property
+    def serves(self) -> bool:
+        """See `core.ports.Party`."""
+        return True
 
     def away(self, leg: Leg, why: str) -> bytes:
         """What Aegis answers where a backend is not there."""
@@ -211,7 +202,7 @@ class Hub:
         text = f"the backend `{name}` is not there ({why or 'it ended'}); not executed; repeat the call in a while"
         wait = int(REOPEN_S * 1000)
         reason = Reason("forward", text, retryable=True, retry_after_ms=wait, code="no_server")
-        return self.refusal(leg.frame, leg.request.asked.era, reason, name)
+        return self.refusal(leg.frame, reason, leg.request.asked.era, name)
 
     def send(self, request: Request, targets: Iterable[tuple[Seat, Frame]], also: list[Leg] | None = None) -> None:
         """Sends the request's legs; all are known before the first can land. `also` notes them too."""
@@ -306,7 +297,7 @@ class Hub:
         if subject in ("tool", "prompt") and "__" not in (name or ""):
             text = f"{text}; {subject}s at this address are named `backend__{subject}`"
         reason = Reason("params", text, code="not_allowed")
-        self.client.send(self.refusal(asked.frame, asked.era, reason), asked.slot)
+        self.client.send(self.refusal(asked.frame, reason, asked.era), asked.slot)
 
     # --- lists --------------------------------------------------------------------------------------------------
 
@@ -386,7 +377,7 @@ class Hub:
 
     def _nobody(self, asked: Asked) -> None:
         reason = Reason("acl", "no backend is available to this agent", code="not_allowed")
-        self.client.send(self.refusal(asked.frame, asked.era, reason), asked.slot)
+        self.client.send(self.refusal(asked.frame, reason, asked.era), asked.slot)
 
     def _joined(self, leg: Leg, answer: Answer | None, *, tell: bool) -> None:
         """A backend took the handshake up, or did not."""

@@ -22,10 +22,18 @@ import msgspec
 from aegis_daemon import __version__
 from aegis_daemon.core.ports import Reception, Turned
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.verdict import LOOK, Reason
 from aegis_daemon.transports.guard import bearer
 from aegis_daemon.transports.http import Exchange, Route
-from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_out
-from aegis_daemon.wire.errors import CANCELLED, HEADER_MISMATCH, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_VERSION
+from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_away, turn_out
+from aegis_daemon.wire.errors import (
+    CANCELLED,
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    REFUSALS,
+    UNSUPPORTED_VERSION,
+)
 from aegis_daemon.wire.headers import ANNOTATION, BadAnnotation, Param, annotated, mismatch
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
@@ -406,8 +414,8 @@ class Shared(RemoteClient):
         """tool → the parameters that its definition wants mirrored, as the agent was last shown it"""
 
     def start(self) -> None:
-        """See `RemoteClient.start`."""
-        if self.modern:
+        """See `RemoteClient.start`. Without a server nobody shakes hands: what is asked is refused as it is."""
+        if self.modern or (self.party is not None and not self.party.serves):
             super().start()
         elif self.party is not None and not self.closed:
             self._current = _Greeting(self)
@@ -432,11 +440,25 @@ class Shared(RemoteClient):
         self.refuse("the server did not take up a session, and its answer cannot be read")
         self.leave()
 
-    def ended(self, id_json: bytes) -> bytes:
-        """See `RemoteClient.ended`. What became of our own handshake is what becomes of the requests behind it."""
-        if self._error is None:
-            return super().ended(id_json)
-        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id_json, encode(self._error))
+    def ended(self, frame: Frame, id_json: bytes) -> bytes:
+        """See `RemoteClient.ended`. What became of our own handshake is what becomes of the requests behind it.
+
+        They are recorded as refused calls: the record of the handshake tells nothing of what was asked for.
+        """
+        error = self._error
+        if error is None or self.party is None:
+            return super().ended(frame, id_json)
+        data = error.get("data")
+        said = str(error.get("message"))[:500]
+        if type(data) is dict and data.get("by") == "aegis":
+            stage = next((name for name in REFUSALS if name == data.get("stage")), "forward")
+            text = said.partition(LOOK)[0]
+            retryable, code = data.get("retryable") is True, str(data.get("reason", ""))[:64]
+            if stage == "forward" and "not executed" not in text:  # what is unknown is how the handshake ended
+                text, retryable = f"{text.removesuffix('; outcome unknown')}; not executed", True
+            return self.party.refusal(frame, Reason(stage, text, retryable=retryable, code=code))
+        self.party.refusal(frame, Reason("forward", f"the server did not take up a session: {said}", code="no_session"))
+        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id_json, encode(error))
 
     # --- for its streams
 
@@ -540,7 +562,7 @@ class StreamableHttp:
             token = bearer(exchange.header(b"authorization"))
             principal = self._reception.admit(route.agent, token, exchange.peer)
         except Turned as turned:
-            _turn(exchange, turned)
+            turn_away(exchange, turned)
             return
         method = exchange.method
         if method == b"POST":
@@ -657,7 +679,7 @@ class StreamableHttp:
             try:
                 shared.party = self._reception.begin(principal, route.backend, shared, shared=True)
             except Turned as turned:
-                _turn(exchange, turned, frame)
+                self._refuse_all(exchange, principal, route, turned, frame)
                 return
             if not shared.closed:
                 self._shared[key] = shared
@@ -709,10 +731,16 @@ class StreamableHttp:
             session.party = self._reception.begin(principal, route.backend, session, shared=False)
         except Turned as turned:
             del self._sessions[session.id]
-            _turn(exchange, turned, frame)
+            self._refuse_all(exchange, principal, route, turned, frame)
             return
         session.start()
         session.says(frame, self._streamed(exchange, session.stream(exchange, frame)))
+
+    def _refuse_all(self, exchange: Exchange, principal: Principal, route: Route, turned: Turned, frame: Frame) -> None:
+        """The agent gets to talk to nobody. To a request that is an answer like any refusal, which clients read."""
+        answer = self._reception.refused(principal, route.backend, turned, frame)
+        told = frame.kind is Kind.REQUEST and turned.status == 403
+        exchange.reply(200 if told else turned.status, answer)
 
     @staticmethod
     def _streamed(exchange: Exchange, stream: Stream) -> Stream:
@@ -797,9 +825,3 @@ def _refuse_version(exchange: Exchange, frame: Frame, requested: object) -> None
     asked = requested[:100] if isinstance(requested, str) else None
     data = {"supported": [MODERN_VERSION], "requested": asked, "by": "aegis"}
     exchange.reply(400, error_frame(id_json, UNSUPPORTED_VERSION, "unsupported protocol version", data))
-
-
-def _turn(exchange: Exchange, turned: Turned, frame: Frame | None = None) -> None:
-    id_json = b"null" if frame is None or frame.id is None else id_text(frame.id)
-    more = b'www-authenticate: Bearer realm="aegis"\r\n' if turned.status == 401 else b""
-    exchange.reply(turned.status, error_frame(id_json, turned.code, turned.text, {"by": "aegis"}), more=more)

@@ -97,7 +97,9 @@ def test_whoever_is_turned_away_is_recorded_and_a_flood_of_names_is_not_one_of_r
     front.sweep()
     records = [record for record in play.log.records if record.kind == "dropped"]
     assert [(one.agent, one.count, one.reason) for one in records if one.agent in ("bot", "agent0")] == [
-        ("bot", 2, "turned away with status 401"), ("agent0", 1, "turned away with status 403"),
-    ]  # fmt: skip
+        ("bot", 1, "turned away with status 401: a wrong token"),
+        ("bot", 1, "turned away with status 401: it showed no token"),
+        ("agent0", 1, "turned away with status 401: it is not in `agents`"),
+    ]
     assert sum(one.count for one in records) == 502
     assert len(records) < 100
