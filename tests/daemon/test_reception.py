@@ -40,7 +40,7 @@ def status(front: Reception, token: str | None, peer: str) -> int:
 
 def test_the_right_token_is_taken_from_an_address_that_others_guess_from(play: Play) -> None:
     front = reception(play)
-    tries = [status(front, WRONG, "127.0.0.1") for _ in range(WRONG_TOKENS.amount + 1)]
+    tries = [status(front, WRONG, "127.0.0.1") for _ in range(int(WRONG_TOKENS.split()[0]) + 1)]
     assert (set(tries[:-1]), tries[-1]) == ({401}, 429)
     assert status(front, TOKEN, "127.0.0.1") == 200
     assert status(front, WRONG, "192.0.2.1") == 401
@@ -48,7 +48,7 @@ def test_the_right_token_is_taken_from_an_address_that_others_guess_from(play: P
 
 def test_one_customers_ipv6_addresses_count_as_one(play: Play) -> None:
     front = reception(play)
-    for number in range(WRONG_TOKENS.amount):
+    for number in range(int(WRONG_TOKENS.split()[0])):
         assert status(front, WRONG, f"2001:db8:1:2::{number:x}") == 401
     assert status(front, WRONG, "2001:db8:1:2:ffff::1") == 429
     assert status(front, WRONG, "2001:db8:1:3::1") == 401
