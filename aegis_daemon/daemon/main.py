@@ -163,7 +163,7 @@ class Daemon:
             on_seen=self._pins_seen,
             on_news=self._pins_news,
         )
-        self._reviewer = Reviewer(lambda: self._force.fits)
+        self._reviewer = Reviewer(lambda: self._force.fits, lambda: self._force.misspelt)
         self._modes = Modes(self._tickets.db, wall)
         self._prover = Prover(
             ready=lambda: self._force,
@@ -357,7 +357,8 @@ class Daemon:
             force = msgspec.structs.replace(force, runtime=msgspec.structs.replace(force.runtime, isolated=isolated))
             if _readable(force) and READABLE not in force.warnings:
                 force = msgspec.structs.replace(force, warnings=(*force.warnings, READABLE))
-        fitted = reloading.fitted(reloading.pinned(force, self._pins), self._pins, monotonic)
+        named = reloading.named(reloading.pinned(force, self._pins), self._pins)
+        fitted = reloading.fitted(named, self._pins, monotonic)
         return reloading.counted(fitted, self._limits.usage)
 
     def _pin(self, force: InForce) -> None:
@@ -393,7 +394,7 @@ class Daemon:
         if self._force.fits is not None:
             self._force.fits.seen(backend)
             self._shell.runtime.pipeline.forget()
-            self._reviewer.kick()
+        self._reviewer.kick()
 
     def _pins_news(self) -> None:
         """There is something to look at that people have not been told of."""
@@ -638,6 +639,8 @@ class Daemon:
             ready = msgspec.structs.replace(ready, warnings=(*ready.warnings, waits))
         if ready.fits is not None:
             self._reviewer.tell(await ready.fits.review())
+        if ready.misspelt is not None:
+            self._reviewer.tell_names(await ready.misspelt.review())
         # From here to the swap nothing waits: what the log says of a reload is in force when it can be read.
         try:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
@@ -662,7 +665,11 @@ class Daemon:
             message="config reloaded",
             changed=changed,
             restart_required=restart,
-            warnings=(*ready.warnings, *(ready.fits.lines() if ready.fits is not None else ())),
+            warnings=(
+                *ready.warnings,
+                *(ready.misspelt.told() if ready.misspelt is not None else ()),
+                *(ready.fits.lines() if ready.fits is not None else ()),
+            ),
         )
 
     def reload_on_signal(self) -> None:

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.config import checked
+from aegis_daemon.cli.config import checked, tell
 from aegis_daemon.cli.console import AWAY, DONE, USAGE, Problem, emit, say, visible
 from aegis_daemon.cli.decision import own_key
 from aegis_daemon.cli.options import Config, Json, new_app
@@ -28,6 +28,7 @@ from aegis_daemon.manage import ancestry
 from aegis_daemon.manage.client import UNSERVED, DaemonAway, Refused, ask
 
 if TYPE_CHECKING:
+    from aegis_daemon.config.load import Loaded
     from aegis_daemon.service.machine import Machine
     from aegis_daemon.service.person import Service
 
@@ -206,7 +207,7 @@ def check(config: str | None) -> Paths:
     """Where things are, once the configuration there was found good. A file that was asked for must exist."""
     paths = link.paths(config)
     if config is not None or os.environ.get("AEGIS_CONFIG") or os.path.lexists(paths.config):
-        checked(config)
+        _tell_misspelt(checked(config), paths)
     else:
         say(f"there is no configuration at {visible(paths.config)}: everything is denied until `aegis config init`")
     try:
@@ -215,6 +216,15 @@ def check(config: str | None) -> Paths:
     except PathError as error:
         raise Problem(str(error)) from None
     return paths
+
+
+def _tell_misspelt(loaded: Loaded, paths: Paths) -> None:
+    """Names that are no tool's, as far as a daemon that ran before has seen its servers' tools."""
+    from aegis_daemon.config.fitting import Pinned
+    from aegis_daemon.config.slips import slips
+
+    with suppress(OSError):  # the machine's state is not everybody's to read; its daemon logs them
+        tell((), tuple(slips(loaded, Pinned(paths.state_db).tools())))
 
 
 def ask_leave() -> None:
