@@ -34,6 +34,7 @@ from aegis_daemon.audit.story import Scribe
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.backends.children import Nursery
 from aegis_daemon.backends.http_client import HttpPool
+from aegis_daemon.config import whereabouts
 from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.config.paths import PathError, Paths
 from aegis_daemon.config.schema import OFF
@@ -78,6 +79,7 @@ from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import micros, monotonic, wall
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
+from aegis_daemon.manage.client import lock_holder
 from aegis_daemon.manage.server import ManageServer
 from aegis_daemon.policy.rules import Rules
 from aegis_daemon.registry.pins import Registry
@@ -325,6 +327,10 @@ class Daemon:
         self._manager.drop()
         await self._manage.start()
         self._relay.open()
+        try:
+            whereabouts.write(self._paths)
+        except OSError as error:
+            _log.warning("whose XDG_RUNTIME_DIR is another one does not find this daemon: %s", error)
         self._wiring.start()
         self._tick()
 
@@ -529,6 +535,7 @@ class Daemon:
         await self._reviewer.close()
         await self._wiring.close()
         self._relay.close()
+        whereabouts.erase(self._paths)
         self._network.stop()
         await self._checking.close()
         if self._forgetting is not None:
@@ -772,6 +779,9 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
         paths.prepare()
         managed = manager.serves(paths.socket, paths.manage_socket, below=paths.doors)
         lock = take_over(paths) if managed and not foreground else Lock(Path(paths.lock))
+        if not managed and (there := whereabouts.elsewhere(paths)) is not None:
+            lock.release()
+            raise AlreadyRunning(lock_holder(there.lock), at=there.run_dir)
     except AlreadyRunning as running:
         if foreground or manager.gives:
             print(f"aegis: {running}; stop it with `aegis daemon stop`", file=sys.stderr)

@@ -66,7 +66,7 @@ def stop() -> int:
     try:
         pid = end(paths, service=service)
     except DaemonAway as away:
-        raise Problem(str(away), "there is nothing to stop", AWAY) from None
+        raise Problem(*link.away(str(away), "there is nothing to stop"), AWAY) from None
     say(f"the daemon (process {pid}) has stopped")
     return DONE
 
@@ -324,7 +324,8 @@ def _in_background(config: str | None, paths: Paths, heard: IO[bytes] | None) ->
         ended = child.poll()
         if ended:
             words = (_read(heard) if heard is not None else "") + _since(paths, said)
-            raise Problem("the daemon ended as it started" + _last_words(words), "see also `aegis logs`")
+            text, hint = link.away("the daemon ended as it started" + _last_words(words), "see also `aegis logs`")
+            raise Problem(text, hint)
         if time.monotonic() > until:
             child.returncode = child.returncode or 0
             raise Problem(f"the daemon does not answer after {START_S:.0f} s", "see `aegis logs` for the cause")

@@ -36,8 +36,8 @@ _TABLES: Final = {
 }
 """A table that a database of ours has, and columns of it."""
 _STATE: Final = re.compile(
-    r"links\.key|(?:daemon|start|wired)\.lock|wired\.json|(?:aegis|manage)\.sock|daemon\.log(?:\.new|\.\d+)?"
-    r"|\.(?:wired\.json|links\.key|doctor)\.[0-9a-f]{16}"
+    r"links\.key|(?:daemon|start|wired)\.lock|wired\.json|daemon\.at|(?:aegis|manage)\.sock|daemon\.log(?:\.new|\.\d+)?"
+    r"|\.(?:wired\.json|links\.key|daemon\.at|doctor)\.[0-9a-f]{16}"
 )
 """Names of files that the daemon and the commands make for sockets and state."""
 _KEYS: Final = ("approver.key", "audit.key", "audit.key.next", "links.key")
