@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -67,6 +68,10 @@ def test_everything_is_listed_then_gone_and_the_home_is_as_it_was(house: House) 
     assert house.aegis("daemon", "install").returncode == 1  # no manager answers for this home
     found = json.loads(house.aegis("status", "--json").stdout)
 
+    until = time.monotonic() + 30
+    while not (house.dir / ".config/aegis/audit.key.signed").exists():  # the last that its first checkpoint writes
+        assert time.monotonic() < until
+        time.sleep(0.05)
     now = house.tree()
     refused = house.aegis("uninstall", "--purge")
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
