@@ -210,7 +210,9 @@ def guarded(command: Any) -> int:
         complain(problem.message, problem.hint)
         return problem.code
     except DaemonAway as away:
-        complain(str(away), "start it with `aegis daemon start`")
+        from aegis_daemon.cli import link
+
+        complain(*link.away(str(away)))
         return AWAY
     except Refused as refused:
         complain(refused.message, refused.hint)

@@ -326,6 +326,7 @@ class Governor:
                 *self._keeping(),
                 *self._unsigned(),
                 *self._changed(),
+                *(force.misspelt.lines() if force.misspelt is not None else ()),
                 *(force.fits.lines() if force.fits is not None else ()),
                 *self._wishes(),
                 *(self._notifier.warnings() if self._notifier is not None else ()),

@@ -34,6 +34,7 @@ from aegis_daemon.audit.story import Scribe
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.backends.children import Nursery
 from aegis_daemon.backends.http_client import HttpPool
+from aegis_daemon.config import whereabouts
 from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.config.paths import PathError, Paths
 from aegis_daemon.config.schema import OFF
@@ -79,6 +80,7 @@ from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import micros, monotonic, wall
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
+from aegis_daemon.manage.client import lock_holder
 from aegis_daemon.manage.server import ManageServer
 from aegis_daemon.policy.rules import Rules
 from aegis_daemon.registry.pins import Registry
@@ -164,7 +166,7 @@ class Daemon:
             on_seen=self._pins_seen,
             on_news=self._pins_news,
         )
-        self._reviewer = Reviewer(lambda: self._force.fits)
+        self._reviewer = Reviewer(lambda: self._force.fits, lambda: self._force.misspelt)
         self._modes = Modes(self._tickets.db, wall)
         self._prover = Prover(
             ready=lambda: self._force,
@@ -329,6 +331,10 @@ class Daemon:
         self._manager.drop()
         await self._manage.start()
         self._relay.open()
+        try:
+            whereabouts.write(self._paths)
+        except OSError as error:
+            _log.warning("whose XDG_RUNTIME_DIR is another one does not find this daemon: %s", error)
         self._wiring.start()
         self._tick()
 
@@ -361,7 +367,8 @@ class Daemon:
             force = msgspec.structs.replace(force, runtime=msgspec.structs.replace(force.runtime, isolated=isolated))
             if _readable(force) and READABLE not in force.warnings:
                 force = msgspec.structs.replace(force, warnings=(*force.warnings, READABLE))
-        fitted = reloading.fitted(reloading.pinned(force, self._pins), self._pins, monotonic)
+        named = reloading.named(reloading.pinned(force, self._pins), self._pins)
+        fitted = reloading.fitted(named, self._pins, monotonic)
         return reloading.counted(fitted, self._limits.usage)
 
     def _pin(self, force: InForce) -> None:
@@ -397,7 +404,7 @@ class Daemon:
         if self._force.fits is not None:
             self._force.fits.seen(backend)
             self._shell.runtime.pipeline.forget()
-            self._reviewer.kick()
+        self._reviewer.kick()
 
     def _pins_news(self) -> None:
         """There is something to look at that people have not been told of."""
@@ -532,6 +539,7 @@ class Daemon:
         await self._reviewer.close()
         await self._wiring.close()
         self._relay.close()
+        whereabouts.erase(self._paths)
         self._network.stop()
         await self._checking.close()
         if self._forgetting is not None:
@@ -642,6 +650,8 @@ class Daemon:
             ready = msgspec.structs.replace(ready, warnings=(*ready.warnings, waits))
         if ready.fits is not None:
             self._reviewer.tell(await ready.fits.review())
+        if ready.misspelt is not None:
+            self._reviewer.tell_names(await ready.misspelt.review())
         # From here to the swap nothing waits: what the log says of a reload is in force when it can be read.
         try:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
@@ -666,7 +676,11 @@ class Daemon:
             message="config reloaded",
             changed=changed,
             restart_required=restart,
-            warnings=(*ready.warnings, *(ready.fits.lines() if ready.fits is not None else ())),
+            warnings=(
+                *ready.warnings,
+                *(ready.misspelt.told() if ready.misspelt is not None else ()),
+                *(ready.fits.lines() if ready.fits is not None else ()),
+            ),
         )
 
     def reload_on_signal(self) -> None:
@@ -769,6 +783,9 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
         paths.prepare()
         managed = manager.serves(paths.socket, paths.manage_socket, below=paths.doors)
         lock = take_over(paths) if managed and not foreground else Lock(Path(paths.lock))
+        if not managed and (there := whereabouts.elsewhere(paths)) is not None:
+            lock.release()
+            raise AlreadyRunning(lock_holder(there.lock), at=there.run_dir)
     except AlreadyRunning as running:
         if foreground or manager.gives:
             print(f"aegis: {running}; stop it with `aegis daemon stop`", file=sys.stderr)

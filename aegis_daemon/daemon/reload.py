@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from aegis_daemon.config.load import digest, load
+from aegis_daemon.config.load import Loaded, digest, load
 from aegis_daemon.config.runtime import build
 from aegis_daemon.config.schema import Config
 from aegis_daemon.core.call import Call
@@ -16,6 +16,7 @@ from aegis_daemon.core.ports import Pins
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.verdict import Claim, Pass
 from aegis_daemon.daemon.fitting import Fits
+from aegis_daemon.daemon.misspelt import Misspelt
 from aegis_daemon.limits import Usage
 from aegis_daemon.policy.schema import Fitting
 from aegis_daemon.registry.pins import Registry
@@ -51,6 +52,10 @@ class InForce(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     fits: Fits | None = None
     """what the rules are held against; None where they say nothing of arguments"""
+    loaded: Loaded | None = None
+    """the file as it was read; None where there is none"""
+    misspelt: Misspelt | None = None
+    """what its names are held against; None where there is no file"""
 
 
 def read(path: Path | None, mode: str = "") -> InForce:
@@ -65,7 +70,7 @@ def read(path: Path | None, mode: str = "") -> InForce:
     loaded = load(str(path))
     config = loaded.config.model_copy(update={"mode": mode}) if mode else loaded.config
     runtime = build(config, digest(config))
-    return InForce(config, runtime, path, tuple(str(warning) for warning in loaded.warnings))
+    return InForce(config, runtime, path, tuple(str(warning) for warning in loaded.warnings), loaded=loaded)
 
 
 def pinned(force: InForce, pins: Pins) -> InForce:
@@ -73,6 +78,13 @@ def pinned(force: InForce, pins: Pins) -> InForce:
     gate = PinsGate(pins, hold=force.config.pins.first_seen == "hold")
     runtime = msgspec.structs.replace(force.runtime, pipeline=force.runtime.pipeline.having(gate, ORDER))
     return msgspec.structs.replace(force, runtime=runtime)
+
+
+def named(force: InForce, pins: Registry) -> InForce:
+    """The same, telling which names of tools are no tool's."""
+    if force.loaded is None:
+        return force
+    return msgspec.structs.replace(force, misspelt=Misspelt(force.loaded, pins))
 
 
 def fitted(force: InForce, pins: Registry, now: Callable[[], float]) -> InForce:

@@ -89,6 +89,24 @@ CODES: Final = {
             "`aegis logs` says what it does; `aegis daemon restart`, or end the process that the finding names",
         ),
         Code(
+            "daemon-out-of-reach",
+            "error",
+            "a daemon runs, and nobody can reach it",
+            "It has the log open, so no second daemon can start, and its sockets are gone or in a directory that is "
+            "not known: agents are told that there is none. A login's runtime directory (XDG_RUNTIME_DIR) is removed "
+            "with its last session, and a daemon that was started in it lives on.",
+            "end the process that the finding names, then `aegis daemon start`; `aegis daemon install` and `loginctl "
+            "enable-linger` have one run that no login ends",
+        ),
+        Code(
+            "runtime-elsewhere",
+            "note",
+            "the running daemon has its sockets where another XDG_RUNTIME_DIR says",
+            "It was started by a session with another one (`su`, `sudo`, cron, a login, a container). Commands and "
+            "wrappers find it all the same, by `daemon.at` beside its log, until that directory is removed.",
+            "nothing has to be done; `aegis daemon restart` has it use this shell's",
+        ),
+        Code(
             "daemon-version",
             "warning",
             "the running daemon has another version than this command",

@@ -72,7 +72,11 @@ HEARD = frozenset({"initialize", "tasks/get", "tasks/cancel", "tasks/result"})
 
 
 class Withdrawn(Exception):
-    """The caller cancelled or went away before the call was sent."""
+    """The call ends before it is sent: its caller cancelled it or left, or its session ends, for this `reason`."""
+
+    def __init__(self, text: str, reason: Reason | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason or Reason("withdrawn", text, code="withdrawn")
 
 
 def _at_once(work: Callable[[], None]) -> None:
@@ -299,7 +303,7 @@ class Flight(msgspec.Struct, eq=False):
         """Its intent is on disk, or never will be."""
         permit = self.permit
         if error is None and self.opened.cancelled:
-            error = Withdrawn("the caller left while the intent was being written")
+            error = Withdrawn("the caller left while the intent was being written", self.opened.unsent)
         if error is not None:
             self.not_sent(error)
         elif permit is not None:
@@ -597,7 +601,7 @@ class Flight(msgspec.Struct, eq=False):
         story.approval, story.approver = decision.outcome, decision.by
         if decision.outcome == "expired":
             story.approval = "timeout"
-        return Deny(not_approved(decision))
+        return Deny(not_approved(decision, hold.ask.rule))
 
     # --- refused, given again, given up -------------------------------------------------------------------------
 
@@ -728,7 +732,7 @@ class Flight(msgspec.Struct, eq=False):
             else:
                 self._end_ticket(Ended(reason=unrecorded()), False)
         self._let_go()
-        self.story.denied(Reason("withdrawn", str(gone), code="withdrawn"))
+        self.story.denied(gone.reason)
         self.origin.answer(self.opened, b"")
 
     # --- from the sending on: whatever happens now, the call may have been executed -------------------------------
@@ -946,13 +950,13 @@ def _waits_for(ticket: Ticket) -> str:
     return f"approved ({ticket.id}), waiting for the outcome of an identical call"
 
 
-def not_approved(decision: Decision) -> Reason:
-    """Why a call does not run that a person rejected, or nobody decided."""
+def not_approved(decision: Decision, rule: str = "") -> Reason:
+    """Why a call does not run that a person rejected, or nobody decided; `rule` is what had them asked."""
     if decision.outcome == "rejected":
         note = f": {decision.note}" if decision.note else ""
         text = (
             f"a person rejected this call (approval {decision.ticket}){note}; not executed; do not repeat it as it is"
         )
-        return Reason("approval", text, code="rejected", detail=f"rejected by {decision.by}")
+        return Reason("approval", text, code="rejected", detail=rule)
     text = f"nobody approved this call in time (approval {decision.ticket}); not executed; it may be asked again"
-    return Reason("approval", text, retryable=True, code="approval_timeout")
+    return Reason("approval", text, retryable=True, code="approval_timeout", detail=rule)

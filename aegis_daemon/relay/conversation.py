@@ -273,22 +273,24 @@ class Conversation:
         """Whether a request is open that will be answered; a subscription only ends with its session."""
         return any(one.call is None or one.call.method != "subscriptions/listen" for one in self.to_server.all())
 
-    def cancel_waiting(self, opened: Open, why: str) -> None:
-        """Ends a call that was not sent yet, with an answer."""
+    def cancel_waiting(self, opened: Open, why: str, reason: Reason | None = None) -> None:
+        """Ends a call that was not sent yet, with an answer. `reason` is recorded, where it is no withdrawal."""
         data = {"by": "aegis", "reason": "not_executed", "retryable": True, "retry_after_ms": None}
         if not opened.cancelled and not self.client.gone and opened is not self._replay and not opened.alone:
             text = f"not executed: {why}; repeat the call if it is still wanted"
             self.client.send(error_frame(id_text(opened.request_id), INTERNAL_ERROR, text, data), opened.slot)
             opened.slot = -1
+        if not opened.cancelled:
+            opened.unsent = reason or Reason("withdrawn", why, code="withdrawn")
         opened.cancelled = True  # one whose intent is being written stops once that is done
         if opened.state is State.WAITING and opened.strand is not None:
-            opened.strand.interrupt(Withdrawn(why))
+            opened.strand.interrupt(Withdrawn(why, reason))
 
-    def _cancel_unsent(self, why: str) -> None:
+    def _cancel_unsent(self, why: str, reason: Reason | None = None) -> None:
         """Nothing that is not sent yet will be. The request that is just being read is none of these."""
         for opened in self.to_server.all():
             if opened.state < State.SENT and opened.call is not None:
-                self.cancel_waiting(opened, why)
+                self.cancel_waiting(opened, why, reason)
 
     def server_exited(self, server: Backend, code: int) -> None:
         """A server process and its whole tree are gone, its output read to the end."""
@@ -302,7 +304,8 @@ class Conversation:
         self.server = None
         self._code = code
         fault = Fault("server_exited", f"the server ended ({ending_of(code)}) before it answered; outcome unknown")
-        self._cancel_unsent(f"the server ended ({ending_of(code)})")
+        ended = f"the server ended ({ending_of(code)})"
+        self._cancel_unsent(ended, Reason("forward", f"{ended} before the call was sent", code="server_exited"))
         self._fail_sent(fault)
         self._finish()
 
@@ -315,7 +318,7 @@ class Conversation:
         self.server = None
         self._code = 127
         self.client.refuse(text)
-        self._cancel_unsent(text)
+        self._cancel_unsent(text, Reason("forward", text, code="server_not_started"))
         self._fail_sent(Fault("server_not_started", text, not_executed=True))
         self._finish()
 
