@@ -49,6 +49,7 @@ from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.own_tasks import OwnTasks
+from aegis_daemon.relay.task_owners import Owners
 from aegis_daemon.wire.jsonrpc import Frame
 from aegis_daemon.wire.methods import META_CAPABILITIES, META_VERSION, MODERN_VERSION
 
@@ -740,7 +741,8 @@ class Play:
         self.shell = Shell(runtime, self.clock.monotonic, self.scribe, self.limits, self.lanes, self.desk)
         self.shell.tasks = OwnTasks(self.clock.wall)
         self.ids = CallIds()
-        self.load = Load()
+        self.owners = Owners(":memory:")
+        self.load = Load(self.owners)
         self.errors: list[str] = []
         self._handler = _Collect(self.errors)
         logging.getLogger("aegis").addHandler(self._handler)
@@ -774,6 +776,11 @@ class Play:
     def be_impatient(self) -> None:
         """Clients are known for how long they wait, as in the daemon; else they wait as long as it takes."""
         self.shell.patience = Patience(self.store.db, self.clock.wall)
+
+    def owns(self, *tasks: str, agent: str = "bot", backend: str = "files") -> None:
+        """The agent started these tasks of the server at some time."""
+        for task in tasks:
+            self.owners.started(agent, backend, None, task)
 
     def reload(self, config: str) -> None:
         """As the daemon does it: everything new is built, then one reference is swapped."""

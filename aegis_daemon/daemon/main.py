@@ -86,6 +86,7 @@ from aegis_daemon.policy.rules import Rules
 from aegis_daemon.registry.pins import Registry
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.own_tasks import OwnTasks
+from aegis_daemon.relay.task_owners import Owners
 from aegis_daemon.transports.unix_relay import Peer, UnixRelay
 
 _log = logging.getLogger("aegis")
@@ -187,7 +188,8 @@ class Daemon:
         self._pin(self._ready(force))
         self._pool = HttpPool(loop)
         self._servers = Servers(loop, outbox, self._nursery, self._pool)
-        self._sessions = Sessions(loop, self._shell, self._servers, outbox)
+        self._owners = Owners(Path(paths.state_db))
+        self._sessions = Sessions(loop, self._shell, self._servers, outbox, self._owners)
         self._network = Network(
             loop, outbox, Reception(self._sessions, self._shell), self._pool, in_force=lambda: self._force
         )
@@ -564,6 +566,7 @@ class Daemon:
         await self._shipping.close()
         await self._rotation.close()
         self._journal.close()
+        self._owners.close()
         self._tickets.close()
 
     # --- while it runs ------------------------------------------------------------------------------------------

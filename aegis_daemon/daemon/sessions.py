@@ -18,6 +18,7 @@ from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.ports import Backend, Client
+from aegis_daemon.relay.task_owners import Owners
 from aegis_daemon.transports.ledger import BadLedger
 from aegis_daemon.transports.shim_client import ShimClient
 from aegis_daemon.transports.unix_relay import Attachment
@@ -42,13 +43,15 @@ class Session(msgspec.Struct):
 class Sessions:
     """All of them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shell: Shell, servers: Servers, outbox: Outbox) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, shell: Shell, servers: Servers, outbox: Outbox, owners: Owners
+    ) -> None:
         self.loop = loop
         self._shell = shell
         self._servers = servers
         self._outbox = outbox
         self.ids = CallIds()
-        self._load = Load()
+        self._load = Load(owners)
         self._own_uid = os.geteuid()
         self._sessions: dict[str, Session] = {}
         self._count = 0

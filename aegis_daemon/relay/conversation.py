@@ -26,7 +26,7 @@ from aegis_daemon.relay.carry import CANCELLED_S, Flight, Shell, Withdrawn, carr
 from aegis_daemon.relay.listing import Listing
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.notices import Notices
-from aegis_daemon.relay.own_tasks import TaskPeer
+from aegis_daemon.relay.own_tasks import TaskPeer, is_ours
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.relay.reasons import UNKNOWN_METHOD, ending_of, not_begun, too_many, unknown_method, why_dropped
 from aegis_daemon.relay.refusing import refused, refused_request
@@ -422,11 +422,11 @@ class Conversation:
             else:
                 try:
                     subject, name = subject_of(row, frame.params)
-                    if subject == "task" and self.load.is_anothers(agent, self.backend, name or ""):
+                    if era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
+                        frame, era, fault = self._in_era(frame, row, end)
+                    if fault is None and subject == "task" and not self._may_name(name or ""):
                         text = f"the task `{(name or '')[:200]}` is not available to this agent"
                         fault = Reason("acl", text, code="not_allowed")
-                    elif era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
-                        frame, era, fault = self._in_era(frame, row, end)
                 except BadParams as error:
                     fault = Reason("params", f"{error} in `{row.name}`", code="bad_params")
                     if not (row.modern if era_of(frame.method, frame.params, self.era) is Era.MODERN else row.legacy):
@@ -840,6 +840,21 @@ class Conversation:
         )  # fmt: skip
         opened.call = call
         carry(call, opened, self._to_client_side, self._to_client_side, self.shell)
+
+    # --- tasks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str | None:
+        """Where the server is; None where it is a process of this session alone."""
+        return self.shell.runtime.backend(self.backend).url
+
+    def owns(self, task: str) -> bool:
+        """Whether this agent is known to have started the server's task."""
+        return self.load.owners.owns(self.principal.agent, self.backend, self.url, task)
+
+    def _may_name(self, task: str) -> bool:
+        """Whether it may ask about the task; no server hears of one of ours, and `own_tasks` knows whose it is."""
+        return (self.shell.tasks is not None and is_ours(task)) or self.owns(task)
 
     # --- what time brings, and what was dropped ----------------------------------------------------------------
 

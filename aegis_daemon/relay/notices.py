@@ -53,6 +53,10 @@ class Notices:
             talk.drop("to_client", "a request without an id")
             return
         elif method in ("notifications/tasks/status", "notifications/tasks"):
+            task = params.get("taskId")
+            if type(task) is not str or not talk.owns(task):
+                talk.drop("to_client", "what it says of a task that this agent did not start")
+                return
             transforms = talk.shell.runtime.transforms
             if transforms is not None:
                 seen = talk.shell.redacting.task(talk.principal.agent, talk.backend, params, transforms)

@@ -74,7 +74,7 @@ def test_a_session_stays_only_where_what_it_showed_still_holds(play: Play, rules
 
 def test_inventing_names_gives_nobody_more_sessions_than_one_agent_has(play: Play) -> None:
     play.reload(f"server: {{max_sessions_agent: 2}}\ndefaults: {{unlisted: observe}}\nbackends: {{files: {{}}}}\n{BOT}")
-    sessions = Sessions(None, play.shell, None, None)  # type: ignore[arg-type]
+    sessions = Sessions(None, play.shell, None, None, play.owners)  # type: ignore[arg-type]
 
     def has(name: str, agent: str) -> None:
         talk: Any = SimpleNamespace(principal=SimpleNamespace(agent=agent))
