@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import socket
@@ -44,6 +45,7 @@ _PAUSE_S = 0.2
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 """What arrives must not be inherited by anything the daemon starts."""
+_F_GET_SEALS = 1034
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize * _MOST_FDS)
 
 
@@ -145,9 +147,11 @@ class _Heard(msgspec.Struct):
     """the peer hung up, or there is an error"""
     torn: bool = False
     """some descriptors are missing"""
+    odd: bool = False
+    """another user's, and a file that may hold up whoever has it open"""
 
 
-def _hear(connection: socket.socket) -> _Heard:
+def _hear(connection: socket.socket, trusted: bool) -> _Heard:
     """Receives what is there, beside the loop."""
     heard = _Heard(bytearray(), [], [])
     while len(heard.data) < _AT_ONCE and len(heard.fds) <= greeting.FDS and not heard.torn:
@@ -166,8 +170,42 @@ def _hear(connection: socket.socket) -> _Heard:
             heard.over = True
             break
         heard.data += data
-    heard.streams = [_is_stream(fd) for fd in heard.fds[: greeting.FDS]]
+    heard.odd = not trusted and not all(_answers(fd) for fd in heard.fds)
+    if not heard.odd:
+        heard.streams = [_is_stream(fd) for fd in heard.fds[: greeting.FDS]]
     return heard
+
+
+def _answers(fd: int) -> bool:
+    """Whether it is no file of a file system that is a user's program: those can hold up who closes them, any copy.
+
+    So every program that is started while they are open waits, for its copies. The file system is not asked itself:
+    whatever our mount table does not have was mounted elsewhere, by anybody.
+    """
+    if sys.platform != "linux":
+        return True
+    for command in (fcntl.F_GETPIPE_SZ, _F_GET_SEALS):  # pipes and memory have these
+        try:
+            fcntl.fcntl(fd, command)
+        except OSError:
+            continue
+        return True
+    try:
+        socket.socket(fileno=fd).detach()
+    except OSError:
+        pass
+    else:
+        return True
+    try:
+        facts = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+        mount = next(line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:"))
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except (OSError, StopIteration):
+        return False
+    for words in (line.split(" ") for line in table.splitlines()):
+        if words[0] == mount:  # what follows the dash: type, source, options
+            return "-" in words[6:] and not words[words.index("-", 6) + 1].startswith("fuse")
+    return False
 
 
 def _is_stream(fd: int) -> bool:
@@ -209,7 +247,8 @@ class _Greeting:
     def _ready(self) -> None:
         self._server.loop.remove_reader(self._connection.fileno())
         self._hearing = True
-        self._server.ears.do(self.peer.uid, partial(_hear, self._connection), self._heard)
+        trusted = self.peer.uid == os.geteuid()
+        self._server.ears.do(self.peer.uid, partial(_hear, self._connection, trusted), self._heard)
 
     def _heard(self, heard: _Heard | None) -> None:
         self._hearing = False
@@ -230,6 +269,10 @@ class _Greeting:
             self.drop("wrong number of descriptors")
             return
         try:
+            if heard.odd:
+                raise ValueError(
+                    "stderr is a file that the daemon of another user cannot hold (FUSE, or another mount namespace)"
+                )
             expected = greeting.expected(bytes(self._data[: greeting.PREFIX])) if self._data else 0
             if expected and len(self._data) >= expected:
                 self._complete(greeting.decode(bytes(self._data)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -251,6 +252,68 @@ def test_who_leaves_slowly_is_let_in_again_and_not_for_ever(
         for one in house.attached:
             one.close_descriptors()
             one.control.close()
+        house.leaves()
+        await until(lambda: not house.relay.aside._lanes)
+
+    run(play())
+
+
+MOUNTS = """\
+21 1 254:1 / / rw,relatime shared:1 master:2 - ext4 /dev/a rw
+22 21 0:5 / /odd\\040- rw - tmpfs tmpfs rw
+23 21 0:40 / /mnt/a rw,nosuid - fuse.sshfs x rw,user_id=1000
+24 21 0:41 / /mnt/b rw - fuse x rw
+25 21 0:42 / /mnt/c rw - fuseblk x rw
+26 21 garbled
+"""
+
+
+@pytest.mark.parametrize(
+    ("mount", "takes"), [(21, True), (22, True), (23, False), (24, False), (25, False), (26, False), (7, False)]
+)
+def test_a_file_of_another_user_that_may_not_answer_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mount: int, takes: bool
+) -> None:
+    """Its own file system is not asked, not even for its kind."""
+    read_text = Path.read_text
+
+    def as_mounted(path: Path, *what: Any, **more: Any) -> str:
+        if str(path) == "/proc/self/mountinfo":
+            return MOUNTS
+        return f"pos:\t0\nmnt_id:\t{mount}\n" if "fdinfo" in str(path) else read_text(path, *what, **more)
+
+    monkeypatch.setattr(Path, "read_text", as_mounted)
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    try:
+        assert unix_relay._answers(fd) is takes
+    finally:
+        os.close(fd)
+
+
+def test_what_shims_hand_over_is_taken_from_other_users_too(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        monkeypatch.setattr(unix_relay, "peer_of", lambda connection: unix_relay.Peer(os.geteuid() + 1, None))
+        house = House(tmp_path / "s")
+        for path in (tmp_path / "log", Path(os.devnull)):
+            error = os.open(path, os.O_WRONLY | os.O_CREAT)
+            peer, memory = house.comes(), Memory.create()
+            ours, theirs = socket.socketpair()
+            fds = [*os.pipe(), theirs.detach(), error, memory.fd]
+            house.held.append(fds.pop(1))
+            socket.send_fds(peer, [HELLO], fds)
+            for fd in fds:
+                os.close(fd)
+            ours.close()
+            count = len(house.attached)
+            await until(lambda count=count: len(house.attached) > count)
+            house.attached[-1].refuse("enough")
+        monkeypatch.setattr(unix_relay, "_answers", lambda fd: False)
+        peer = house.comes()
+        socket.send_fds(peer, [HELLO], [0, 1, 2, 0])
+        await until(lambda: select.select([peer], [], [], 0)[0])
+        assert b"FUSE" in peer.recv(1000)
         house.leaves()
         await until(lambda: not house.relay.aside._lanes)
 
