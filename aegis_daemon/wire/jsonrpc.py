@@ -41,7 +41,7 @@ PARAM_KEYS: Final = frozenset(
         "progressToken", "progress", "total", "protocolVersion", "capabilities", "clientInfo", "taskId", "task",
         "inputResponses", "requestState", "messages", "modelPreferences", "systemPrompt", "includeContext",
         "maxTokens", "tools", "toolChoice", "mode", "message", "requestedSchema", "url", "elicitationId", "roots",
-        "resourceSubscriptions", "taskIds", "notifications",
+        "inputRequests", "resourceSubscriptions", "taskIds", "notifications",
     }
 )  # fmt: skip
 """Keys of `params` that some method or some stage reads: a variant spelling of one is refused."""
