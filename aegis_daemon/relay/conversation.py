@@ -21,7 +21,7 @@ from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooM
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.policy.secrets import Unsure
-from aegis_daemon.relay import handshake
+from aegis_daemon.relay import handshake, questions
 from aegis_daemon.relay.answers import error_code
 from aegis_daemon.relay.carry import CANCELLED_S, Flight, Shell, Withdrawn, carry
 from aegis_daemon.relay.listing import Listing
@@ -440,6 +440,8 @@ class Conversation:
             self.handed,
         )  # fmt: skip
         if fault is None and "inputResponses" in frame.params:
+            if self.shell.tasks is None or not self.shell.tasks.answers(call):  # nobody asks for those
+                fault = questions.unasked(frame.params, self._may_ask())
             try:
                 call = roots.answered(call, runtime.pipeline)
             except BadParams as error:

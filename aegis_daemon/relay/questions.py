@@ -39,6 +39,12 @@ COMPLETE: Final = b'"complete"'
 _HOLDERS: Final = frozenset({"task", "tasks", "result"})
 """Under what, folded, a result or a task may hold another that a client looks into."""
 _TELLING: Final = _HOLDERS | {"error", fold(INPUT_REQUESTS), fold(RESULT_TYPE)}
+_SIGNS: Final = {
+    "roots": frozenset({"roots"}),
+    "elicitation": frozenset({"action"}),
+    "sampling": frozenset({"role", "model", "stopreason"}),
+}
+"""By which keys, folded, an answer in `inputResponses` is one to which kind of question."""
 _PLAIN: Final = frozenset(
     {
         RESULT_TYPE, "_meta", "content", "structuredContent", "isError", "contents", "messages", "description",
@@ -143,6 +149,20 @@ def _read(body: bytes) -> Any:
         return read(body)
     except WireFault as fault:
         raise _unreadable("it may ask for something, and cannot be read in one way") from fault
+
+
+def unasked(params: Mapping[str, Any], allowed: frozenset[str]) -> Reason | None:
+    """Why a client's answers to questions that no server of its may have asked go nowhere; None where they may pass."""
+    answers = params["inputResponses"]
+    if type(answers) is not dict:
+        return Reason("params", "`inputResponses` must be an object", code="bad_params")
+    for answer in answers.values():
+        keys = {fold(key) for key in answer} if type(answer) is dict else set()
+        words = {word for word, signs in _SIGNS.items() if keys & signs}
+        if not allowed or not words <= allowed:
+            what = f"{' and '.join(sorted(words))} of the client" if words else "its client"
+            return Reason("acl", f"the server may not ask for {what}, so no answer is passed on", code=NOT_ALLOWED)
+    return None
 
 
 def check(call: Call, asks: Iterable[Any], runtime: Runtime, would: Callable[[Reason], None]) -> None:

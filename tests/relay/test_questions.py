@@ -253,6 +253,47 @@ def test_in_observe_mode_what_a_task_asks_passes_and_is_recorded(make_play: Make
     s.client.hears_result(3)
 
 
+# --- answers to questions that nobody may have asked ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "answer", "passes"),
+    [
+        (CLOSED, {"action": "accept", "content": {"k": "AKIA"}}, False),
+        (CLOSED, {}, False),
+        (CLOSED, 7, False),
+        (OPEN, {"action": "accept", "content": {"roots": 1, "role": "x"}}, True),
+        (OPEN, {}, True),
+        (OPEN, {"roots": []}, False),
+        (OPEN, {"action": "accept", "Roots": []}, False),
+        (OPEN, {"role": "assistant", "content": {"type": "text", "text": "x"}, "model": "m"}, False),
+        (OPEN.replace("elicitation", "roots"), {"roots": []}, True),
+        (OPEN.replace("elicitation", "sampling"), {"role": "assistant", "model": "m", "content": {}}, True),
+        (OPEN.replace("elicitation", "sampling"), {"action": "accept"}, False),
+    ],
+)
+@pytest.mark.parametrize("method", ["tasks/update", "tools/call", "prompts/get"])
+def test_answers_go_only_where_they_may_have_been_asked_for(
+    make_play: MakePlay, method: str, config: str, answer: Any, passes: bool
+) -> None:
+    s = make_play(config).session()
+    s.client.says(modern(request(1, method, **METHODS[method], inputResponses={"q": answer})))
+    if passes:
+        s.server.answers(s.server.hears(method, inputResponses={"q": answer}))
+        s.client.hears_result(1)
+    else:
+        s.server.hears_nothing()
+        assert "may not ask" in json.dumps(s.client.next())
+
+
+def test_no_answers_are_none(make_play: MakePlay) -> None:
+    s = make_play(CLOSED).session()
+    s.calls(modern(call(1, "x"), requestState="S", inputResponses={}))
+    for odd in ([], [{"roots": []}], "x", None):
+        s.client.says(modern(request(2, "tasks/update", taskId="T1", inputResponses=odd)))
+        s.client.hears_error(2, -32602, "must be an object")
+
+
 # --- pings ------------------------------------------------------------------------------------------------------------
 
 
