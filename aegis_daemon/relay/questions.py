@@ -8,7 +8,7 @@ whatever is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from aegis_daemon.core.ports import Story
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.verdict import Allow, Reason
 from aegis_daemon.relay.eras.frames import RESUMABLE
-from aegis_daemon.wire.jsonrpc import WireFault, disguised, encode, fold, parse, read
+from aegis_daemon.wire.jsonrpc import WireFault, disguised, encode, fold, parse, read, word
 from aegis_daemon.wire.methods import (
     INPUT_REQUESTS,
     RESULT_TYPE,
@@ -34,11 +34,13 @@ PAGES: Final = -32042
 """The code of an error with addresses that the client is to send its person to."""
 MOST: Final = 64
 """Questions in one message: each is judged apart."""
+_SLOWLY: Final = 2 << 20
+"""Bytes of the largest result that is read where it may ask for something and is not spelled as we do."""
 NOT_ALLOWED: Final = "server_request_not_allowed"
 COMPLETE: Final = b'"complete"'
 _HOLDERS: Final = frozenset({"task", "tasks", "result"})
 """Under what, folded, a result or a task may hold another that a client looks into."""
-_TELLING: Final = _HOLDERS | {"error", fold(INPUT_REQUESTS), fold(RESULT_TYPE)}
+_TELLING: Final = _HOLDERS | {"error", word(INPUT_REQUESTS), word(RESULT_TYPE)}
 _SIGNS: Final = {
     "roots": frozenset({"roots"}),
     "elicitation": frozenset({"action"}),
@@ -69,9 +71,9 @@ class Withheld(Exception):
 # --- where they stand -------------------------------------------------------------------------------------------------
 
 
-def may_stand_in(keys: Iterable[str]) -> bool:
+def may_stand_in(keys: Collection[str]) -> bool:
     """Whether an object with these keys may hold a question."""
-    return any(key not in _PLAIN and fold(key) in _TELLING for key in keys)
+    return not _PLAIN.issuperset(keys) and any(word(key) in _TELLING for key in keys if key not in _PLAIN)
 
 
 def within(found: Any) -> list[Any]:
@@ -83,12 +85,12 @@ def within(found: Any) -> list[Any]:
         if type(one) is not dict:
             continue
         for key, value in one.items():
-            word = fold(key)
-            if word not in _TELLING:
+            what = word(key)
+            if what not in _TELLING:
                 continue
-            if word == "error":
+            if what == "error":
                 asks += pages(value)
-            elif word in _HOLDERS:
+            elif what in _HOLDERS:
                 left += value if type(value) is list else [value]
             elif key not in (INPUT_REQUESTS, RESULT_TYPE):
                 raise _unreadable(f"the key {key[:60]!a} looks like one of the protocol and is not")
@@ -146,9 +148,9 @@ def check_error(call: Call, body: bytes, runtime: Runtime, story: Story) -> None
 
 def _read(body: bytes) -> Any:
     try:
-        return read(body)
+        return read(body, _SLOWLY)
     except WireFault as fault:
-        raise _unreadable("it may ask for something, and cannot be read in one way") from fault
+        raise _unreadable(f"it may ask for something, and cannot be read in one way: {fault.text}") from fault
 
 
 def unasked(params: Mapping[str, Any], allowed: frozenset[str]) -> Reason | None:
@@ -157,10 +159,10 @@ def unasked(params: Mapping[str, Any], allowed: frozenset[str]) -> Reason | None
     if type(answers) is not dict:
         return Reason("params", "`inputResponses` must be an object", code="bad_params")
     for answer in answers.values():
-        keys = {fold(key) for key in answer} if type(answer) is dict else set()
-        words = {word for word, signs in _SIGNS.items() if keys & signs}
-        if not allowed or not words <= allowed:
-            what = f"{' and '.join(sorted(words))} of the client" if words else "its client"
+        keys = {word(key) for key in answer} if type(answer) is dict else set()
+        kinds = {kind for kind, signs in _SIGNS.items() if keys & signs}
+        if not allowed or not kinds <= allowed:
+            what = f"{' and '.join(sorted(kinds))} of the client" if kinds else "its client"
             return Reason("acl", f"the server may not ask for {what}, so no answer is passed on", code=NOT_ALLOWED)
     return None
 
@@ -173,10 +175,10 @@ def check(call: Call, asks: Iterable[Any], runtime: Runtime, would: Callable[[Re
     allowed = runtime.may_ask(call.principal.agent, call.backend)
     for count, ask in enumerate(asks):
         method = ask.get("method") if type(ask) is dict else None
-        word = SERVER_REQUESTS.get(method) if type(method) is str else None
-        if word is None or word not in allowed:
+        kind = SERVER_REQUESTS.get(method) if type(method) is str else None
+        if kind is None or kind not in allowed:
             text = f"the server asked the client for `{str(method)[:60]}`, which is not allowed"
-            if word is None or not runtime.pipeline.observe:
+            if kind is None or not runtime.pipeline.observe:
                 raise Withheld(NOT_ALLOWED, f"{text}; the answer is withheld")
             would(Reason("acl", text, code=NOT_ALLOWED))
         if disguised(ask, "method") or disguised(ask, "params") or count >= MOST:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aegis_daemon.wire.jsonrpc import disguised, fold
+from aegis_daemon.wire.jsonrpc import disguised, word
 
 MODERN_VERSION: Final = "2026-07-28"
 LEGACY_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -150,9 +150,9 @@ def subject_of(row: Method, params: dict[str, Any]) -> tuple[str | None, str | N
 
 def is_last_word(result: dict[str, Any]) -> bool:
     """Whether a result is complete, and asks the client for nothing, in any spelling that somebody takes for that."""
-    asking = (fold(RESULT_TYPE), fold(INPUT_REQUESTS))
+    asking = (word(RESULT_TYPE), word(INPUT_REQUESTS))
     return result.get(RESULT_TYPE, "complete") == "complete" and not any(
-        key != RESULT_TYPE and fold(key) in asking for key in result
+        key != RESULT_TYPE and word(key) in asking for key in result
     )
 
 

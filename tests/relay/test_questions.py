@@ -85,6 +85,8 @@ def is_withheld(found: dict[str, Any]) -> bool:
         {"resultType": "complete", "\uff49nputRequests": ASKS},
         {"resultType": "complete", "input\tRequests": ASKS},
         {"resultType": "complete", "inputRequests": [FORM]},
+        {"resultType": "complete", "input_requests": ASKS},
+        {"resultType": "complete", "result_type": "input_required", "requestState": "S"},
     ],
 )
 def test_no_answer_asks_for_what_is_not_allowed(make_play: MakePlay, method: str, shape: dict[str, Any]) -> None:
@@ -146,6 +148,19 @@ def test_more_questions_at_once_than_are_judged_are_withheld(make_play: MakePlay
         assert is_withheld(asked(play, "tools/call", given, play.session())) is not passes
 
 
+def test_what_takes_long_to_read_is_withheld(make_play: MakePlay) -> None:
+    play = make_play(CLOSED)
+    for pad, passes in (
+        (b"[]", True),
+        (b"[" + b"{}," * 700_000 + b"{}]", True),
+        (b"[" + b"{}, " * 700_000 + b"{}]", False),
+    ):
+        found = asked(
+            play, "tasks/get", b'{"taskId":"T1","status":"completed","result":{"x":%s}}' % pad, play.session()
+        )
+        assert is_withheld(found) is not passes
+
+
 @pytest.mark.parametrize("key", ["task", "Task", "result", "tasks"])
 def test_a_task_inside_an_answer_asks_no_more_than_others(make_play: MakePlay, key: str) -> None:
     play = make_play(CLOSED)
@@ -182,6 +197,7 @@ def test_other_results_say_nothing_of_themselves(body: bytes) -> None:
     [
         {**TASK, "inputRequests": ASKS},
         {**TASK, "InputRequests": ASKS},
+        {**TASK, "input_requests": ASKS},
         {**TASK, "status": "completed", "result": {"content": [], "inputRequests": ASKS}},
         {**TASK, "status": "completed", "Result": {"content": [], "inputRequests": ASKS}},
         {**TASK, "status": "failed", "error": PAGES},
@@ -204,6 +220,15 @@ def test_a_task_asks_for_nothing_that_is_not_allowed(make_play: MakePlay, task: 
         s.client.hears_result(1)
     play.advance(1)
     assert sum(one.count for one in play.log.records if one.kind == "dropped") == 6
+
+
+def test_the_result_of_a_legacy_task_asks_for_nothing_that_is_not_allowed(make_play: MakePlay) -> None:
+    s = make_play(CLOSED).session().handshake()
+    for id, method in enumerate(("tasks/get", "tasks/result", "tasks/cancel"), 10):
+        s.client.says(request(id, method, taskId="T1"))
+        s.server.answers(s.server.hears(method), {**text("x"), "InputRequests": ASKS})
+        s.client.hears_error(id, -32603, "withheld")
+        s.calls(request(id + 10, method, taskId="T1"), {**TASK, **text("x")})
 
 
 def test_what_a_task_may_ask_is_asked_and_answered(make_play: MakePlay) -> None:
@@ -284,6 +309,14 @@ def test_answers_go_only_where_they_may_have_been_asked_for(
     else:
         s.server.hears_nothing()
         assert "may not ask" in json.dumps(s.client.next())
+
+
+@pytest.mark.parametrize("key", ["InputResponses", "input_responses"])
+def test_answers_in_another_spelling_are_refused(make_play: MakePlay, key: str) -> None:
+    s = make_play(OPEN).session()
+    s.client.says(modern(request(1, "tasks/update", taskId="T1", **{key: {"q": {"roots": []}}})))
+    s.client.hears_error(1, -32600, "looks like a key of the protocol")
+    s.server.hears_nothing()
 
 
 def test_no_answers_are_none(make_play: MakePlay) -> None:
