@@ -49,7 +49,8 @@ from aegis_daemon.core.verdict import (
     unrecorded,
 )
 from aegis_daemon.loop.strand import Strand
-from aegis_daemon.relay.answers import UNREADABLE, Task, Withheld, error_code, pending_frame, released, replayed
+from aegis_daemon.relay.answers import UNREADABLE, Task, error_code, pending_frame, released, replayed
+from aegis_daemon.relay.questions import Withheld
 from aegis_daemon.relay.redacting import Redacting
 from aegis_daemon.wire.errors import INTERNAL_ERROR, refusal_frame
 from aegis_daemon.wire.jsonrpc import Answer, error_frame, id_text, parse_from_server, result_frame
@@ -805,7 +806,7 @@ class Flight(msgspec.Struct, eq=False):
             ours = shell.tasks is not None and shell.tasks.answers(call)  # cleaned when it came
             if transforms is not None and not ours:
                 answer = shell.redacting.answer(call, answer, transforms)
-            frame, result = released(call, opened, answer, shell.runtime, self.story)
+            frame, result = released(call, opened, answer, shell.runtime, self.story, ours=ours)
         except Withheld as withheld:
             self._lost(Fault(withheld.code, withheld.text), now)
             return

@@ -21,7 +21,8 @@ from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooM
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.policy.secrets import Unsure
-from aegis_daemon.relay import handshake
+from aegis_daemon.relay import handshake, questions
+from aegis_daemon.relay.answers import error_code
 from aegis_daemon.relay.carry import CANCELLED_S, Flight, Shell, Withdrawn, carry
 from aegis_daemon.relay.listing import Listing
 from aegis_daemon.relay.load import CallIds, Load
@@ -439,6 +440,8 @@ class Conversation:
             self.handed,
         )  # fmt: skip
         if fault is None and "inputResponses" in frame.params:
+            if self.shell.tasks is None or not self.shell.tasks.answers(call):  # nobody asks for those
+                fault = questions.unasked(frame.params, self._may_ask())
             try:
                 call = roots.answered(call, runtime.pipeline)
             except BadParams as error:
@@ -570,7 +573,13 @@ class Conversation:
         except Fault as fault:
             side.answer(opened, error_frame(id_text(opened.request_id), INTERNAL_ERROR, fault.text, {"by": "aegis"}))
             return
-        side.answer(opened, answer.with_id(id_text(opened.request_id)))
+        # It says whether the other end is well, and nothing else: what it may ask for beside goes nowhere.
+        id_json = id_text(opened.request_id)
+        if answer.ok:
+            side.answer(opened, result_frame(id_json, b"{}"))
+            return
+        code = error_code(answer.body) or INTERNAL_ERROR
+        side.answer(opened, error_frame(id_json, code, "the other end answers a ping with an error"))
 
     def _client_notification(self, frame: Frame) -> None:
         method = frame.method
