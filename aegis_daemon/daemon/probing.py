@@ -14,7 +14,7 @@ from aegis_daemon.core.runtime import BackendRule
 from aegis_daemon.daemon.servers import Servers
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.manage import shapes
-from aegis_daemon.relay.admission import Plan, plan_own
+from aegis_daemon.relay.admission import Plan, Refused, plan_own
 from aegis_daemon.relay.eras.frames import UNREADABLE, note, part, request
 from aegis_daemon.relay.ports import Backend
 from aegis_daemon.wire.errors import METHOD_NOT_FOUND
@@ -48,7 +48,10 @@ class Prober:
 
     def plan(self, backend: str, rule: BackendRule) -> Plan:
         """How it would be opened. Raises `admission.Refused` where only a shim can bring it."""
-        return plan_own(_WHO, backend, rule, os.environ)
+        try:
+            return plan_own(_WHO, backend, rule, os.environ)
+        except Refused as refused:  # a person asks, who is told what would let it in
+            raise Refused(refused.detail) from None
 
     async def probe(self, planned: Plan) -> shapes.BackendProbe:
         """What it says of itself, or why it does not."""
