@@ -116,7 +116,7 @@ def test_a_silent_server_is_given_up_and_gone(run: Run, monkeypatch: pytest.Monk
 def test_what_only_a_shim_can_bring_is_refused(run: Run) -> None:
     async def script() -> None:
         loop = asyncio.get_running_loop()
-        with pytest.raises(Refused, match="only `aegis-wrap` can bring its server"):
+        with pytest.raises(Refused, match="only `aegis-wrap` can bring it"):
             Prober(Servers(loop, Outbox(loop), Nursery(), HttpPool(loop))).plan("files", BackendRule())
 
     run(script())

@@ -55,6 +55,18 @@ METHODS = {
 LISTED: dict[str, Any] = {"tools": [], "prompts": [], "resources": [], "resourceTemplates": []}
 
 
+@pytest.fixture
+def make_play(make_play: MakePlay) -> MakePlay:
+    """The task that most of this is about was started by who asks for it."""
+
+    def make(*args: Any, **more: Any) -> Play:
+        play = make_play(*args, **more)
+        play.owns("T1", "a")
+        return play
+
+    return make
+
+
 def asked(play: Play, method: str, value: Any, s: Session | None = None) -> dict[str, Any]:
     """What the client hears where the server answers so, as a value or as JSON text."""
     s = s or play.session()
