@@ -460,7 +460,7 @@ class Daemon:
 
     async def _read(self, mode: str = "") -> InForce:
         """The file, read and compiled beside the loop: calls go on meanwhile, by the configuration in force."""
-        return await asyncio.to_thread(reloading.read, self._path(), mode)
+        return await asyncio.to_thread(reloading.read, self._path(), mode, self._force)
 
     def _arms(self, force: InForce) -> bool:
         return self._force.config.mode == "observe" and force.config.mode == "enforce"
