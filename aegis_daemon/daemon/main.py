@@ -664,8 +664,9 @@ class Daemon:
         self._desk.max_pending = force.runtime.pending_limit
         self._orders.reloaded()
         self._relay.set_mode(socket_mode(force.runtime.agents.values(), os.geteuid()))
-        self._sessions.reloaded()
-        self._network.reloaded()
+        stays = (*self._sessions.reloaded(), *self._network.reloaded())
+        for line in stays:
+            _log.warning("%s", line)
         if self._notifier is not None:
             self._notifier.use(self._telling())
         if self._news is not None:
@@ -680,6 +681,7 @@ class Daemon:
                 *ready.warnings,
                 *(ready.misspelt.told() if ready.misspelt is not None else ()),
                 *(ready.fits.lines() if ready.fits is not None else ()),
+                *stays,
             ),
         )
 
