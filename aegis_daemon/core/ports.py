@@ -370,6 +370,10 @@ class Reception(Protocol):
         """A session with one backend, or with all that the agent may use; `shared` by all who ask. Raises `Turned`."""
         ...
 
+    def suits(self, principal: Principal, backend: str | None, party: Party) -> bool:
+        """Whether whom it began then is whom it would begin now, at the same address."""
+        ...
+
     def apart(self, principal: Principal, backend: str | None) -> bool:
         """Whether clients that can do different things need sessions of their own: a legacy server is told once."""
         ...

@@ -462,7 +462,7 @@ class Daemon:
 
     async def _read(self, mode: str = "") -> InForce:
         """The file, read and compiled beside the loop: calls go on meanwhile, by the configuration in force."""
-        return await asyncio.to_thread(reloading.read, self._path(), mode)
+        return await asyncio.to_thread(reloading.read, self._path(), mode, self._force)
 
     def _arms(self, force: InForce) -> bool:
         return self._force.config.mode == "observe" and force.config.mode == "enforce"
@@ -667,8 +667,9 @@ class Daemon:
         self._desk.max_pending = force.runtime.pending_limit
         self._orders.reloaded()
         self._relay.set_mode(socket_mode(force.runtime.agents.values(), os.geteuid()))
-        self._sessions.reloaded()
-        self._network.reloaded()
+        stays = (*self._sessions.reloaded(), *self._network.reloaded())
+        for line in stays:
+            _log.warning("%s", line)
         if self._notifier is not None:
             self._notifier.use(self._telling())
         if self._news is not None:
@@ -683,6 +684,7 @@ class Daemon:
                 *ready.warnings,
                 *(ready.misspelt.told() if ready.misspelt is not None else ()),
                 *(ready.fits.lines() if ready.fits is not None else ()),
+                *stays,
             ),
         )
 

@@ -6,9 +6,11 @@ import logging
 import os
 from collections import Counter
 from typing import Any
+from weakref import WeakSet
 
 from aegis_daemon.core.ports import Party, Turned
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.runtime import BackendRule
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.manage.web import Throttle, network_of
@@ -57,6 +59,11 @@ class Reception:
         self._dropped: Counter[tuple[str, str, str, str]] = Counter()
         self._agents = shell.runtime.agents
         """as they were when those who are in were admitted"""
+        self._backends = shell.runtime.backends
+        """as the hubs know them"""
+        self._hubs: set[Hub] = set()
+        self._single: WeakSet[Conversation] = WeakSet()
+        """sessions at an agent's own address, which had one backend when they began"""
 
     def admit(self, agent: str, token: str | None, peer: str) -> Principal:
         """See `core.ports.Reception`. Who is turned away is recorded."""
@@ -110,9 +117,32 @@ class Reception:
             return False
         return rule.token is not None or rule.uids is None
 
-    def reloaded(self) -> None:
-        """Who is in now was admitted by today's rules."""
-        self._agents = self._shell.runtime.agents
+    def reloaded(self) -> tuple[str, ...]:
+        """Who is in now was admitted by today's rules, and has today's backends. Gives who has not, in words."""
+        runtime = self._shell.runtime
+        before, self._backends = self._backends, runtime.backends
+        others = {name for name, rule in runtime.backends.items() if not _same_server(rule, before.get(name))}
+        self._agents = runtime.agents
+        for hub in list(self._hubs):
+            hub.reloaded(runtime.routes(hub.principal.agent), others)
+        told: Counter[tuple[str, str]] = Counter()
+        for one in self._single:
+            if one.server is not None and len(runtime.routes(one.principal.agent)) > 1:
+                told[one.principal.agent, one.backend] += 1
+        return tuple(
+            f"{number} session{'s' * (number != 1)} of `{agent}` at `/agents/{agent}/mcp` began when it had "
+            f"`{backend}` alone, whose names have no prefix: the others are reached by sessions that begin from now on"
+            for (agent, backend), number in sorted(told.items())
+        )
+
+    def suits(self, principal: Principal, backend: str | None, party: Party) -> bool:
+        """See `core.ports.Reception`."""
+        if backend is not None:
+            return True
+        names = self._shell.runtime.routes(principal.agent)
+        if len(names) > 1:
+            return isinstance(party, Hub)
+        return isinstance(party, Conversation) and (party.backend,) == names
 
     def begin(self, principal: Principal, backend: str | None, client: Any, *, shared: bool) -> Party:
         """See `core.ports.Reception`."""
@@ -128,14 +158,17 @@ class Reception:
                 detail=f"`agents.{principal.agent}.backends` allows none that has a `url` or a `command`",
             )
         if len(names) == 1:
-            return self._open(principal, names[0], client, shared=shared)
+            single = self._open(principal, names[0], client, shared=shared)
+            if not shared:
+                self._single.add(single)
+            return single
 
         def open_branch(name: str, branch: Client) -> Conversation:
             planned = plan_remote(principal, name, self._shell.runtime, os.environ)
             return self._sessions.open(planned, branch, client.way, shared=shared)
 
         self._count += 1
-        return Hub(
+        hub = Hub(
             f"h{self._count:x}-{os.urandom(3).hex()}",
             principal,
             names,
@@ -146,7 +179,10 @@ class Reception:
             ids=self._sessions.ids,
             key=self._key,
             shared=shared,
+            on_end=self._hubs.discard,
         )
+        self._hubs.add(hub)
+        return hub
 
     def _open(self, principal: Principal, backend: str, client: Any, *, shared: bool) -> Conversation:
         runtime = self._shell.runtime
@@ -194,3 +230,10 @@ class Reception:
             counts, self._dropped = self._dropped, Counter()
             for (agent, backend, session, reason), count in counts.items():
                 self._shell.audit.dropped(agent, backend, session, "to_server", reason, count)
+
+
+def _same_server(one: BackendRule, other: BackendRule | None) -> bool:
+    if other is None:
+        return False
+    keys = ("command", "env", "cwd", "url", "transport", "headers")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)

@@ -11,6 +11,7 @@ import msgspec
 from aegis_daemon.config.load import Loaded, digest, load
 from aegis_daemon.config.runtime import build
 from aegis_daemon.config.schema import Config
+from aegis_daemon.config.secrets import SUPERSEDED, known_secrets, superseded
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import Pins
 from aegis_daemon.core.runtime import Runtime
@@ -56,21 +57,33 @@ class InForce(msgspec.Struct, frozen=True):
     """the file as it was read; None where there is none"""
     misspelt: Misspelt | None = None
     """what its names are held against; None where there is no file"""
+    secrets: tuple[str, ...] = ()
+    """what must not be seen, oldest first: that of the configurations before it too"""
 
 
-def read(path: Path | None, mode: str = "") -> InForce:
+def read(path: Path | None, mode: str = "", before: InForce | None = None) -> InForce:
     """Loads and compiles. Raises `config.load.ConfigFaults`, and then nothing has changed.
 
     Without a file everything is denied: that is what an empty configuration says. `mode` holds in place of the file's.
+    `before` is what it follows: servers know its secrets and may say them, so they stay secret.
     """
+    loaded = None
     if path is None:
         config = Config()
-        note = "no configuration file: every call is refused; write one with `aegis config init`"
-        return InForce(config, build(config, digest(config)), None, (note,))
-    loaded = load(str(path))
-    config = loaded.config.model_copy(update={"mode": mode}) if mode else loaded.config
-    runtime = build(config, digest(config))
-    return InForce(config, runtime, path, tuple(str(warning) for warning in loaded.warnings), loaded=loaded)
+        warnings = ["no configuration file: every call is refused; write one with `aegis config init`"]
+    else:
+        loaded = load(str(path))
+        config = loaded.config.model_copy(update={"mode": mode}) if mode else loaded.config
+        warnings = [str(warning) for warning in loaded.warnings]
+    older, forgotten = superseded(before.secrets if before is not None else (), config)
+    if forgotten:
+        warnings.append(
+            f"{forgotten} secrets that reloads replaced are not looked for any more in what servers say and in the "
+            f"log (the newest {SUPERSEDED} are); `aegis daemon restart` ends the servers that were given them"
+        )
+    runtime = build(config, digest(config), superseded=older)
+    secrets = (*older, *sorted(known_secrets(config)))
+    return InForce(config, runtime, path, tuple(warnings), loaded=loaded, secrets=secrets)
 
 
 def pinned(force: InForce, pins: Pins) -> InForce:

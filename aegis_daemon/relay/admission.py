@@ -41,6 +41,17 @@ class Plan(msgspec.Struct, frozen=True):
         """Whether there is a server to be had."""
         return self.rule is not None
 
+    def starts_as(self, other: Plan) -> bool:
+        """Whether the server is the same one, begun the same way."""
+        return self._server() == other._server()
+
+    def _server(self) -> tuple[object, ...]:
+        rule = self.rule
+        if rule is None:
+            return ()
+        where = (self.argv, self.cwd, self.umask) if self.argv is not None else (rule.url, rule.transport)
+        return (*where, dict(self.env if self.argv is not None else rule.headers))
+
 
 class Refused(Exception):
     """The greeting is refused; the text goes to the agent's log, `detail` to the daemon's: what would let it in."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aegis_daemon.core import roots
@@ -31,6 +31,7 @@ from aegis_daemon.relay.own_tasks import TaskPeer, is_ours
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.relay.reasons import UNKNOWN_METHOD, ending_of, not_begun, too_many, unknown_method, why_dropped
 from aegis_daemon.relay.refusing import refused, refused_request
+from aegis_daemon.relay.renewal import Renewal, Step
 from aegis_daemon.relay.sides import Replayed, ToClient, ToServer
 from aegis_daemon.relay.unsettled import Unsettled
 from aegis_daemon.wire.errors import (
@@ -145,6 +146,7 @@ class Conversation:
         self.to_server_side = ToServer(self)
         self._task_peer = TaskPeer(self)
         self.listing = Listing(self)
+        self.renewal = Renewal(self)
         self.notices = Notices(self)
         self._to_client_side = ToClient(self)
         client.on_line = self._client_line
@@ -212,6 +214,7 @@ class Conversation:
             self._close_server()
             return
         if self.client.initialized:
+            self.renewal.initialized = True
             server.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         self.client.start()
         if self._client_slow or self._server_slow:
@@ -249,6 +252,8 @@ class Conversation:
         ):
             self.leaving = False
             self._close_server()
+        if self.renewal.draining:
+            self.loop.call_later(0, self.renewal.check)  # not among the lines of the server that it ends
 
     def _close_server(self) -> None:
         if self.server is not None:
@@ -287,7 +292,7 @@ class Conversation:
         if opened.state is State.WAITING and opened.strand is not None:
             opened.strand.interrupt(Withdrawn(why, reason))
 
-    def _cancel_unsent(self, why: str, reason: Reason | None = None) -> None:
+    def cancel_unsent(self, why: str, reason: Reason | None = None) -> None:
         """Nothing that is not sent yet will be. The request that is just being read is none of these."""
         for opened in self.to_server.all():
             if opened.state < State.SENT and opened.call is not None:
@@ -300,14 +305,14 @@ class Conversation:
             if self._over and not self._retired:
                 self._on_end(self)
             return
-        if server is not self.server:
+        if server is not self.server or self.renewal.lost(f"the server ended, {ending_of(code)}"):
             return
         self.server = None
         self._code = code
         fault = Fault("server_exited", f"the server ended ({ending_of(code)}) before it answered; outcome unknown")
         ended = f"the server ended ({ending_of(code)})"
-        self._cancel_unsent(ended, Reason("forward", f"{ended} before the call was sent", code="server_exited"))
-        self._fail_sent(fault)
+        self.cancel_unsent(ended, Reason("forward", f"{ended} before the call was sent", code="server_exited"))
+        self.fail_sent(fault)
         self._finish()
 
     def server_failed(self, server: Backend, text: str) -> None:
@@ -316,16 +321,19 @@ class Conversation:
             self.server_exited(server, 127)
             return
         _log.warning("session %s: %s", self.session, text)
+        if self.renewal.lost(text):
+            return
         self.server = None
         self._code = 127
         self.client.refuse(text)
-        self._cancel_unsent(text, Reason("forward", text, code="server_not_started"))
-        self._fail_sent(Fault("server_not_started", text, not_executed=True))
+        self.cancel_unsent(text, Reason("forward", text, code="server_not_started"))
+        self.fail_sent(Fault("server_not_started", text, not_executed=True))
         self._finish()
 
-    def _fail_sent(self, fault: Fault) -> None:
+    def fail_sent(self, fault: Fault, spared: Sequence[Open] = ()) -> None:
+        """Nothing that a server has got will be answered, but for what is `spared`."""
         for opened in [*self.to_server.all(), *self.to_client.all()]:
-            if opened.waiter is not None:
+            if opened.waiter is not None and opened not in spared:
                 opened.waiter.fail(fault)
 
     def _finish(self) -> None:
@@ -460,6 +468,9 @@ class Conversation:
         peer: Peer = side
         if self.shell.tasks is not None and self.shell.tasks.answers(call):
             peer = self._task_peer
+        if self.renewal.step is not Step.NONE and peer is side:
+            self.renewal.hold(Flight(call, opened, side, peer, self.shell, self.shell.audit.story(call)))
+            return
         if subject in self.listing.unlisted:
             listed = self.listing.awaited(subject, name)
             if listed is not None:
@@ -498,7 +509,7 @@ class Conversation:
         era = era_of(frame.method, frame.params, self.era)
         if era is Era.MODERN:
             try:
-                frame = handshake.modern(frame, self._may_ask())
+                frame = handshake.modern(frame, self.may_ask())
             except handshake.BadVersion as bad:
                 stage = "version" if bad.version is not None else "params"
                 code = "unsupported_version" if bad.version is not None else "bad_params"
@@ -511,11 +522,12 @@ class Conversation:
                 return frame, era, refusal
         if frame.method == "initialize":
             self.client_name = handshake.client_name(frame.params)
-            frame = handshake.initialize(frame, self._may_ask())
+            frame = handshake.initialize(frame, self.may_ask())
             self.client.keep_handshake(frame.encoded())
         return frame, era, None
 
-    def _may_ask(self) -> frozenset[str]:
+    def may_ask(self) -> frozenset[str]:
+        """What the server may ask of the client."""
         return self.shell.runtime.offers(self.principal.agent, self.backend)
 
     def _turn_to(self, era: Era) -> Reason | None:
@@ -526,39 +538,51 @@ class Conversation:
                 text = "this session changed the protocol's era too often; start a new one"
                 return Reason("internal", text, code="era_changed")
             # Neither end may meet what the other era left: first what waits, lest it be sent to the old server.
-            self._cancel_unsent("the client changed the protocol's era")
+            self.cancel_unsent("the client changed the protocol's era")
             for opened in self.to_client.all():
                 opened.cancelled = True
             if stale:
                 self._respawns += 1
-                refusal = self._replace_server(server)
+                self.renewal.overtaken()
+                refusal = self.replace_server("the client changed the protocol's era", "era_changed")
                 if refusal is not None:
                     return refusal
         self.era = era
         self.client.keep_era(era)
         return None
 
-    def _replace_server(self, old: Backend | None) -> Reason | None:
+    def replace_server(self, why: str, code: str, spared: Sequence[Open] = ()) -> Reason | None:
+        """The server makes place for another; what it has got is not answered any more, but for what is `spared`."""
+        old = self.server
         if old is not None:
-            self._fail_sent(Fault("era_changed", "the client changed the protocol's era; outcome unknown"))
-            self._retired.add(old)
+            self.fail_sent(Fault(code, f"{why}; outcome unknown"), spared)
             if self._server_slow:
                 self.server_full(old, False)
             self.notices.began_anew()
             self.held.clear()
-            self.unsettled.end_tasks("the client changed the protocol's era before the task ended")
-            self.server = None
-            old.close_stdin()
-            old.end()
+            self.unsettled.end_tasks(f"{why} before the task ended")
+            self.retire()
         try:
             self._spawn()
         except (OSError, ValueError) as error:
             return Reason("internal", f"{not_begun(error)}; not executed", code="no_server")
         return None
 
+    def retire(self) -> None:
+        """The server is none of this session's any more, and ends."""
+        old, self.server = self.server, None
+        if old is not None:
+            self._retired.add(old)
+            old.close_stdin()
+            old.end()
+
+    def start_by(self, start: StartServer, handed: Handed | None) -> None:
+        """The next server is started so, and is this one where the client's end handed it over."""
+        self._start_server, self.handed = start, handed
+
     def _ping(self, opened: Open, frame: Frame) -> None:
         """Never judged, queued or recorded; answered by the server itself."""
-        if self.server is None:
+        if self.server is None or self.renewal.opening:
             self.to_server_side.answer(opened, result_frame(id_text(opened.request_id), b"{}"))
             return
         Strand(self._carry_ping(opened, frame, self.to_server, self.to_server_side)).start()
@@ -589,8 +613,10 @@ class Conversation:
         if not method.startswith("notifications/"):
             self.drop("to_server", "a request without an id")
             return
+        if method == "notifications/initialized":
+            self.renewal.initialized = True
         server = self.server
-        if server is None:
+        if server is None or self.renewal.keeps(frame):
             return
         if method == "notifications/progress":
             opened = self.to_client.progressing(frame.params.get("progressToken"))
@@ -812,7 +838,7 @@ class Conversation:
         """That request is over."""
         self.to_server.end(opened)
         self.load.leave(self.principal.agent)
-        if self.held or self.leaving:
+        if self.held or self.leaving or self.renewal.draining:
             self.moved()
 
     def _server_request(self, frame: Frame, about: int | None) -> None:
@@ -880,6 +906,7 @@ class Conversation:
                     self.moved()
         self.unsettled.sweep(now)
         self.listing.sweep(now)
+        self.renewal.check()
         self._report_dropped()
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:

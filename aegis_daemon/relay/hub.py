@@ -15,13 +15,14 @@ What a request becomes, by method (`_ROUTES`, at the end):
 
 Every leg of a request goes out under the client's own id, since each conversation has ids of its own. A backend that
 ended, or could not begin, is opened again when it is next used, at most once a second; resources that a legacy client
-had subscribed to there have to be subscribed to again.
+had subscribed to there have to be subscribed to again. A reload gives backends and takes them away; what is under way
+at one that is taken away may still be answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Final
@@ -123,6 +124,8 @@ class Hub:
         self._limit = shell.runtime.agent_limit if shared else shell.runtime.session_limit
         self._seats = {name: Seat(name) for name in names}
         self._names = merge.Names(names)
+        self._taken = merge.Names(())
+        """of backends that were taken away"""
         self._uris = merge.Uris(names)
         self._cursors = merge.Cursors(key, principal.agent)
         self._asks = Asks(self._names)
@@ -199,6 +202,9 @@ class Hub:
     def away(self, leg: Leg, why: str) -> bytes:
         """What Aegis answers where a backend is not there."""
         name = leg.seat.name
+        if self._seats.get(name) is not leg.seat:
+            text = f"the backend `{name}` is not available to this agent any more"
+            return self.refusal(leg.frame, Reason("acl", text, code="not_allowed"), leg.request.asked.era, name)
         text = f"the backend `{name}` is not there ({why or 'it ended'}); not executed; repeat the call in a while"
         wait = int(REOPEN_S * 1000)
         reason = Reason("forward", text, retryable=True, retry_after_ms=wait, code="no_server")
@@ -238,7 +244,7 @@ class Hub:
 
     def first(self, frames: Mapping[str, bytes]) -> bytes:
         """That of the backend that comes first in the configuration."""
-        return next(frames[name] for name in self._seats if name in frames)
+        return next(frames[name] for name in (*self._seats, *frames) if name in frames)
 
     # --- where a request goes: by name, or by URI ----------------------------------------------------------------
 
@@ -294,6 +300,11 @@ class Hub:
     def _unknown(self, asked: Asked) -> None:
         subject, name = subject_of(asked.row, asked.frame.params)
         text = f"the {subject} `{(name or '')[:200]}` is not available to this agent"
+        taken = self._taken.find(name or "") if subject in ("tool", "prompt", "task") else None
+        if taken is not None:
+            reason = Reason("acl", text, code="not_allowed")
+            self.client.send(self.refusal(asked.frame, reason, asked.era, taken[0]), asked.slot)
+            return
         if subject in ("tool", "prompt") and "__" not in (name or ""):
             text = f"{text}; {subject}s at this address are named `backend__{subject}`"
         reason = Reason("params", text, code="not_allowed")
@@ -325,7 +336,7 @@ class Hub:
 
     def _list_heard(self, leg: Leg, answer: Answer, late: bool) -> None:
         seat = leg.seat
-        if late and answer.ok and not seat.late:
+        if late and answer.ok and not seat.late and self._seats.get(seat.name) is seat:
             self._changed(seat)
         seat.late = late
 
@@ -613,6 +624,29 @@ class Hub:
         if seat.branch is branch:
             seat.branch = None
             self._uris.forget(seat.name)
+
+    def reloaded(self, names: Sequence[str], others: Collection[str] = ()) -> None:
+        """The rules changed: these are the backends now, in their order, and `others` of them are other servers."""
+        if self._leaving:
+            return
+        before, self._seats = self._seats, {name: self._seats.get(name) or Seat(name) for name in names}
+        gone = [seat for name, seat in before.items() if name not in self._seats]
+        self._names = self._asks.names = merge.Names(names)
+        self._taken = merge.Names((*(seat.name for seat in gone), *self._taken.backends - self._seats.keys()))
+        self._uris.rank(names)
+        for seat in gone:
+            if seat.branch is not None:
+                seat.branch.leave("it is not available to this agent any more")
+        for name in others:
+            if name in before and name in self._seats:
+                seat = self._seats[name]
+                seat.offers, seat.again, seat.late = None, 0.0, False
+                self._uris.forget(name)
+                if self.era is Era.MODERN:  # legacy clients hear it from its conversation
+                    self._changed(seat)
+        # Those that came begin when they are first used: the client lists them when it hears of them.
+        for seat in (*gone, *(seat for name, seat in self._seats.items() if name not in before)):
+            self._changed(seat)
 
     def _changed(self, seat: Seat) -> None:
         """Tells the client that what this backend lists came or went."""

@@ -54,7 +54,8 @@ class ToServer:
         opened.deadline = shell.now() + shell.runtime.backend(call.backend).timeout
         talk.client.dispatched(opened.slot)
         number = requests.sent(opened)
-        server.send(call.frame.encoded(number), call.frame, number)
+        if not talk.renewal.parks(opened, call.frame):
+            server.send(call.frame.encoded(number), call.frame, number)
         if talk.held or talk.leaving:
             talk.moved()
 
@@ -80,7 +81,7 @@ class ToServer:
             talk.client.send(frame, slot)
         else:
             talk.client.free_slot(slot)
-        if talk.held or talk.leaving:
+        if talk.held or talk.leaving or talk.renewal.draining:
             talk.moved()
         return wanted
 
@@ -173,6 +174,7 @@ class ToServer:
         """What the server can do, and how tasks stand."""
         talk = self._talk
         if call.method == "initialize":
+            talk.renewal.greeted, talk.renewal.initialized = call.frame, False
             talk.notices.announced(body)
         elif call.method == "tasks/result":
             failed = b'"isError":true' in body

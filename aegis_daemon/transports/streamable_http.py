@@ -121,7 +121,7 @@ class Stream:
     See `transports.remote.Reply`.
     """
 
-    __slots__ = ("beat", "client", "exchange", "id", "lists", "since")
+    __slots__ = ("beat", "client", "exchange", "id", "listens", "lists", "since")
     client: Shared | HttpSession
 
     def __init__(self, exchange: Exchange | None, client: Shared | HttpSession, frame: Frame | None) -> None:
@@ -129,6 +129,7 @@ class Stream:
         self.client = client
         self.id = None if frame is None else frame.id
         self.lists = frame is not None and frame.method == "tools/list"
+        self.listens = frame is not None and frame.method == "subscriptions/listen"
         self.since = self.beat = client.used
 
     # --- from the session
@@ -408,6 +409,8 @@ class Shared(RemoteClient):
         self.modern = modern
         self.now = now
         self.used = now()
+        self.old = False
+        """nothing more comes"""
         self._error: dict[str, object] | None = None
         self._streams: set[Stream] = set()
         self._annotated: dict[str, tuple[Param, ...]] = {}
@@ -514,7 +517,9 @@ class Shared(RemoteClient):
         """Once a second."""
         for stream in list(self._streams):
             stream.sign_of_life(now)
-        if self._streams or self.waiting:
+        if self.old and all(stream.listens for stream in self._streams):
+            self.leave()  # who listens begins anew, and hears from the session that belongs there now
+        elif self._streams or self.waiting:
             self.used = now
         elif now - self.used > SHARED_IDLE_S:
             self.leave()
@@ -546,6 +551,8 @@ class StreamableHttp:
         self._now = now
         self._sessions: dict[str, HttpSession] = {}
         self._shared: dict[Common, Shared] = {}
+        self._old: dict[Shared, Principal] = {}
+        """those that nobody asks any more, until they have answered"""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -672,6 +679,7 @@ class StreamableHttp:
             shared = Shared(self._now, modern=modern)
 
             def closed(made: Shared = shared) -> None:
+                self._old.pop(made, None)
                 if self._shared.get(key) is made:
                     del self._shared[key]
 
@@ -759,7 +767,7 @@ class StreamableHttp:
         now = self._now()
         for session in self.sessions:
             session.sweep(now)
-        for shared in list(self._shared.values()):
+        for shared in [*self._shared.values(), *self._old]:
             shared.sweep(now)
 
     def turn_out(self, still: Callable[[Principal], bool]) -> None:
@@ -767,9 +775,19 @@ class StreamableHttp:
         for session in self.sessions:
             if not still(session.principal):
                 turn_out(session)
-        for (principal, *_), shared in list(self._shared.items()):
+        known = [(principal, shared) for (principal, *_), shared in self._shared.items()]
+        for principal, shared in (*known, *((principal, shared) for shared, principal in list(self._old.items()))):
             if not still(principal):
                 turn_out(shared)
+
+    def begin_anew(self) -> None:
+        """The rules changed: where requests belong to another session now, the next of them begins it."""
+        for key, shared in list(self._shared.items()):
+            principal, backend, *_ = key
+            if shared.party is not None and not self._reception.suits(principal, backend, shared.party):
+                del self._shared[key]
+                shared.old = True
+                self._old[shared] = principal
 
     def stop(self, text: str) -> None:
         """The daemon ends: streams that wait for nothing but news end with it."""
