@@ -449,7 +449,7 @@ class Conversation:
         )  # fmt: skip
         if fault is None and "inputResponses" in frame.params:
             if self.shell.tasks is None or not self.shell.tasks.answers(call):  # nobody asks for those
-                fault = questions.unasked(frame.params, self._may_ask())
+                fault = questions.unasked(frame.params, self.may_ask())
             try:
                 call = roots.answered(call, runtime.pipeline)
             except BadParams as error:
