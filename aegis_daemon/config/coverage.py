@@ -15,7 +15,7 @@ import msgspec
 from aegis_daemon.config.rules import constraint
 from aegis_daemon.config.schema import Access, Config
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names, plain_uri
+from aegis_daemon.core.names import Names, meanings
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import Deny, Hold, Opinion
 from aegis_daemon.policy.cedar import Ruling
@@ -182,7 +182,7 @@ class Coverage:
         names, kind = [call.name], call.subject
         if kind == "resource":
             try:
-                names.append(plain_uri(call.name))
+                names += meanings(call.name) if denied else meanings(call.name)[:1]
             except ValueError:
                 pass
         found: list[str] = []

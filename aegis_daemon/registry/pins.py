@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.canonical import canonical
+from aegis_daemon.core.names import meanings
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.templates import fits, literals
 from aegis_daemon.core.text import visible
@@ -220,8 +221,15 @@ class Registry:
     def _stops_resource(self, backend: str, name: str) -> str:
         stopped = self._templates.get(backend)
         if stopped:
+            spellings: tuple[str, ...] = (name,)
+            if (backend, "template", name) not in self._pins:
+                # In another spelling, too: `FILE:///logs/%61` is of a changed `file:///logs/{name}`.
+                try:
+                    spellings += meanings(name)
+                except ValueError:
+                    return "unclear"
             for template, parts in stopped.items():
-                if name == template or fits(parts, name):
+                if any(one == template or fits(parts, one) for one in spellings):
                     return self._pins[backend, "template", template].state
         if "{" in name and (backend, "template", name) not in self._pins:
             return self._unknown(backend, name)  # a template that a list shows

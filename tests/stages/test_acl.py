@@ -147,6 +147,10 @@ def test_the_files_own_deny_and_allow_hold_for_every_agent(
         "fi\nle:///etc/passwd",
         " file:///etc/passwd",
         "file://[x/etc/passwd",
+        "file://127.0.0.1/etc/passwd",
+        "file://etc/passwd",
+        "file:///%2565tc/passwd",
+        "file:///etc/passwd%00",
     ],
 )
 @pytest.mark.parametrize("deny", [["file:///etc/*"], ["file:///etc/passwd"]])
@@ -157,6 +161,51 @@ def test_a_denied_resource_is_refused_however_it_is_written(uri: str, deny: list
     assert not passes(gate, call("completion/complete", {"ref": {"type": "ref/resource", "uri": uri}}))
     assert not passes(gate, call("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["x:a", uri]}}))
     assert not gate.visible(Principal("amy"), "files", "resource", uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://internal/keys",
+        "HTTPS://INTERNAL/keys",
+        "https://internal:443/keys",
+        "https://internal:/keys",
+        "https:internal/keys",
+        "https:/internal/keys",
+        "https:///internal/keys",
+        "https:\\\\internal\\keys",
+        "https://%69nternal/keys",
+        "https://\uff49nternal/keys",
+        "https://me@internal/keys",
+        "https://pub\\@internal/keys",
+        "https://internal./keys",
+        "https://internal/keys#top",
+        "https://internal/%6Beys",
+        "https://internal/%256Beys",
+        "ht\ttps://internal/keys",
+    ],
+)
+@pytest.mark.parametrize("deny", [["https://internal/*"], ["https://internal/keys"]])
+def test_a_denied_page_is_refused_however_a_parser_of_urls_may_read_it(uri: str, deny: list[str]) -> None:
+    gate = acl(Route(resources=lists(deny=deny)))
+    assert not passes(gate, named("resource", uri))
+    assert not gate.visible(Principal("amy"), "files", "resource", uri)
+    for other in ("https://pub/a", "https://internal:8443/a", "https://{host}/a"):
+        assert passes(gate, named("resource", other))
+
+
+def test_only_what_is_denied_is_asked_for_by_what_a_careless_server_could_make_of_a_uri() -> None:
+    gate = acl(Route(resources=lists(["file://share/pub/*", "https://pub/*"], ["file:///secret/*"])))
+    assert passes(gate, named("resource", "file://share/pub/a"))
+    assert passes(gate, named("resource", "https://pub/a#b"))
+    assert not passes(gate, named("resource", "file://share/secret/a"))
+
+
+@pytest.mark.parametrize("uri", ["notes:///a%00", "notes:///a\0", "notes:///a%2500", "notes:///a\n"])
+def test_a_uri_that_a_server_could_cut_short_is_refused_where_there_are_no_lists_too(uri: str) -> None:
+    assert not passes(acl(Route()), named("resource", uri))
+    for other in ("notes:///a?text=1%0A2", "https:x", "http://["):
+        assert passes(acl(Route()), named("resource", other))
 
 
 @pytest.mark.parametrize("uri", ["notes:///priv/1", "NOTES:///priv/1", "notes:///pub/../priv/1", "notes:///pri%76/1"])

@@ -74,12 +74,6 @@ def test_a_subscription_to_what_has_changed_may_be_ended() -> None:
     assert gate.decide(call("resources/unsubscribe", {"uri": "notes:///1"}), 0.0) is PASS
 
 
-@pytest.mark.parametrize("uri", ["NOTES:///a/1", "notes:///a/%31", "notes:///b/../a/1"])
-def test_a_resource_of_a_changed_template_is_refused_however_it_is_spelt(uri: str) -> None:
-    gate = Pins(Known(**{uri: "", "notes:///a/1": "changed"}))
-    assert isinstance(gate.decide(call("resources/read", {"uri": uri}), 0.0), Deny)
-
-
 def test_a_refusal_tells_the_log_the_way_out_and_not_the_agent() -> None:
     found = Pins(Known(**{"send mail": "changed"})).decide(tool("send mail"), 0.0)
     assert isinstance(found, Deny)
