@@ -19,7 +19,7 @@ from aegis_daemon.config.schema import Access, Config
 from aegis_daemon.config.source import ConfigFaults, Fault, Path, Source, dotted, read
 from aegis_daemon.config.splice import Change, Unknown, changed, plain, splice
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names, meanings, plain_name, plain_uri
+from aegis_daemon.core.names import Names, Restricted, meanings, plain_name, plain_uri
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.verdict import Deny, Hold
@@ -402,7 +402,7 @@ class _Work:
         for index, entry in enumerate(entries):
             if entry in targets and not _is_pattern(entry):
                 continue
-            if any(name in Names([entry]) for name in taken_for):
+            if any(name in Restricted([entry]) for name in taken_for):
                 line = self._line((*path, index))
                 what = "the pattern" if _is_pattern(entry) else "the name"
                 raise Stuck(

@@ -1,6 +1,7 @@
 """Whether a name is on a list: exact names first, then globs, each tool answered once and remembered.
 
-A glob is matched against the whole name, byte for byte (`*`, `?`, `[…]`); case matters.
+A glob is matched against the whole name, byte for byte (`*`, `?`, `[…]`); case matters where a list permits. What
+restricts holds for every name that a careless server could take for one on the list.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from ipaddress import ip_address
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
+from aegis_daemon.wire.jsonrpc import fold
+
 _MAGIC = re.compile(r"[*?\[]")
 _REMEMBERED = 4096
+_LONGEST = 256
+"""Characters of a name whose answer is remembered."""
 _PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443", "ftp": "21"}
 """The special schemes of the WHATWG URL standard, but for `file`, and their own ports."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -32,7 +37,7 @@ class Names:
         patterns = list(patterns)
         self._exact = frozenset(pattern for pattern in patterns if not _MAGIC.search(pattern))
         globs = [translate(pattern) for pattern in patterns if _MAGIC.search(pattern)]
-        self._globs = re.compile("|".join(f"(?:{glob})" for glob in globs)) if globs else None
+        self._globs = _any_of(globs)
         self._seen: dict[str, bool] = {}
 
     def __bool__(self) -> bool:
@@ -43,12 +48,66 @@ class Names:
             return True
         if self._globs is None:
             return False
+        return self._remembered(name)
+
+    def _remembered(self, name: str) -> bool:
         known = self._seen.get(name)
         if known is None:
-            known = self._globs.match(name) is not None
-            if len(self._seen) < _REMEMBERED:
+            known = self._holds(name)
+            if len(self._seen) < _REMEMBERED and len(name) <= _LONGEST:
                 self._seen[name] = known
         return known
+
+    def _holds(self, name: str) -> bool:
+        return self._globs is not None and self._globs.match(name) is not None
+
+
+class Restricted(Names):
+    """The same for a list of what is denied, asked about or limited: it holds, too, what only looks otherwise.
+
+    Case, width, escapes, what cannot be seen and spaces, dots and slashes at the ends are set aside (`bare`).
+    """
+
+    __slots__ = ("_bare", "_bare_globs")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        patterns = list(patterns)
+        super().__init__(patterns)
+        self._bare = frozenset(map(bare, self._exact))
+        self._bare_globs = _any_of([translate(fold(pattern)) for pattern in patterns if _MAGIC.search(pattern)])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._exact or self._remembered(name)
+
+    def _holds(self, name: str) -> bool:
+        if super()._holds(name):
+            return True
+        ends = bare(name)
+        if ends in self._bare:
+            return True
+        if self._bare_globs is None:
+            return False
+        return any(self._bare_globs.match(one) for one in (ends, fold(name), _folded(name)))
+
+
+def _any_of(globs: list[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(f"(?:{glob})" for glob in globs)) if globs else None
+
+
+def bare(name: str) -> str:
+    """A name as a careless server may take it: no case, width and escapes, nothing unseen, no ` ./` at its ends."""
+    text = _folded(name)
+    return text.strip(" ./") or text
+
+
+def _folded(name: str) -> str:
+    for _ in range(_ROUNDS):
+        if "%" not in name:
+            break
+        before, name = name, unquote(name)
+        if name == before:
+            break
+    return fold(name).strip()
 
 
 def plain_name(name: str) -> bool:
@@ -118,11 +177,10 @@ def _forms(text: str) -> list[str]:
     # An empty host is kept: `urlunsplit` would make `notes:/a` of `notes:///a`, which no rule is written as.
     after = text[len(scheme) + 1 if scheme else 0 :]
     start = f"{scheme}:" * bool(scheme) + "//" * after.startswith("//")
+    host = host.removeprefix("@").removesuffix(":")
     made = [start + host + path + tail]
     if host:
-        server = re.sub(r":[0-9]*$", "", host.rpartition("@")[2])
-        within = _resolved(f"/{host}{unquote(parts.path)}").removeprefix("/")
-        made += [start + server + path + tail, start + within + tail]
+        made.append(start + _resolved(f"/{host}{unquote(parts.path)}").removeprefix("/") + tail)
     return made
 
 

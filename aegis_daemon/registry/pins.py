@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.canonical import canonical
-from aegis_daemon.core.names import meanings
+from aegis_daemon.core.names import bare, meanings
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.templates import fits, literals
 from aegis_daemon.core.text import visible
@@ -178,6 +178,8 @@ class Registry:
         self._stopped: dict[Key, Pin] = {}
         self._alike: dict[tuple[str, str], list[Pin]] = {}
         """by kind and skeleton, the first seen first"""
+        self._bare: set[Key] = set()
+        """backend, kind and what a careless server takes the name for"""
         self._same: dict[tuple[str, str], list[Pin]] = {}
         """by kind and name, likewise"""
         self._templates: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -206,7 +208,8 @@ class Registry:
             return self._stops_resource(backend, name)
         pin = self._pins.get((backend, subject, name))
         if pin is None:
-            return self._unknown(backend, name) or "unseen"
+            why = self._unknown(backend, name)
+            return why or ("alike" if (backend, subject, bare(name)) in self._bare else "unseen")
         return "" if pin.state == TRUSTED else pin.state
 
     def _unknown(self, backend: str, name: str) -> str:
@@ -403,6 +406,7 @@ class Registry:
         self._counts[pin.backend] += 1
         self._ids[pin.id] = pin
         if pin.kind in NAMED:
+            self._bare.add((pin.backend, pin.kind, bare(pin.name)))
             self._alike.setdefault((pin.kind, skeleton(pin.name)), []).append(pin)
             self._same.setdefault((pin.kind, pin.name), []).append(pin)
         self._filed(pin)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names, legible, meanings, plain_name
+from aegis_daemon.core.names import Names, Restricted, legible, meanings, plain_name
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Deny, Opinion, Reason
 from aegis_daemon.wire.methods import BadParams, listened_resources
@@ -21,7 +21,7 @@ class Lists(msgspec.Struct, frozen=True):
     """An allow-list (None: everything) and a deny-list, which wins."""
 
     allow: Names | None = None
-    deny: Names | None = None
+    deny: Restricted | None = None
 
     def admits(self, name: str) -> bool:
         """Whether the name may be used."""
@@ -77,7 +77,7 @@ class Acl:
         self,
         routes: Mapping[tuple[str, str], Route],
         *,
-        deny: Names | None = None,
+        deny: Restricted | None = None,
         allow: Names | None = None,
         open_unlisted: bool = False,
         refused: frozenset[tuple[str, str]] = frozenset(),

@@ -13,6 +13,7 @@ from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import Pins as Pinned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Deny, Opinion, Pass, Reason
+from aegis_daemon.stages.acl import HIDDEN
 from aegis_daemon.wire.methods import BadParams, listened_resources
 
 SUBJECTS: Final = frozenset({"tool", "prompt", "resource"})
@@ -78,6 +79,9 @@ class Pins:
 
 def _reason(backend: str, subject: str, name: str, why: str) -> Reason:
     shown = name[:200]
+    if why == "alike":  # in the words of the lists: what is hidden must not be told apart
+        detail = f"pins: `{backend}` has no {subject} `{shown}`, and one that only its spelling tells from it"
+        return Reason("pin", f"the {subject} `{shown}` {HIDDEN}", code="not_allowed", detail=detail)
     kind = "template" if subject == "resource" else subject
     if subject == "resource":
         way = f"`aegis tools list --changed --backend {backend}` shows which {kind} it is"

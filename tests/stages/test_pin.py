@@ -36,7 +36,7 @@ class Known:
 
 
 @pytest.mark.parametrize("hold", [False, True])
-@pytest.mark.parametrize("state", ["", "changed", "held", "unseen", "crowded"])
+@pytest.mark.parametrize("state", ["", "changed", "held", "unseen", "crowded", "alike"])
 def test_what_is_refused_is_hidden_and_nothing_else_is(state: str, hold: bool) -> None:
     gate = Pins(Known(post=state), hold=hold)
     refused = bool(state) and (state != "unseen" or hold)
@@ -72,6 +72,13 @@ def test_resources_of_a_changed_template_are_refused_by_every_way(asked: Call) -
 def test_a_subscription_to_what_has_changed_may_be_ended() -> None:
     gate = Pins(Known(**{"notes:///1": "changed"}))
     assert gate.decide(call("resources/unsubscribe", {"uri": "notes:///1"}), 0.0) is PASS
+
+
+def test_what_is_spelt_like_another_reads_as_if_it_did_not_exist() -> None:
+    found = Pins(Known(Post="alike")).decide(tool("Post"), 0.0)
+    assert isinstance(found, Deny)
+    assert found.reason.text == "the tool `Post` is not available to this agent"
+    assert found.reason.code == "not_allowed"
 
 
 def test_a_refusal_tells_the_log_the_way_out_and_not_the_agent() -> None:
