@@ -87,7 +87,7 @@ class Restricted(Names):
             return True
         if self._bare_globs is None:
             return False
-        return any(self._bare_globs.match(one) for one in (ends, fold(name), _folded(name)))
+        return any(self._bare_globs.match(one) for one in {ends, fold(name), _folded(name)})
 
 
 def _any_of(globs: list[str]) -> re.Pattern[str] | None:
@@ -189,7 +189,11 @@ def _files(host: str, path: str) -> list[str]:
     if re.fullmatch(r"[a-z][:|]", host):
         host, path = "", f"/{host}{path}"
     host = "" if host == "localhost" else host
-    path = re.sub(r"^/([A-Za-z])\|(?=/|$)", r"/\1:", _resolved(f"/{path}"))
+    path = _resolved(f"/{path}")
+    if path[2:3] == "|":
+        path = re.sub(r"^/([A-Za-z])\|(?=/|$)", r"/\1:", path)
+    if not host:
+        return [f"file://{path}"]
     return [f"file://{host}{path}", f"file://{path}", f"file://{_resolved(f'/{host}{path}')}"]
 
 

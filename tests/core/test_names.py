@@ -83,6 +83,8 @@ def test_what_restricts_a_name_holds_for_what_a_careless_server_takes_for_it(nam
         assert name in Restricted(patterns), patterns
         assert name not in Names(["pay"])
     assert name not in Restricted(["payer", "pa", "x*"])
+    assert "pay" in Restricted([name]), "whichever of the two is listed"
+    assert "pay_now" in Restricted(["PAY_*"])
 
 
 def test_what_restricts_holds_for_all_that_a_list_of_names_does() -> None:
