@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import translate
 from ipaddress import ip_address
 from unicodedata import normalize
@@ -20,6 +20,12 @@ _MAGIC = re.compile(r"[*?\[]")
 _REMEMBERED = 4096
 _LONGEST = 256
 """Characters of a name whose answer is remembered."""
+LONGEST_NAME = 1024
+"""Characters of the name of a tool or a prompt; a longer one is nobody's, and is not remembered."""
+_LONGEST_URI = 8192
+"""Characters of a URI that can be looked for in a list."""
+_LONGEST_ESCAPED = 65536
+"""Characters of one whose escapes are looked at."""
 _PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443", "ftp": "21"}
 """The special schemes of the WHATWG URL standard, but for `file`, and their own ports."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -80,7 +86,7 @@ class Restricted(Names):
         return name in self._exact or self._remembered(name)
 
     def _holds(self, name: str) -> bool:
-        if super()._holds(name):
+        if super()._holds(name) or len(name) > _LONGEST_URI:
             return True
         ends = bare(name)
         if ends in self._bare:
@@ -95,7 +101,12 @@ def _any_of(globs: list[str]) -> re.Pattern[str] | None:
 
 
 def bare(name: str) -> str:
-    """A name as a careless server may take it: no case, width and escapes, nothing unseen, no ` ./` at its ends."""
+    """A name as a careless server may take it: no case, width and escapes, nothing unseen, no ` ./` at its ends.
+
+    What is too long to be let pass (`plain_name`, `meanings`) is left as it is: an agent must not cost more.
+    """
+    if len(name) > _LONGEST_URI:
+        return name
     text = _folded(name)
     return text.strip(" ./") or text
 
@@ -111,11 +122,11 @@ def _folded(name: str) -> str:
 
 
 def plain_name(name: str) -> bool:
-    """Whether no server could take it for another name: nothing unseen, no space at its ends, no compatibility form.
+    """Whether no server could take it for another name: short, nothing unseen, no space at its ends, no other form.
 
     Servers that trim, cut at a NUL or normalise would run `delete` for `delete\\0`, which no list and no limit names.
     """
-    if not name.isprintable() or name.strip() != name:
+    if len(name) > LONGEST_NAME or not name.isprintable() or name.strip() != name:
         return False
     return name.isascii() or normalize("NFKC", name) == name
 
@@ -126,6 +137,8 @@ def legible(uri: str) -> bool:
         return False
     if "%" not in uri:
         return True
+    if len(uri) > _LONGEST_ESCAPED:
+        return False
     where, _, rest = uri.partition("?")
     try:
         return not _CONTROL.search(_unescaped(where)) and "\0" not in _unescaped(rest)
@@ -149,21 +162,23 @@ def meanings(uri: str) -> tuple[str, ...]:
 
     What may be used is asked for by the first, what may not by all of them. Raises `ValueError` as `plain_uri`.
     """
+    if len(uri) > _LONGEST_URI or len(normalize("NFKC", uri)) > 2 * _LONGEST_URI:
+        raise ValueError("it is too long")
     if not legible(uri):
         raise ValueError("it has characters that cannot be seen")
-    made = _forms(uri.strip(" "))
-    careless = _unescaped(uri).strip(" ")
-    if careless != uri:
-        made += _forms(careless)
+    made = _forms(uri.strip(" "), _unescaped)
+    if "%" in uri:
+        made += _forms(uri.strip(" "), unquote)
+        made += _forms(_unescaped(uri).strip(" "), unquote)
     return tuple(dict.fromkeys(made))
 
 
-def _forms(text: str) -> list[str]:
+def _forms(text: str, undo: Callable[[str], str]) -> list[str]:
     if text[:5].lower() == "file:":
         text = text.replace("\\", "/")
     parts = urlsplit(text)
     scheme, host = parts.scheme.lower(), parts.netloc.lower()
-    path = _resolved(unquote(parts.path))
+    path = _resolved(undo(parts.path))
     query = f"?{parts.query}" if parts.query else ""
     tail = query + (f"#{parts.fragment}" if parts.fragment else "")
     if scheme == "file":
@@ -180,7 +195,7 @@ def _forms(text: str) -> list[str]:
     host = host.removeprefix("@").removesuffix(":")
     made = [start + host + path + tail]
     if host:
-        made.append(start + _resolved(f"/{host}{unquote(parts.path)}").removeprefix("/") + tail)
+        made.append(start + _resolved(f"/{host}{undo(parts.path)}").removeprefix("/") + tail)
     return made
 
 

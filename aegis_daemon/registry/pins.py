@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.canonical import canonical
-from aegis_daemon.core.names import bare, meanings
+from aegis_daemon.core.names import LONGEST_NAME, bare, meanings
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.templates import fits, literals
 from aegis_daemon.core.text import visible
@@ -38,8 +38,6 @@ LARGEST: Final = 256 << 10
 """Bytes of the largest object whose text is kept beside its hash, for people to read."""
 MOST_TEXT: Final = 32 << 20
 """Bytes of such texts of one server."""
-LONGEST_NAME: Final = 1024
-"""Characters of a name; what has a longer one is not remembered, and not usable."""
 ALIKE: Final = 8
 """Look-alikes of one name that are told."""
 REPEATS: Final = 8

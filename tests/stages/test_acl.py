@@ -222,7 +222,10 @@ def test_a_scheme_of_a_servers_own_is_no_way_around(uri: str) -> None:
     assert passes(acl(Route(resources=lists(allow=["notes:///pub/*"]))), named("resource", "notes:///pub/1"))
 
 
-@pytest.mark.parametrize("uri", ["file:///srv/../etc/passwd", "file:///srv/%2e%2e/etc/passwd", "file:///srv/..\\..\\x"])
+@pytest.mark.parametrize(
+    "uri",
+    ["file:///srv/../etc/passwd", "file:///srv/%2e%2e/etc/passwd", "file:///srv/..\\..\\x", "file:///srv/%252e%252e/x"],
+)
 def test_an_allowed_folder_cannot_be_left(uri: str) -> None:
     gate = acl(Route(resources=lists(allow=["file:///srv/*"])))
     assert not passes(gate, named("resource", uri))
