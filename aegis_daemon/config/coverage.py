@@ -15,7 +15,7 @@ import msgspec
 from aegis_daemon.config.rules import constraint
 from aegis_daemon.config.schema import Access, Config
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names, plain_uri
+from aegis_daemon.core.names import Names, Restricted, meanings
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import Deny, Hold, Opinion
 from aegis_daemon.policy.cedar import Ruling
@@ -106,7 +106,8 @@ class Coverage:
         return self.rules.setdefault(place, Covered(place, kind, where))
 
     def _list(self, key: tuple[str, str, str], place: str, patterns: tuple[str, ...] | None, kind: str) -> None:
-        self._lists[key] = [(Names([one]), self._add(f"{place}.{one}", kind)) for one in patterns or ()]
+        made = Names if kind == "allow" else Restricted
+        self._lists[key] = [(made([one]), self._add(f"{place}.{one}", kind)) for one in patterns or ()]
 
     def _access(self, agent: str, backend: str, access: Access) -> None:
         if not access.allowed:
@@ -182,7 +183,7 @@ class Coverage:
         names, kind = [call.name], call.subject
         if kind == "resource":
             try:
-                names.append(plain_uri(call.name))
+                names += meanings(call.name) if denied else meanings(call.name)[:1]
             except ValueError:
                 pass
         found: list[str] = []

@@ -19,7 +19,7 @@ from aegis_daemon.config.schema import Access, Config
 from aegis_daemon.config.source import ConfigFaults, Fault, Path, Source, dotted, read
 from aegis_daemon.config.splice import Change, Unknown, changed, plain, splice
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names, plain_name, plain_uri
+from aegis_daemon.core.names import Names, Restricted, meanings, plain_name, plain_uri
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.verdict import Deny, Hold
@@ -203,6 +203,12 @@ def _targets(asked: Asked) -> tuple[str, ...]:
     if asked.subject != "resource":
         return asked.names
     return tuple(dict.fromkeys(one for name in asked.names for one in (name, plain_uri(name))))
+
+
+def _taken_for(asked: Asked, targets: Sequence[str]) -> tuple[str, ...]:
+    """The same, and what else may be denied as one of them."""
+    others = [one for name in asked.names for one in meanings(name)] if asked.subject == "resource" else []
+    return tuple(dict.fromkeys([*targets, *others]))
 
 
 def _listed(name: str) -> str:
@@ -392,11 +398,15 @@ class _Work:
         ]
 
     def _undenied(self, path: Path, entries: Sequence[str], targets: Sequence[str]) -> list[tuple[Change, str]]:
+        taken_for = _taken_for(self.asked, targets)
         for index, entry in enumerate(entries):
-            if _is_pattern(entry) and any(name in Names([entry]) for name in targets):
+            if entry in targets and not _is_pattern(entry):
+                continue
+            if any(name in Restricted([entry]) for name in taken_for):
                 line = self._line((*path, index))
+                what = "the pattern" if _is_pattern(entry) else "the name"
                 raise Stuck(
-                    f"line {line} denies it with the pattern `{entry}` in `{dotted(path)}`, and a pattern is never "
+                    f"line {line} denies it with {what} `{entry}` in `{dotted(path)}`, and that is never "
                     "widened, since it may be there for more than this call",
                     f"by hand: write in its place the names that `{entry}` is there for, without `{targets[0]}`, and "
                     "then `aegis daemon reload`",

@@ -12,7 +12,7 @@ from aegis_daemon.config.rules import rules as rules_of
 from aegis_daemon.config.rules import transforms as transforms_of
 from aegis_daemon.config.schema import Access, Config, reveal
 from aegis_daemon.config.secrets import guard
-from aegis_daemon.core.names import Names
+from aegis_daemon.core.names import Names, Restricted
 from aegis_daemon.core.pipeline import Pipeline
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import AgentRule, BackendRule, HoldRule, Runtime
@@ -100,7 +100,7 @@ def build(
 
 
 def _lists(allow: tuple[str, ...] | None, deny: tuple[str, ...]) -> Lists:
-    return Lists(Names(allow) if allow is not None else None, Names(deny) if deny else None)
+    return Lists(Names(allow) if allow is not None else None, Restricted(deny) if deny else None)
 
 
 def _route(access: Access) -> Route:
@@ -129,7 +129,7 @@ def _acl(config: Config) -> Acl:
                 routes[name, backend] = _route(access)
     return Acl(
         routes,
-        deny=Names(config.deny.tools),
+        deny=Restricted(config.deny.tools),
         allow=Names(config.allow.tools) if config.allow is not None else None,
         open_unlisted=config.defaults.unlisted == "observe",
         refused=_closed(config),
@@ -167,9 +167,9 @@ def _approval(config: Config) -> Approval:
         ((name, backend), access) for name, agent in config.agents.items() for backend, access in agent.backends.items()
     ]
     return Approval(
-        {key: Names(access.approval_required) for key, access in routes if access.approval_required},
+        {key: Restricted(access.approval_required) for key, access in routes if access.approval_required},
         config.approval.timeout,
-        {key: Names(access.second_approver) for key, access in routes if access.second_approver},
+        {key: Restricted(access.second_approver) for key, access in routes if access.second_approver},
     )
 
 

@@ -14,9 +14,9 @@ from typing import Final
 from aegis_daemon.config.load import Fault, Loaded
 from aegis_daemon.config.schema import Config
 from aegis_daemon.config.source import Path, Source, read, read_file
+from aegis_daemon.core.names import bare
 from aegis_daemon.core.text import visible
 from aegis_daemon.policy.dialect import Statement
-from aegis_daemon.policy.rules import bare
 from aegis_daemon.policy.schema import ACTION
 
 ALIKE: Final = 0.8

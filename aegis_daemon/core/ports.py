@@ -253,7 +253,9 @@ class Pins(Protocol):
     """how old what is known of a server in use may get before it is asked again"""
 
     def stops(self, backend: str, subject: str, name: str) -> str:
-        """Nothing where it is as trusted; else `changed`, `held`, `unseen`, `crowded` (too many) or `long` (a name)."""
+        """Nothing where it is as trusted; else `changed`, `held`, `unseen`, `crowded` (too many), or of a name `long`,
+        `unclear` or `alike`: of nothing that was seen, and only spelt otherwise than what was.
+        """
         ...
 
     def trusted(self, backend: str, subject: str, name: str) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aegis_daemon.config.load import Fault
+from aegis_daemon.core.names import bare
 from aegis_daemon.daemon.misspelt import Misspelt
-from aegis_daemon.policy.rules import bare
 from aegis_daemon.policy.schema import Finding, Fitting, Summary, Tool
 from aegis_daemon.registry.pins import TRUSTED, Registry
 

@@ -87,6 +87,7 @@ from aegis_daemon.registry.pins import Registry
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.own_tasks import OwnTasks
 from aegis_daemon.relay.task_owners import Owners
+from aegis_daemon.stages.rate_limit import RateLimit
 from aegis_daemon.transports.unix_relay import Peer, UnixRelay
 
 _log = logging.getLogger("aegis")
@@ -403,9 +404,9 @@ class Daemon:
 
     def _pins_seen(self, backend: str) -> None:
         """Something of this server is pinned that was not, or as something else: its rules may not fit it."""
+        self._shell.runtime.pipeline.forget()  # what is spelt like it passed until now
         if self._force.fits is not None:
             self._force.fits.seen(backend)
-            self._shell.runtime.pipeline.forget()
         self._reviewer.kick()
 
     def _pins_news(self) -> None:
@@ -476,7 +477,11 @@ class Daemon:
         claims = self._force.runtime.claims
         if not claims:
             return
-        by_tool: dict[tuple[str | None, str, str], Claim] = {(c.agent, c.backend, shortened(c.tool)): c for c in claims}
+        gate = self._force.runtime.pipeline.gate("rate_limit")
+        assert isinstance(gate, RateLimit)
+        long: dict[tuple[str | None, str, str], Claim] = {
+            (c.agent, c.backend, shortened(c.tool)): c for c in claims if shortened(c.tool) != c.tool
+        }
         now, today = monotonic(), wall()
         longest = max(claim.window_s for claim in claims)
         boot = self._journal.boot
@@ -486,9 +491,10 @@ class Daemon:
         ):
             # A calendar that was set back since makes a call look new, which errs on the side of the limit.
             at = mono_us / 1e6 if row_boot == boot else now - max(0.0, today - ts_us / 1e6)
-            for who in (None, agent):
-                claim = by_tool.get((who, backend, tool))
-                if claim is not None and at > now - claim.window_s:
+            cut = [long[key] for who in (None, agent) if (key := (who, backend, tool)) in long]
+            # By the limits that judged it: `POST` is one of `post`'s calls, however it is written in the log.
+            for claim in cut or gate.of(agent, backend, tool):
+                if at > now - claim.window_s:
                     counted.setdefault(claim, []).append(min(at, now))
         for claim, times in counted.items():
             self._limits.restore(claim, times)

@@ -38,6 +38,7 @@ _CLASS, _PATTERN, _NAME = 1, 2, 3
 _MARK: Final = "aegis-setup-writes-here"
 _YAML_WORDS: Final = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n"))
 _REASON_MAX: Final = 90
+_LIKE_A_PATTERN: Final = "its name reads like a pattern, so it can have no limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,10 @@ def propose(backend: str, judged: Iterable[Judged]) -> tuple[Row, ...]:
     made: dict[str, Row] = {}
     for one in judged:
         action: Action = PROPOSED[one.risk] if _nameable(one.tool) else "deny"
-        limit = LIMITS.get(one.risk, "") if action != "deny" else ""
-        row = Row(backend, one.tool, one.risk, one.confidence, one.why, action, limit)
+        limit, why = _limit(one.tool, LIMITS.get(one.risk, "")) if action != "deny" else "", one.why
+        if action == "allow" and not limit:
+            action, why = "ask", f"{_LIKE_A_PATTERN}; {why}"
+        row = Row(backend, one.tool, one.risk, one.confidence, why, action, limit)
         if one.tool not in made or worse(one.risk, made[one.tool].risk) == one.risk:
             made[one.tool] = row
     return tuple(sorted(made.values(), key=lambda row: CLASSES.index(row.risk)))
@@ -97,6 +100,11 @@ def distrusted(row: Row, why: str) -> Row:
 def _nameable(tool: str) -> bool:
     """Whether a list can name it."""
     return bool(tool) and plain_name(tool)
+
+
+def _limit(tool: str, limit: str) -> str:
+    """The limit, where one can be written for a tool of this name: `ToolName` refuses what reads like a pattern."""
+    return "" if re.search(r"[*?\[\]]", tool) else limit
 
 
 def changed_rows(rows: Sequence[Row], said: str) -> tuple[tuple[Row, ...], int, tuple[Row, ...]]:
@@ -145,7 +153,7 @@ def _set(
             else:
                 count += 1
                 limit = "" if action == "deny" else LIMITS.get(row.risk, "60/minute" if action == "allow" else "")
-                row = replace(row, action=action, limit=limit, chosen=how)
+                row = replace(row, action=action, limit=_limit(row.tool, limit), chosen=how)
         made.append(row)
     return tuple(made), count, tuple(kept)
 
@@ -160,9 +168,7 @@ def access(rows: Sequence[Row]) -> dict[str, Any]:
         made["tool_denylist"] = denied
     if asking := [plain_glob(row.tool) for row in good if row.action == "ask"]:
         made["approval_required"] = asking
-    if limits := {
-        plain_text(row.tool): row.limit for row in good if row.limit and not re.search(r"[*?\[\]]", row.tool)
-    }:
+    if limits := {plain_text(row.tool): row.limit for row in good if row.limit}:
         made["rate_limits"] = limits
     return made
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import msgspec
 
+from aegis_daemon.core.names import bare
 from aegis_daemon.core.text import visible
 from aegis_daemon.core.verdict import Claim
 from aegis_daemon.policy.budgets import SCOPE, exact, plain, units
-from aegis_daemon.policy.context import Doubt, folded_text
+from aegis_daemon.policy.context import folded_text
 from aegis_daemon.policy.paths import canonical_root, path_fault
 from aegis_daemon.policy.patterns import compile_pattern
 from aegis_daemon.policy.sql import ARGUMENTS, DEFAULT_DIALECTS, sql_fault
 from aegis_daemon.policy.urls import address_fault, canonical_host, url_fault
-from aegis_daemon.wire.jsonrpc import fold
 
 EVERYWHERE = "*"
 """The backend of every budget: a rule for a tool's own name counts what is spent of it on all backends together."""
@@ -221,14 +221,6 @@ class Rules:
     def _named(self, name: str) -> tuple[Rule, ...]:
         own = self._by_tool.get(name)
         return (own,) if own is not None else self._alike.get(bare(name), ())
-
-
-def bare(name: str) -> str:
-    """A tool's name as a careless server may take it: without case, width, escapes and spaces at the ends."""
-    try:
-        return folded_text(name)
-    except Doubt:
-        return fold(name)
 
 
 def compile_rule(constraint: Constraint) -> Rule:

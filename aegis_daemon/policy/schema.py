@@ -18,10 +18,11 @@ from typing import Any, Final
 
 import msgspec
 
+from aegis_daemon.core.names import bare
 from aegis_daemon.core.text import visible
 from aegis_daemon.policy.context import Doubt, folded_text
 from aegis_daemon.policy.dialect import Est, Path, Statement, attribute, chain, kind_of
-from aegis_daemon.policy.rules import Argument, Constraint, bare
+from aegis_daemon.policy.rules import Argument, Constraint
 from aegis_daemon.policy.sql import ARGUMENTS
 
 ACTION: Final = "tools/call"

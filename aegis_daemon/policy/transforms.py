@@ -21,7 +21,8 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.wire.jsonrpc import Answer, WireFault, disguised, encode, fold, read
+from aegis_daemon.core.names import bare
+from aegis_daemon.wire.jsonrpc import Answer, WireFault, disguised, encode, read
 
 REDACTED: Final = "[redacted]"
 UNKNOWN: Final = object()
@@ -235,7 +236,7 @@ class Transforms:
         self._by_tool = {transform.tool: transform for transform in transforms}
         self._alike: dict[str, tuple[Transform, ...]] = {}
         for one in self._by_tool.values():
-            self._alike[fold(one.tool)] = (*self._alike.get(fold(one.tool), ()), one)
+            self._alike[bare(one.tool)] = (*self._alike.get(bare(one.tool), ()), one)
 
     def __bool__(self) -> bool:
         return bool(self._by_tool)
@@ -246,7 +247,7 @@ class Transforms:
 
     def _named(self, name: str) -> tuple[Transform, ...]:
         own = self._by_tool.get(name)
-        return (own,) if own is not None else self._alike.get(fold(name), ())
+        return (own,) if own is not None else self._alike.get(bare(name), ())
 
     def any(self) -> tuple[Transform, ...]:
         """All of them: for what may be of any tool."""

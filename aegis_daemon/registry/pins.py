@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.canonical import canonical
+from aegis_daemon.core.names import LONGEST_NAME, bare, meanings
 from aegis_daemon.core.ports import AuditUnavailable
 from aegis_daemon.core.templates import fits, literals
 from aegis_daemon.core.text import visible
@@ -37,8 +38,6 @@ LARGEST: Final = 256 << 10
 """Bytes of the largest object whose text is kept beside its hash, for people to read."""
 MOST_TEXT: Final = 32 << 20
 """Bytes of such texts of one server."""
-LONGEST_NAME: Final = 1024
-"""Characters of a name; what has a longer one is not remembered, and not usable."""
 ALIKE: Final = 8
 """Look-alikes of one name that are told."""
 REPEATS: Final = 8
@@ -177,6 +176,8 @@ class Registry:
         self._stopped: dict[Key, Pin] = {}
         self._alike: dict[tuple[str, str], list[Pin]] = {}
         """by kind and skeleton, the first seen first"""
+        self._bare: set[Key] = set()
+        """backend, kind and what a careless server takes the name for"""
         self._same: dict[tuple[str, str], list[Pin]] = {}
         """by kind and name, likewise"""
         self._templates: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -205,7 +206,8 @@ class Registry:
             return self._stops_resource(backend, name)
         pin = self._pins.get((backend, subject, name))
         if pin is None:
-            return self._unknown(backend, name) or "unseen"
+            why = self._unknown(backend, name)
+            return why or ("alike" if (backend, subject, bare(name)) in self._bare else "unseen")
         return "" if pin.state == TRUSTED else pin.state
 
     def _unknown(self, backend: str, name: str) -> str:
@@ -220,8 +222,15 @@ class Registry:
     def _stops_resource(self, backend: str, name: str) -> str:
         stopped = self._templates.get(backend)
         if stopped:
+            spellings: tuple[str, ...] = (name,)
+            if (backend, "template", name) not in self._pins:
+                # In another spelling, too: `FILE:///logs/%61` is of a changed `file:///logs/{name}`.
+                try:
+                    spellings += meanings(name)
+                except ValueError:
+                    return "unclear"
             for template, parts in stopped.items():
-                if name == template or fits(parts, name):
+                if any(one == template or fits(parts, one) for one in spellings):
                     return self._pins[backend, "template", template].state
         if "{" in name and (backend, "template", name) not in self._pins:
             return self._unknown(backend, name)  # a template that a list shows
@@ -395,6 +404,7 @@ class Registry:
         self._counts[pin.backend] += 1
         self._ids[pin.id] = pin
         if pin.kind in NAMED:
+            self._bare.add((pin.backend, pin.kind, bare(pin.name)))
             self._alike.setdefault((pin.kind, skeleton(pin.name)), []).append(pin)
             self._same.setdefault((pin.kind, pin.name), []).append(pin)
         self._filed(pin)

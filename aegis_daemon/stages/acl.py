@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names, plain_name, plain_uri
+from aegis_daemon.core.names import Names, Restricted, legible, meanings, plain_name
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Deny, Opinion, Reason
 from aegis_daemon.wire.methods import BadParams, listened_resources
@@ -21,13 +21,25 @@ class Lists(msgspec.Struct, frozen=True):
     """An allow-list (None: everything) and a deny-list, which wins."""
 
     allow: Names | None = None
-    deny: Names | None = None
+    deny: Restricted | None = None
 
     def admits(self, name: str) -> bool:
         """Whether the name may be used."""
         if self.deny is not None and name in self.deny:
             return False
         return self.allow is None or name in self.allow
+
+    def admits_uri(self, uri: str) -> bool:
+        """Whether the resource may be used: as it is spelt and as it is meant, and not as whatever may be denied."""
+        if self.allow is None and self.deny is None:
+            return legible(uri)
+        try:
+            plain, *others = meanings(uri)
+        except ValueError:  # nobody can tell what it names
+            return False
+        if self.deny is not None and any(one in self.deny for one in (uri, plain, *others)):
+            return False
+        return self.allow is None or (uri in self.allow and plain in self.allow)
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -43,13 +55,7 @@ class Route(msgspec.Struct, frozen=True):
         if subject == "tool":
             return plain_name(name) and self.tools.admits(name)
         if subject == "resource":
-            lists = self.resources
-            if lists.allow is None and lists.deny is None:
-                return True
-            try:
-                return lists.admits(name) and lists.admits(plain_uri(name))
-            except ValueError:  # nobody can tell what it names
-                return False
+            return self.resources.admits_uri(name)
         if subject == "prompt":
             return plain_name(name) and self.prompts.admits(name)
         if subject == "server_request":
@@ -71,7 +77,7 @@ class Acl:
         self,
         routes: Mapping[tuple[str, str], Route],
         *,
-        deny: Names | None = None,
+        deny: Restricted | None = None,
         allow: Names | None = None,
         open_unlisted: bool = False,
         refused: frozenset[tuple[str, str]] = frozenset(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names
+from aegis_daemon.core.names import Restricted
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Ask, Hold, Opinion
 
@@ -18,9 +18,9 @@ class Approval:
 
     def __init__(
         self,
-        required: Mapping[tuple[str, str], Names],
+        required: Mapping[tuple[str, str], Restricted],
         timeout_s: float,
-        second: Mapping[tuple[str, str], Names] | None = None,
+        second: Mapping[tuple[str, str], Restricted] | None = None,
     ) -> None:
         self._required = dict(required)
         self._second = dict(second or {})

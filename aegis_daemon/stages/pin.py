@@ -10,10 +10,10 @@ from shlex import quote
 from typing import Final
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import plain_uri
 from aegis_daemon.core.ports import Pins as Pinned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Deny, Opinion, Pass, Reason
+from aegis_daemon.stages.acl import HIDDEN
 from aegis_daemon.wire.methods import BadParams, listened_resources
 
 SUBJECTS: Final = frozenset({"tool", "prompt", "resource"})
@@ -24,6 +24,7 @@ _WHY: Final = {
     "unseen": "has not been trusted by a person yet",
     "crowded": "is one of more than can be kept in mind of one server",
     "long": "has a longer name than can be kept in mind",
+    "unclear": "is spelt so that readers take it for different things",
 }
 
 
@@ -39,12 +40,6 @@ class Pins:
 
     def _stops(self, backend: str, subject: str, name: str) -> str:
         found = self._pins.stops(backend, subject, name)
-        if not found and subject == "resource" and "{" not in name:
-            # The same resource in another spelling: `FILE:///logs/%61` is of a changed `file:///logs/{name}`, too.
-            try:
-                found = self._pins.stops(backend, subject, plain_uri(name))
-            except ValueError:
-                return ""
         return found if found != "unseen" or self._hold else ""
 
     def decide(self, call: Call, now: float) -> Opinion:
@@ -84,13 +79,16 @@ class Pins:
 
 def _reason(backend: str, subject: str, name: str, why: str) -> Reason:
     shown = name[:200]
+    if why == "alike":  # in the words of the lists: what is hidden must not be told apart
+        detail = f"pins: `{backend}` has no {subject} `{shown}`, and one that only its spelling tells from it"
+        return Reason("pin", f"the {subject} `{shown}` {HIDDEN}", code="not_allowed", detail=detail)
     kind = "template" if subject == "resource" else subject
     if subject == "resource":
         way = f"`aegis tools list --changed --backend {backend}` shows which {kind} it is"
     else:
         way = f"`aegis tools diff {quote(shown)} --backend {quote(backend)}` shows what it is now"
     step = f"{way}, and `aegis tools trust` lets it be used"
-    if why in ("crowded", "long"):  # no person can trust it by name
+    if why in ("crowded", "long", "unclear"):  # no person can trust it by name
         step = f"`aegis tools list --backend {quote(backend)}` shows what can be used"
     return Reason(
         "pin",

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import plain_uri
+from aegis_daemon.core.names import meanings
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Claim, Deny, Opinion, Pass, Reason
 from aegis_daemon.policy.cedar import Engine, Question, Ruling
@@ -103,7 +103,7 @@ class Policy:
             questions = list(self._questions(call, 0.0)) if self._engine is not None else []
         except (BadParams, _Unreadable):
             return Looks(frozenset({"arguments"}), None)
-        for *_, question in questions:
+        for *_, question, _also in questions:
             assert self._engine is not None
             for group in self._engine.groups(question.server, question.action, question.target):
                 parts |= group.reads - NAMED
@@ -147,9 +147,9 @@ class Policy:
 
     def _by_policies(self, engine: Engine, call: Call, now: float) -> Deny | None:
         try:
-            for subject, name, question in self._questions(call, now):
+            for subject, name, question, also in self._questions(call, now):
                 ruling = engine.judge(question)
-                if not ruling.allowed:
+                if _refuses(ruling, also):
                     hidden = subject in SEEN_BY and not self.visible(call.principal, call.backend, subject, name)
                     return Deny(_refused(call, subject, name, ruling, hidden=hidden))
         except BadParams as error:
@@ -167,14 +167,16 @@ class Policy:
         if self._engine is None or call.row.rule is not _GOVERNED:
             return ()
         try:
-            return tuple(self._engine.judge(question) for *_, question in self._questions(call, now))
+            asked = [(self._engine.judge(question), also) for *_, question, also in self._questions(call, now)]
+            return tuple(ruling for ruling, also in asked if not also or _refuses(ruling, also))
         except (BadParams, _Unreadable):
             return (_UNREADABLE,)
 
-    def _questions(self, call: Call, now: float) -> Iterator[tuple[str, str, Question]]:
-        """What is asked of the policies about a call: kind and name of the thing, and the question.
+    def _questions(self, call: Call, now: float) -> Iterator[tuple[str, str, Question, bool]]:
+        """What is asked of the policies about a call: kind and name of the thing, the question, and whether `also`.
 
-        A resource is asked about under every name that it goes by. Raises `BadParams`, `_Unreadable`.
+        A resource is asked about under every name that it goes by, and `also` under those that only a careless server
+        takes it for: then nothing but a refusal counts (`_refuses`). Raises `BadParams`, `_Unreadable`.
         """
         if call.name is not None:
             asked = [(call.method, call.subject or "", call.name, call.arguments)]
@@ -185,8 +187,8 @@ class Policy:
             asked = []
         for action, subject, name, arguments in asked:
             primitive = name if subject == "server_request" else subject
-            for target in _spellings(name) if subject == "resource" else (name,):
-                yield subject, name, self._question(call, action, primitive, target, arguments, now)
+            for target, also in _spellings(name) if subject == "resource" else ((name, False),):
+                yield subject, name, self._question(call, action, primitive, target, arguments, now), also
 
     def _question(self, call: Call, action: str, primitive: str, target: str, arguments: Any, now: float) -> Question:
         return Question(
@@ -225,8 +227,11 @@ class Policy:
             names = _spellings(uri)
         except _Unreadable:
             return (_UNREADABLE,)
-        questions = (self._question(call, "roots/list", "roots", target, root, now) for target in names)
-        return tuple(self._engine.judge(question) for question in questions)
+        asked = [
+            (self._engine.judge(self._question(call, "roots/list", "roots", target, root, now)), also)
+            for target, also in names
+        ]
+        return tuple(ruling for ruling, also in asked if not also or _refuses(ruling, also))
 
     def _sql(self, backend: str, tool: str, arguments: Any) -> dict[str, Any] | None:
         """What the SQL of a call does; None where it brings none. More than one text counts for all it does.
@@ -284,13 +289,19 @@ class _Unreadable(Exception):
     """A URI that nobody can tell the meaning of."""
 
 
-def _spellings(uri: str) -> tuple[str, ...]:
-    """The URI as it is, and as it is meant. Raises `_Unreadable`."""
+def _spellings(uri: str) -> tuple[tuple[str, bool], ...]:
+    """The URI as it is, as it is meant, and `also` as whatever else it may be taken for. Raises `_Unreadable`."""
     try:
-        plain = plain_uri(uri)
+        plain, *others = meanings(uri)
     except ValueError as error:
         raise _Unreadable(uri) from error
-    return (uri,) if plain == uri else (uri, plain)
+    meant = (uri,) if plain == uri else (uri, plain)
+    return tuple((one, False) for one in meant) + tuple((one, True) for one in others if one != uri)
+
+
+def _refuses(ruling: Ruling, also: bool) -> bool:
+    """Whether the call is refused by it; what nobody forbids need not be permitted under a careless server's name."""
+    return not ruling.allowed and (not also or ruling.forbidden or bool(ruling.doubt))
 
 
 def _session(call: Call) -> dict[str, Any]:

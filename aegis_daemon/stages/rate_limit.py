@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.names import bare
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.units import short_duration as short
 from aegis_daemon.core.verdict import PASS, Claim, Opinion, Pass
 
+_REMEMBERED = 4096
+
 
 class RateLimit:
-    """`shared` maps (backend, tool) to everybody's claim, `own` (agent, backend, tool) to one agent's."""
+    """`shared` maps (backend, tool) to everybody's claim, `own` (agent, backend, tool) to one agent's.
+
+    A name that has no limit of its own has those of the names that a careless server could take it for.
+    """
 
     name = "rate_limit"
     by_name = True
@@ -19,11 +25,11 @@ class RateLimit:
     def __init__(self, shared: Mapping[tuple[str, str], Claim], own: Mapping[tuple[str, str, str], Claim]) -> None:
         self._shared = dict(shared)
         self._own = dict(own)
+        self._alike: dict[tuple[str | None, str, str], tuple[Claim, ...]] = {}
+        for claim in self.claims:
+            key = (claim.agent, claim.backend, bare(claim.tool))
+            self._alike[key] = (*self._alike.get(key, ()), claim)
         self._passes: dict[tuple[str, str, str], Pass] = {}
-        for (agent, backend, tool), claim in self._own.items():
-            both = self._shared.get((backend, tool))
-            self._passes[agent, backend, tool] = Pass((both, claim) if both else (claim,))
-        self._shared_passes = {key: Pass((claim,)) for key, claim in self._shared.items()}
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -36,8 +42,26 @@ class RateLimit:
             return PASS
         name = call.name
         assert name is not None
-        found = self._passes.get((call.principal.agent, call.backend, name))
-        return found or self._shared_passes.get((call.backend, name)) or PASS
+        key = (call.principal.agent, call.backend, name)
+        known = self._passes.get(key)
+        if known is not None:
+            return known
+        found = self.of(*key)
+        made = Pass(found) if found else PASS
+        if len(self._passes) < _REMEMBERED and len(name) <= 256:
+            self._passes[key] = made
+        return made
+
+    def of(self, agent: str, backend: str, tool: str) -> tuple[Claim, ...]:
+        """What a call of the tool would consume."""
+        if not self._alike:
+            return ()
+        shared, own = self._shared.get((backend, tool)), self._own.get((agent, backend, tool))
+        if shared is not None and own is not None:
+            return (shared, own)
+        known = bare(tool)
+        everybodys = (shared,) if shared is not None else self._alike.get((None, backend, known), ())
+        return everybodys + ((own,) if own is not None else self._alike.get((agent, backend, known), ()))
 
     def visible(self, principal: Principal, backend: str, subject: str, name: str) -> bool:
         """A limit hides nothing."""
@@ -45,11 +69,7 @@ class RateLimit:
 
     def labels(self, principal: Principal, backend: str, tool: str) -> tuple[str, ...]:
         """`Rate:1/1d`, `GlobalRate:15/1h`."""
-        found = []
-        own = self._own.get((principal.agent, backend, tool))
-        if own is not None:
-            found.append(f"Rate:{own.max_count}/{short(own.window_s)}")
-        shared = self._shared.get((backend, tool))
-        if shared is not None:
-            found.append(f"GlobalRate:{shared.max_count}/{short(shared.window_s)}")
-        return tuple(found)
+        claims = self.of(principal.agent, backend, tool)
+        own = [f"Rate:{one.max_count}/{short(one.window_s)}" for one in claims if one.agent is not None]
+        shared = [f"GlobalRate:{one.max_count}/{short(one.window_s)}" for one in claims if one.agent is None]
+        return (*own, *shared)

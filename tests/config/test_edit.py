@@ -259,6 +259,16 @@ def test_a_pattern_that_denies_is_never_widened() -> None:
     assert "`?ead`" in stuck(own, "read", agent="bob").message
 
 
+def test_a_name_that_denies_another_spelling_is_a_persons_business() -> None:
+    text = (
+        "backends: {files: {}}\nagents:\n"
+        "  amy: {backends: {files: {allowed: true, tool_denylist: [read], resource_denylist: ['file:///etc']}}}\n"
+    )
+    assert "the name `read`" in stuck(text, "Read").message
+    assert "the name `file:///etc`" in stuck(text, "file://x/etc", method="resources/read").message
+    assert "`read` is taken off" in str(changed(text, "read").steps)
+
+
 def test_a_name_that_cannot_be_seen_is_allowed_by_nothing() -> None:
     for name in ("read\u200b", " read", "re\u0000ad", "\uff52ead"):
         assert "cannot be seen" in stuck(LISTS, name).message

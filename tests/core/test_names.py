@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aegis_daemon.core import names
-from aegis_daemon.core.names import Names, plain_name, plain_uri
+from aegis_daemon.core.names import Names, Restricted, bare, legible, meanings, plain_name, plain_uri
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,63 @@ def test_an_agent_that_invents_names_costs_us_no_memory() -> None:
     assert len(listed._seen) == names._REMEMBERED
 
 
+@pytest.mark.parametrize("kind", [Names, Restricted])
+def test_no_long_name_is_kept_in_mind(kind: type[Names]) -> None:
+    listed = kind(["x*"])
+    assert "x" * 257 in listed
+    assert "x" * 256 in listed
+    assert [len(name) for name in listed._seen] == [256]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Pay",
+        "PAY",
+        "pay.",
+        "pay/",
+        "pay ",
+        " pay",
+        "/pay",
+        "./pay",
+        "p\uff41y",
+        "pay\0",
+        "p\u200bay",
+        "pa%79",
+        "pa%2579",
+        "pay%2e",
+    ],
+)
+def test_what_restricts_a_name_holds_for_what_a_careless_server_takes_for_it(name: str) -> None:
+    assert bare(name) == "pay"
+    for patterns in (["pay"], ["PAY"], ["Pay."], ["p*"], ["P?y"], ["[p]ay"], ["x", "*Y"]):
+        assert name in Restricted(patterns), patterns
+        assert name not in Names(["pay"])
+    assert name not in Restricted(["payer", "pa", "x*"])
+    assert "pay" in Restricted([name]), "whichever of the two is listed"
+    assert "pay_now" in Restricted(["PAY_*"])
+
+
+def test_what_restricts_holds_for_all_that_a_list_of_names_does() -> None:
+    for pattern, name in (
+        ("a.b+c|d", "a.b+c|d"),
+        ("x/", "x/"),
+        ("*/", "x/"),
+        (".", "."),
+        ("[A-Z]x", "Bx"),
+        ("x%2e*", "x%2ey"),
+    ):
+        assert name in Names([pattern])
+        assert name in Restricted([pattern])
+    for pattern, name in (("*/", "x"), ("*.", "x"), ("./*", "x")):
+        assert name not in Restricted([pattern])
+
+
+@given(st.lists(st.text("aB*?[.]/% ", max_size=5), max_size=4), st.text("aAbB*?[.]/% ", max_size=6))
+def test_a_restriction_never_holds_less_than_the_same_list_would(patterns: list[str], name: str) -> None:
+    assert name in Restricted(patterns) or name not in Names(patterns)
+
+
 @pytest.mark.parametrize(
     ("uri", "plain"),
     [
@@ -66,11 +123,15 @@ def test_an_agent_that_invents_names_costs_us_no_memory() -> None:
         ("file:///%65tc/p%61sswd", "file:///etc/passwd"),
         ("file:///x/%2e%2E/etc/passwd", "file:///etc/passwd"),
         ("file:///x%2f..%2Fetc/passwd", "file:///etc/passwd"),
+        ("file:///x/%252e%252e/etc/passwd", "file:///etc/passwd"),
         ("file:///x\\..\\etc\\passwd", "file:///etc/passwd"),
         ("file:///etc/passwd?x", "file:///etc/passwd"),
         ("file:///etc/passwd#x", "file:///etc/passwd"),
         (" file:///etc/passwd", "file:///etc/passwd"),
-        ("fi\nle:///etc/\tpasswd", "file:///etc/passwd"),
+        ("file:\\\\\\etc\\passwd", "file:///etc/passwd"),
+        ("file:../../etc/passwd", "file:///etc/passwd"),
+        ("file://C:/x", "file:///c:/x"),
+        ("file:///C|/x", "file:///C:/x"),
         ("file:///etc/", "file:///etc/"),
         ("file:///", "file:///"),
         ("notes:///a/../b", "notes:///b"),
@@ -79,8 +140,23 @@ def test_an_agent_that_invents_names_costs_us_no_memory() -> None:
         ("notes:/b", "notes:/b"),
         ("notes:b", "notes:b"),
         ("notes://Host/a/../b?q=/../x#f", "notes://host/b?q=/../x#f"),
-        ("\x00 no\rtes:///a//b", "notes:///b".replace("b", "a/b")),
+        ("  NOTES:///a//b", "notes:///a/b"),
+        ("notes://@b:/c", "notes://b/c"),
         ("https://EXAMPLE.com/a/../b", "https://example.com/b"),
+        ("https://example.com:443/b", "https://example.com/b"),
+        ("https://example.com:0443/b", "https://example.com/b"),
+        ("https://example.com:/b", "https://example.com/b"),
+        ("https://example.com:8443/b", "https://example.com:8443/b"),
+        ("http://example.com:443/b", "http://example.com:443/b"),
+        ("wss://example.com:443", "wss://example.com/"),
+        ("https://example.com", "https://example.com/"),
+        ("https://example.com?q", "https://example.com/?q"),
+        ("https://example.com/a\\..\\b", "https://example.com/b"),
+        ("https://\uff49nternal/b", "https://internal/b"),
+        ("https://b\u00fccher.example/b", "https://xn--bcher-kva.example/b"),
+        ("https://[::1]:443/b", "https://[::1]/b"),
+        ("https://127.0.0.1/b", "https://127.0.0.1/b"),
+        ("https://{host}:{port}/b/{id}", "https://{host}:{port}/b/{id}"),
         ("//host/a/../b", "//host/b"),
         ("plain words", "plain words"),
         ("", ""),
@@ -94,6 +170,90 @@ def test_a_uri_is_compared_as_what_it_means(uri: str, plain: str) -> None:
 def test_what_is_no_uri_is_told_so() -> None:
     with pytest.raises(ValueError, match="Invalid IPv6 URL"):
         plain_uri("file://[x/../etc/passwd")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https:internal/keys",
+        "https:/internal/keys",
+        "https:///internal/keys",
+        "https:\\\\internal\\keys",
+        "https://internal\\@pub/keys",
+        "https://me@internal/keys",
+        "https://%69nternal/keys",
+        "https://internal./keys",
+        "https://internal:port/keys",
+        "https://internal:443:443/keys",
+        "https://2130706433/keys",
+        "https://127.1/keys",
+        "https://0x7f.0.0.1/keys",
+        "https://[0::1]/keys",
+        "https://in ternal/keys",
+        "https://\ufe0e/keys",
+        f"https://{'a' * 254}/keys",
+        "file:///secret%00",
+        "file:///secret\0",
+        "file:///secret%2500",
+        "fi\nle:///etc/\tpasswd",
+        "\x01notes:///a",
+        "notes:///a%0a",
+        "notes:///a?%00",
+        f"notes:///%{'25' * 20}61",
+    ],
+)
+def test_what_readers_take_for_different_things_means_nothing(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"host|address|seen|escapes|codepoint|Empty|character|label"):
+        meanings(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "careless"),
+    [
+        ("file://host/secret/a", "file:///secret/a"),
+        ("file://host/secret/a", "file:///host/secret/a"),
+        ("file://secret/a", "file:///secret/a"),
+        ("file:///%2573ecret/a", "file:///secret/a"),
+        ("file:///x/%252e%252e/secret/a", "file:///secret/a"),
+        ("https://internal/keys#x", "https://internal/keys"),
+        ("https://internal/%256beys", "https://internal/keys"),
+        ("https://xn--bcher-kva.example/b", "https://b\u00fccher.example/b"),
+        ("notes://x/../secret/a", "notes://secret/a"),
+        ("notes://x%2f..%2fsecret/a", "notes://secret/a"),
+        ("notes://%73ecret/a", "notes://secret/a"),
+        ("notes:%2F/secret/a", "notes://secret/a"),
+    ],
+)
+def test_what_a_careless_server_takes_a_uri_for_is_among_its_meanings(uri: str, careless: str) -> None:
+    assert careless in meanings(uri)
+
+
+def test_no_name_costs_more_than_it_is_worth() -> None:
+    for name in ("a" * 1025, "pay" + "." * 1022):
+        assert not plain_name(name)
+    assert plain_name("a" * 1024)
+    assert "\ufdfa" * 300_000 in Restricted(["x*"]), "whatever it may be taken for"
+    assert bare("\ufdfa" * 300_000) == "\ufdfa" * 300_000
+    for uri in ("file:///" + "a" * 8185, "file:///" + "\ufdfa" * 1000):
+        with pytest.raises(ValueError, match="too long"):
+            meanings(uri)
+    assert legible("data:" + "a" * 500_000)
+    assert not legible("%" * 65537)
+
+
+def test_a_usual_uri_means_one_thing() -> None:
+    for uri in ("file:///a/b", "notes://a/b?q#f", "https://a.example/b?q", "ui://x/y", "mem:1", "file:///a%20b"):
+        assert len(meanings(uri)) == 1
+
+
+@pytest.mark.parametrize("uri", ["notes:///a?text=1%0A2", "no uri", "https:x", "file:///a%20b", "", "notes:///\u00e9"])
+def test_a_uri_without_what_cannot_be_seen_is_legible(uri: str) -> None:
+    assert legible(uri)
+
+
+@pytest.mark.parametrize("uri", ["a\0", "a%00", "a%2500", "a?%00", "a\n", "a%0D", "a\x7f", f"a%{'25' * 20}41"])
+def test_a_uri_that_a_server_could_cut_short_is_not(uri: str) -> None:
+    assert not legible(uri)
 
 
 @pytest.mark.parametrize("name", ["read_file", "a.b/c-d", "read file", "löschen", "発表", ""])

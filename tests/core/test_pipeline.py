@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from making import Says, call, tool
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names
+from aegis_daemon.core.names import Names, Restricted
 from aegis_daemon.core.pipeline import _REMEMBERED, Pipeline, Unreadable
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.stage import Gate
@@ -384,15 +384,15 @@ def test_an_agent_that_invents_names_costs_us_no_memory() -> None:
 REAL_GATES: list[Any] = [
     Acl(
         {
-            ("amy", "files"): Route(tools=Lists(None, Names(["wipe", "x:*"]))),
-            ("bob", "files"): Route(resources=Lists(Names(["x:*"]), None), prompts=Lists(None, Names(["x:a"]))),
+            ("amy", "files"): Route(tools=Lists(None, Restricted(["wipe", "x:*"]))),
+            ("bob", "files"): Route(resources=Lists(Names(["x:*"]), None), prompts=Lists(None, Restricted(["x:a"]))),
         },
-        deny=Names(["mail.*", "x:b"]),
+        deny=Restricted(["mail.*", "x:b"]),
         open_unlisted=True,
         refused=frozenset([("bob", "mail")]),
     ),
     RateLimit({("files", "read"): TWO}, {("amy", "files", "read"): ONE}),
-    Approval({("amy", "files"): Names(["post"]), ("eve", "web"): Names(["*"])}, 60.0),
+    Approval({("amy", "files"): Restricted(["post"]), ("eve", "web"): Restricted(["*"])}, 60.0),
 ]
 CALLS = st.one_of(
     st.sampled_from(DIFFERENT),

@@ -138,6 +138,22 @@ def test_a_limit_holds_over_a_daemon_that_is_killed_at_any_moment(homes: Callabl
     home.verify()
 
 
+def test_calls_of_a_name_in_another_spelling_count_after_a_kill_too(homes: Callable[..., Home]) -> None:
+    home = homes(LIMITED % "tick: 2/day")
+    home.torn = True
+    agent = home.count().handshake()
+    for at, name in enumerate(("Tick", "tick.")):
+        assert "result" in agent.asks(call(at, name, key=name))
+    pid = home.pid
+    os.kill(pid, signal.SIGKILL)
+    home.spawn()
+    until(home.answers, "a daemon")
+    for at, name in enumerate(("tick", "TICK", "tick/")):
+        assert agent.asks(call(f"again-{at}", name, key="no"))["error"]["code"] == -32002
+    assert "no" not in home.reached()
+    assert home.ask("limits")[0]["current"] == 2
+
+
 ASKING = """
 backends: {work: {}}
 agents: {default: {backends: {work: {allowed: true, approval_required: [post]}}}}

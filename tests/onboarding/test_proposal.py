@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from aegis_daemon.config.edit import Anything, Stuck
 from aegis_daemon.config.load import loads
+from aegis_daemon.core.names import Names
 from aegis_daemon.onboarding.proposal import (
     LIMITS,
     Row,
@@ -84,6 +85,24 @@ def test_a_tool_without_a_name_keeps_no_other_from_its_rules() -> None:
     made = write(None, "x", [way(names=("", "get_g"))])
     check(made.text, "x")
     assert config(made.text).agents["amy"].backends["work"].tool_allowlist == ("get_g",)
+
+
+@pytest.mark.parametrize("name", ["get_*", "get_[a-z]*", "get_?", "get_]"])
+def test_a_tool_whose_name_can_have_no_limit_waits_for_a_person_and_shows_none(name: str) -> None:
+    (row,) = rows(names=(name,))
+    assert (row.risk, row.action, row.limit) == ("read", "ask", "")
+    assert "no limit" in row.why
+    made = config(write(None, "x", [way(names=(name,))]).text).agents["amy"].backends["work"]
+    assert name in Names(made.approval_required)
+    assert made.rate_limits == {}
+    (said,), count, _ = changed_rows(rows(names=(name,)), f"{name} allow")
+    assert (said.action, said.limit, count) == ("allow", "", 1), "a person may, and sees that there is no limit"
+
+
+@given(st.lists(st.text("*?[]a", max_size=4).map("get_{}".format), min_size=1, max_size=3, unique=True))
+def test_what_a_row_says_of_a_limit_is_what_is_written(names: list[str]) -> None:
+    found = rows(names=tuple(names))
+    assert access(found).get("rate_limits", {}) == {row.tool: row.limit for row in found if row.limit}
 
 
 def test_a_tool_that_is_listed_twice_is_what_the_worse_of_the_two_is() -> None:

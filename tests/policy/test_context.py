@@ -237,6 +237,10 @@ def test_every_primitive_is_judged_in_its_direction(primitive: str, of: Call) ->
         "file:///etc/x/../passwd",
         "file:///%65tc/passwd",
         "file://localhost/etc/passwd",
+        "file://127.0.0.1/etc/passwd",
+        "file://x/etc/passwd",
+        "file:///%2565tc/passwd",
+        "file:///data/x%00",
     ],
 )
 def test_a_resource_is_judged_under_every_name_it_goes_by(uri: str) -> None:
@@ -249,6 +253,24 @@ def test_a_resource_is_judged_under_every_name_it_goes_by(uri: str) -> None:
     ):
         assert not allows(policy, of)
     assert allows(policy, named("resource", "file:///data/x"))
+    assert allows(policy, named("resource", "file://share/data/x"))
+
+
+def test_what_a_careless_server_could_make_of_a_uri_has_to_be_permitted_by_nobody() -> None:
+    policy = gate('permit(principal, action, resource) when { context.target like "file://share/*" };')
+    assert allows(policy, named("resource", "file://share/x"))
+    assert not allows(policy, named("resource", "file:///x"))
+    judged = call("roots/list", {}, direction=Direction.TO_CLIENT)
+    assert policy.shows_root(judged, {"uri": "file://share/x"}, 0.0)
+
+
+def test_a_root_that_a_careless_server_could_take_for_a_forbidden_one_is_withheld() -> None:
+    policy = gate(
+        'permit(principal, action, resource); forbid(principal, action, resource) when { context.target like "file:///etc/*" };'
+    )
+    judged = call("roots/list", {}, direction=Direction.TO_CLIENT)
+    assert policy.shows_root(judged, {"uri": "file:///data"}, 0.0)
+    assert not policy.shows_root(judged, {"uri": "file://x/etc/a"}, 0.0)
 
 
 def test_lists_and_methods_without_a_name_are_not_the_policies_business() -> None:

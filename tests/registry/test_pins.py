@@ -321,6 +321,38 @@ def test_prompts_and_templates_are_pinned_as_tools_are(house: House) -> None:
     assert house.pins.stops("bank", "resource", "notes:///1") == ""
 
 
+@pytest.mark.parametrize("name", ["Pay", "pay.", "pay/", "p%61y", "PAY"])
+def test_a_name_that_was_never_listed_and_is_spelt_like_one_that_was_is_stopped(house: House, name: str) -> None:
+    page = {"tools": [{"name": "pay", "inputSchema": {}}]}
+    assert house.pins.stops("bank", "tool", name) == "unseen"
+    house.pins.shown("bank", "tools/list", json.dumps(page).encode())
+    assert house.pins.stops("bank", "tool", name) == "alike"
+    assert house.pins.stops("bank", "tool", "pay") == ""
+    assert house.pins.stops("bank", "tool", "payer") == "unseen"
+    assert house.pins.stops("bank", "prompt", name) == "unseen"
+    assert house.pins.stops("other", "tool", name) == "unseen"
+    house.again()
+    assert house.pins.stops("bank", "tool", name) == "alike"
+    page["tools"].append({"name": name, "inputSchema": {}})
+    house.pins.shown("bank", "tools/list", json.dumps(page).encode())
+    assert house.pins.stops("bank", "tool", name) == "", "its server lists both"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["NOTES:///a/1", "notes:///a/%31", "notes:///b/../a/1", "NOTES:///a/1?{x}", "notes:///%2561/1", "notes:///b%00"],
+)
+def test_a_resource_of_a_changed_template_is_stopped_however_it_is_spelt(house: House, uri: str) -> None:
+    changing, other = {"uriTemplate": "notes:///a/{id}"}, {"uriTemplate": "https://{user}@{host}/"}
+    for more in ({}, {"description": "x"}):
+        page = json.dumps({"resourceTemplates": [{**changing, **more}, other]}).encode()
+        assert house.pins.stops("bank", "resource", uri) == ""
+        house.pins.shown("bank", "resources/templates/list", page)
+    assert house.pins.stops("bank", "resource", uri) in (CHANGED, "unclear")
+    assert house.pins.stops("bank", "resource", "notes:///b") == ""
+    assert house.pins.stops("bank", "resource", "https://{user}@{host}/") == "", "a template as its server spells it"
+
+
 def test_instructions_are_pinned_in_both_eras_alike_and_also_where_there_are_none(house: House) -> None:
     house.pins.shown("bank", "initialize", b'{"protocolVersion":"2025-06-18","instructions":"be good"}')
     house.pins.shown("bank", "server/discover", b'{"instructions":"be good","ttlMs":1}')

@@ -145,16 +145,21 @@ def test_a_limit_over_all_agents_holds_for_a_tool_without_one_of_its_own(make_pl
     other.client.hears_error(1, -32002, "all agents together")
 
 
-def test_limits_are_about_calls_of_tools_by_their_exact_name(make_play: MakePlay) -> None:
+def test_limits_are_about_calls_of_tools_by_their_name_however_it_is_spelt(make_play: MakePlay) -> None:
     play = make_play(CONFIG)
     s = play.session().handshake()
     for n in range(5):
         s.calls(request(n, "prompts/get", name="post"))
-        s.calls(call(n + 10, "Post"))
+        s.calls(call(n + 10, "poster"))
     mail = play.session(backend="mail").handshake()
     for n in range(5):
         mail.calls(call(n, "post"))
     assert play.used()["post"] == (0, 0)
+    s.calls(call(20, "Post"))
+    assert play.used()["post"] == (1, 0)
+    s.calls(call(21, "post."))
+    s.client.says(call(22, "POST"))
+    s.client.hears_error(22, -32002)
 
 
 def test_a_modern_refusal_says_the_same_as_a_result(make_play: MakePlay) -> None:

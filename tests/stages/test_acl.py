@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from making import call, tool
 
 from aegis_daemon.core.call import Call
-from aegis_daemon.core.names import Names
+from aegis_daemon.core.names import Names, Restricted
 from aegis_daemon.core.pipeline import Pipeline
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Deny, Pass
@@ -18,7 +18,7 @@ from aegis_daemon.wire.methods import TO_CLIENT, TO_SERVER, Direction, Rule
 
 
 def lists(allow: list[str] | None = None, deny: list[str] | None = None) -> Lists:
-    return Lists(Names(allow) if allow is not None else None, Names(deny) if deny else None)
+    return Lists(Names(allow) if allow is not None else None, Restricted(deny) if deny else None)
 
 
 def acl(route: Route | None = None, **more: Any) -> Acl:
@@ -77,7 +77,11 @@ def test_unlisted_agents_pass_only_where_the_file_says_observe_and_the_pair_is_n
     [
         (None, None, "x:a", True),
         (None, ["x:a"], "x:a", False),
-        (None, ["x:a"], "x:A", True),
+        (None, ["x:a"], "x:A", False),
+        (None, ["x:A*"], "x:ab", False),
+        (None, ["x:a"], "x:a.", False),
+        (["x:a"], None, "x:A", False),
+        (["x:*"], ["x:a"], "x:A/", False),
         (None, ["x:*"], "x:a", False),
         (None, ["*"], "x:a", False),
         ([], None, "x:a", False),
@@ -109,6 +113,9 @@ def test_a_name_is_admitted_by_its_own_lists(
         (["*.read"], None, "files", False),
         (["re*"], None, "files", False),
         (["reader"], None, "files", True),
+        (["Read"], None, "files", False),
+        (["FILES.read"], None, "files", False),
+        ([], ["Read"], "files", False),
         ([], ["read"], "files", True),
         ([], ["files.read"], "files", True),
         ([], ["mail.read"], "files", False),
@@ -119,7 +126,7 @@ def test_a_name_is_admitted_by_its_own_lists(
 def test_the_files_own_deny_and_allow_hold_for_every_agent(
     deny: list[str], allow: list[str] | None, backend: str, passing: bool
 ) -> None:
-    gate = acl(Route(), deny=Names(deny), allow=Names(allow) if allow is not None else None)
+    gate = acl(Route(), deny=Restricted(deny), allow=Names(allow) if allow is not None else None)
     assert passes(gate, tool("read", backend=backend)) is passing
     assert gate.visible(Principal("amy"), backend, "tool", "read") is passing
     # They speak of tools alone.
@@ -147,6 +154,10 @@ def test_the_files_own_deny_and_allow_hold_for_every_agent(
         "fi\nle:///etc/passwd",
         " file:///etc/passwd",
         "file://[x/etc/passwd",
+        "file://127.0.0.1/etc/passwd",
+        "file://etc/passwd",
+        "file:///%2565tc/passwd",
+        "file:///etc/passwd%00",
     ],
 )
 @pytest.mark.parametrize("deny", [["file:///etc/*"], ["file:///etc/passwd"]])
@@ -159,6 +170,51 @@ def test_a_denied_resource_is_refused_however_it_is_written(uri: str, deny: list
     assert not gate.visible(Principal("amy"), "files", "resource", uri)
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://internal/keys",
+        "HTTPS://INTERNAL/keys",
+        "https://internal:443/keys",
+        "https://internal:/keys",
+        "https:internal/keys",
+        "https:/internal/keys",
+        "https:///internal/keys",
+        "https:\\\\internal\\keys",
+        "https://%69nternal/keys",
+        "https://\uff49nternal/keys",
+        "https://me@internal/keys",
+        "https://pub\\@internal/keys",
+        "https://internal./keys",
+        "https://internal/keys#top",
+        "https://internal/%6Beys",
+        "https://internal/%256Beys",
+        "ht\ttps://internal/keys",
+    ],
+)
+@pytest.mark.parametrize("deny", [["https://internal/*"], ["https://internal/keys"]])
+def test_a_denied_page_is_refused_however_a_parser_of_urls_may_read_it(uri: str, deny: list[str]) -> None:
+    gate = acl(Route(resources=lists(deny=deny)))
+    assert not passes(gate, named("resource", uri))
+    assert not gate.visible(Principal("amy"), "files", "resource", uri)
+    for other in ("https://pub/a", "https://internal:8443/a", "https://{host}/a"):
+        assert passes(gate, named("resource", other))
+
+
+def test_only_what_is_denied_is_asked_for_by_what_a_careless_server_could_make_of_a_uri() -> None:
+    gate = acl(Route(resources=lists(["file://share/pub/*", "https://pub/*"], ["file:///secret/*"])))
+    assert passes(gate, named("resource", "file://share/pub/a"))
+    assert passes(gate, named("resource", "https://pub/a#b"))
+    assert not passes(gate, named("resource", "file://share/secret/a"))
+
+
+@pytest.mark.parametrize("uri", ["notes:///a%00", "notes:///a\0", "notes:///a%2500", "notes:///a\n"])
+def test_a_uri_that_a_server_could_cut_short_is_refused_where_there_are_no_lists_too(uri: str) -> None:
+    assert not passes(acl(Route()), named("resource", uri))
+    for other in ("notes:///a?text=1%0A2", "https:x", "http://["):
+        assert passes(acl(Route()), named("resource", other))
+
+
 @pytest.mark.parametrize("uri", ["notes:///priv/1", "NOTES:///priv/1", "notes:///pub/../priv/1", "notes:///pri%76/1"])
 def test_a_scheme_of_a_servers_own_is_no_way_around(uri: str) -> None:
     assert not passes(acl(Route(resources=lists(deny=["notes:///priv/*"]))), named("resource", uri))
@@ -166,7 +222,10 @@ def test_a_scheme_of_a_servers_own_is_no_way_around(uri: str) -> None:
     assert passes(acl(Route(resources=lists(allow=["notes:///pub/*"]))), named("resource", "notes:///pub/1"))
 
 
-@pytest.mark.parametrize("uri", ["file:///srv/../etc/passwd", "file:///srv/%2e%2e/etc/passwd", "file:///srv/..\\..\\x"])
+@pytest.mark.parametrize(
+    "uri",
+    ["file:///srv/../etc/passwd", "file:///srv/%2e%2e/etc/passwd", "file:///srv/..\\..\\x", "file:///srv/%252e%252e/x"],
+)
 def test_an_allowed_folder_cannot_be_left(uri: str) -> None:
     gate = acl(Route(resources=lists(allow=["file:///srv/*"])))
     assert not passes(gate, named("resource", uri))
@@ -259,7 +318,7 @@ LISTS = st.builds(lists, st.none() | st.lists(PATTERNS, max_size=2), st.none() |
 def test_what_is_shown_is_exactly_what_is_not_refused(
     route: Route, deny: list[str], allow: list[str] | None, observe: bool, agent: str, subject: str, name: str
 ) -> None:
-    gate = acl(route, deny=Names(deny), allow=None if allow is None else Names(allow), open_unlisted=observe)
+    gate = acl(route, deny=Restricted(deny), allow=None if allow is None else Names(allow), open_unlisted=observe)
     of = named(subject, name)
     principal = Principal(agent)
     seen = gate.visible(principal, "files", subject, name)

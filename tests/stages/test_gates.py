@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from making import call, tool
 
-from aegis_daemon.core.names import Names
+from aegis_daemon.core.names import Restricted
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import PASS, Claim, Hold, Pass
 from aegis_daemon.stages.approval import Approval
@@ -31,7 +31,7 @@ def test_another_agent_pays_the_shared_price_alone() -> None:
 
 def test_another_tool_backend_or_method_of_the_same_name_costs_nothing() -> None:
     for other in (
-        tool("Post"),
+        tool("poster"),
         tool("post", backend="mail"),
         call("prompts/get", {"name": "post"}),
         call("tools/list"),
@@ -48,12 +48,31 @@ def test_limits_are_labelled_and_hide_nothing() -> None:
     assert limits().claims == (SHARED, OWN, ALONE)
 
 
+def test_a_name_in_another_spelling_pays_the_price_of_the_one_that_has_a_limit() -> None:
+    for name in ("Post", "POST", "post.", "post/", "p%6fst"):
+        assert limits().decide(tool(name), 0.0) == Pass((SHARED, OWN))
+        assert limits().decide(tool(name, agent="bob"), 0.0) == Pass((SHARED,))
+        assert limits().labels(AMY, "files", name) == ("Rate:1/1d", "GlobalRate:15/1h")
+    both = Claim("agent", "amy", "files", "Post", 60.0, 9)
+    gate = RateLimit({}, {("amy", "files", "post"): OWN, ("amy", "files", "Post"): both})
+    assert gate.decide(tool("Post"), 0.0) == Pass((both,))
+    assert gate.decide(tool("post"), 0.0) == Pass((OWN,))
+    assert gate.decide(tool("POST"), 0.0) == Pass((OWN, both))
+
+
+def test_an_agent_that_invents_names_makes_no_limits_grow() -> None:
+    gate = limits()
+    for number in range(5000):
+        assert gate.decide(tool(f"y{number}"), 0.0) is PASS
+    assert len(gate._passes) <= 4096
+
+
 def approval() -> Approval:
-    return Approval({("amy", "files"): Names(["post", "delete_*"])}, 600.0)
+    return Approval({("amy", "files"): Restricted(["post", "delete_*"])}, 600.0)
 
 
 def test_a_listed_tool_is_held_for_a_person() -> None:
-    for name in ("post", "delete_all"):
+    for name in ("post", "delete_all", "Post", "post.", "Delete_All"):
         held = approval().decide(tool(name), 0.0)
         assert isinstance(held, Hold)
         assert held.call.name == name
@@ -62,7 +81,7 @@ def test_a_listed_tool_is_held_for_a_person() -> None:
 
 
 def test_what_is_not_listed_is_not_held() -> None:
-    others = [tool("read"), tool("Post"), tool("post", agent="bob"), tool("post", backend="mail")]
+    others = [tool("read"), tool("poster"), tool("post", agent="bob"), tool("post", backend="mail")]
     for other in [*others, call("prompts/get", {"name": "post"}), call("tools/list")]:
         assert approval().decide(other, 0.0) is PASS
 
@@ -75,7 +94,7 @@ def test_what_needs_a_person_is_shown_and_labelled() -> None:
 
 
 def two() -> Approval:
-    lists = {("amy", "files"): Names(["post"])}, {("amy", "files"): Names(["pay", "drop_*"])}
+    lists = {("amy", "files"): Restricted(["post"])}, {("amy", "files"): Restricted(["pay", "drop_*"])}
     return Approval(lists[0], 600.0, lists[1])
 
 
@@ -87,7 +106,7 @@ def test_a_tool_that_needs_two_people_is_held_for_them_whether_it_is_on_the_othe
     held = two().decide(tool("post"), 0.0)
     assert isinstance(held, Hold)
     assert held.ask.people == 1
-    both = Approval({("amy", "files"): Names(["*"])}, 600.0, {("amy", "files"): Names(["pay"])})
+    both = Approval({("amy", "files"): Restricted(["*"])}, 600.0, {("amy", "files"): Restricted(["pay"])})
     held = both.decide(tool("pay"), 0.0)
     assert isinstance(held, Hold)
     assert held.ask.people == 2

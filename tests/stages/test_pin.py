@@ -36,7 +36,7 @@ class Known:
 
 
 @pytest.mark.parametrize("hold", [False, True])
-@pytest.mark.parametrize("state", ["", "changed", "held", "unseen", "crowded"])
+@pytest.mark.parametrize("state", ["", "changed", "held", "unseen", "crowded", "alike"])
 def test_what_is_refused_is_hidden_and_nothing_else_is(state: str, hold: bool) -> None:
     gate = Pins(Known(post=state), hold=hold)
     refused = bool(state) and (state != "unseen" or hold)
@@ -74,10 +74,11 @@ def test_a_subscription_to_what_has_changed_may_be_ended() -> None:
     assert gate.decide(call("resources/unsubscribe", {"uri": "notes:///1"}), 0.0) is PASS
 
 
-@pytest.mark.parametrize("uri", ["NOTES:///a/1", "notes:///a/%31", "notes:///b/../a/1"])
-def test_a_resource_of_a_changed_template_is_refused_however_it_is_spelt(uri: str) -> None:
-    gate = Pins(Known(**{uri: "", "notes:///a/1": "changed"}))
-    assert isinstance(gate.decide(call("resources/read", {"uri": uri}), 0.0), Deny)
+def test_what_is_spelt_like_another_reads_as_if_it_did_not_exist() -> None:
+    found = Pins(Known(Post="alike")).decide(tool("Post"), 0.0)
+    assert isinstance(found, Deny)
+    assert found.reason.text == "the tool `Post` is not available to this agent"
+    assert found.reason.code == "not_allowed"
 
 
 def test_a_refusal_tells_the_log_the_way_out_and_not_the_agent() -> None:
