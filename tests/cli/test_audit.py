@@ -313,3 +313,16 @@ def test_a_purged_log_says_so_instead_of_none(aegis: Aegis, log: str) -> None:
         db.execute("INSERT INTO leaves VALUES (7, x'00')")
         db.commit()
     assert "no call is kept (records 1 to 7 were purged)" in aegis("audit", "search").stderr
+
+
+def test_the_hint_to_allow_is_given_only_where_there_is_something_to_allow(aegis: Aegis, home: str, log: str) -> None:
+    hint = f"aegis allow {TWO[:12]}"
+    assert hint in aegis("audit", "show", TWO).stderr
+    with closing(sqlite3.connect(f"{home}/state.db", isolation_level=None)) as db:
+        db.execute("CREATE TABLE pins (backend, kind, name, state, trusted, text)")
+        db.execute("INSERT INTO pins VALUES ('github', 'tool', 'get_issue', 'changed', '[]', '')")
+    told = aegis("audit", "show", TWO).stderr
+    assert hint not in told
+    assert "`github` has no tool `drop\\x1b[2Jtable` (1 is known); there is nothing to allow" in told
+    Path(f"{home}/aegis.yaml").write_text("agents:\n  claud:\n    roles: []\n")
+    assert "there is no agent `claude`; did you mean `claud`?" in aegis("audit", "show", TWO).stderr

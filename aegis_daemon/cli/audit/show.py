@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
 
+from aegis_daemon.cli import link, names, typos
 from aegis_daemon.cli.audit.log import Db, decoded, opened
 from aegis_daemon.cli.console import Problem, emit, facts, local, pretty, say, visible
 from aegis_daemon.cli.options import Json
+
+if TYPE_CHECKING:
+    from aegis_daemon.audit.store import CallView
 
 NUMBER: Final = 8
 """Digits from which on they are no record's number, but the beginning of an id."""
@@ -89,4 +93,20 @@ def show(
         ended = visible(other.exec_status)
         print(f"{begin}the same ticket: {other.call_id[:12]}  {local(other.created_at)}  {ended}")
     if call["stage"] == "acl" and (call["exec_status"] == "denied" or call["would"]):
-        say(f"the rules refused it; `aegis allow {call['call_id'][:12]}` shows what would let it pass, and asks")
+        why, hint = _mistyped(found.call) if db is None else ("", "")
+        then = f"`aegis allow {call['call_id'][:12]}` shows what would let it pass, and asks"
+        say(f"{why}\n  {hint}" if why else f"the rules refused it; {then}")
+
+
+def _mistyped(call: CallView) -> tuple[str, str]:
+    """Why there is nothing to allow, and the next step; "" where what it names is there, or nobody knows."""
+    from aegis_daemon.config.fitting import Pinned, Unread
+
+    found = typos.stranger("agent", call.agent_id, set(names.keys("agents")))
+    if found[0] or call.method != "tools/call":
+        return found
+    try:
+        known = Pinned(link.paths().state_db).tools().get(call.backend_id, set())
+    except Unread:
+        return "", ""
+    return typos.no_tool(call.backend_id, call.tool_name, known)
