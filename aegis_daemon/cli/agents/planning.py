@@ -185,7 +185,8 @@ def _backend_names(
         usual = plans.backend_name(entry.name)
         before = record.backend if record is not None else claimed if plans.backend_name(claimed) == claimed else ""
         alike = [name for name, others in work.servers.items() if any(_same(one, server) for one in others)]
-        for name in _candidates(usual, agent, before, alike):
+        known = usual in work.servers
+        for name in _candidates(usual, agent, before, alike, known=known):
             there = work.servers.setdefault(name, [])
             if not there or any(one.is_also(server) for one in there):
                 break
@@ -197,8 +198,10 @@ def _backend_names(
             says = f"names the backend `{visible(claimed)}`, which is another server"
             _once(work, f"{of} {says}, so it is the backend `{visible(name)}`")
         elif name != usual and said is None and record is None:
-            of = f"`{visible(entry.name)}` of {target.client.name}"
-            _once(work, f"{of} is another server than the backend `{usual}`, so it is the backend `{visible(name)}`")
+            of, why = f"`{visible(entry.name)}` of {target.client.name}", f"another server than the backend `{usual}`"
+            if not known:
+                why = f"the same server as the backend `{visible(name)}`"
+            _once(work, f"{of} is {why}, so it is the backend `{visible(name)}`")
     return found
 
 
@@ -207,12 +210,17 @@ def _same(one: Server, other: Server) -> bool:
     return replace(one, ruled=False) == replace(other, ruled=False)
 
 
-def _candidates(usual: str, agent: str, before: str, alike: Iterable[str]) -> Iterator[str]:
-    """Names for a backend, the best first. `alike`: backends that are that server already."""
+def _candidates(usual: str, agent: str, before: str, alike: Iterable[str], *, known: bool) -> Iterator[str]:
+    """Names for a backend, the best first. `alike`: backends that are that server already.
+
+    `known`: the usual name is a backend's. Where it is none's, a server that has another name already keeps that.
+    """
     if before:
         yield before
-    yield usual
+    if known:
+        yield usual
     yield from alike
+    yield usual
     own = f"{usual[: plans.NAME_MAX - len(agent) - 6]}-{agent}"
     yield own
     yield from (f"{own}-{number}" for number in itertools.count(2))
