@@ -111,10 +111,13 @@ def test_what_agents_wrote_cannot_steer_the_terminal(aegis: Aegis) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_one_call_is_shown_with_its_records_by_the_beginning_of_its_id(aegis: Aegis) -> None:
+def test_one_call_is_shown_as_a_story_then_as_facts_by_the_beginning_of_its_id(aegis: Aegis) -> None:
     shown = aegis("audit", "show", "ccc").stdout
-    for text in (THREE, "boom", "arguments", "intent", "outcome"):
-        assert text in shown
+    order = [THREE, "sent to the backend", "boom", "agent ", "cursor", "github.delete_repo", "arguments"]
+    places = [shown.index(text) for text in order]
+    assert places == sorted(places)
+    for plain in ("would", "tenant", "False", "not_required", "rules allowed", "limits none"):
+        assert plain not in shown
     found = json.loads(aegis("audit", "show", THREE, "--json").stdout)
     assert [record["record"]["kind"] for record in found["records"]][-1] == "outcome"
     several = aegis("audit", "show", "a")
@@ -302,7 +305,14 @@ def as_nobody(path: Path) -> Iterator[None]:
 def test_a_call_is_shown_by_the_number_of_a_record_as_tail_has_it(aegis: Aegis) -> None:
     assert THREE in aegis("audit", "show", "5").stdout
     assert THREE[:12] in aegis("audit", "tail", "-n", "1").stdout
-    assert aegis("audit", "show", "6").exit_code == 1  # no call's
+    assert THREE in aegis("audit", "show", "#5").stdout
+    for number in ("6", "#6"):  # no call's
+        none = aegis("audit", "show", number)
+        assert none.exit_code == 1
+        assert "record 6, " in none.stderr
+        assert "admin reload d; it is of no call" in none.stderr
+    assert "there is no record #99" in aegis("audit", "show", "#99").stderr
+    assert "no call `99`" in aegis("audit", "show", "99").stderr
     assert "judged_us" not in aegis("audit", "show", "5").stdout
     assert rows(aegis, "search", '"number": 7')  # as it is shown; stored without the space
 

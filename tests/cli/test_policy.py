@@ -146,6 +146,12 @@ def test_policies_and_rules_are_held_against_the_tools_that_are_pinned(aegis: Ae
     mended = aegis("policy", "validate", "--config", config)
     assert mended.exit_code == 0
     assert "held against 1 tool" in mended.stderr
+    bare = FITTED[: FITTED.index("policy:")]
+    Path(config).write_text(bare)
+    assert aegis("policy", "validate", "--config", config).stderr == "there are no policies\n"
+    Path(config).write_text(bare + FITTED[FITTED.index("constraints:") :])
+    said = aegis("policy", "validate", "--config", config).stderr
+    assert said == "there are no policies; the rules on arguments were held against 1 tool\n"
 
 
 def test_what_a_daemon_keeps_and_cannot_be_read_is_told(aegis: Aegis, home: str, config: str) -> None:

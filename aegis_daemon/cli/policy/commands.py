@@ -65,7 +65,12 @@ def validate(
         say(f"{len(faults)} fault{'s' * (len(faults) != 1)} found; nothing was changed")
         return WRONG
     valid = f"{count} polic{'y is' if count == 1 else 'ies are'} valid" if count else "there are no policies"
-    say(valid + (f", and held against {tools} tool{'s' * (tools != 1)}" if tools else ""))
+    against = f"held against {tools} tool{'s' * (tools != 1)}"
+    if tools and count:
+        valid += f", and {against}"
+    elif tools and loaded.config.constraints:
+        valid += f"; the rules on arguments were {against}"
+    say(valid)
     return DONE
 
 
