@@ -22,6 +22,7 @@ from aegis_daemon.audit.record import Admin, Approval, Denied, Intent, Outcome, 
 from aegis_daemon.audit.store import Reader, ensure_schema
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.exports.log import Log
+from aegis_daemon.manage import api
 
 from .conftest import Aegis
 from .terminal import AEGIS
@@ -206,6 +207,26 @@ def test_records_that_the_daemon_speaks_of_and_the_file_lacks_are_missing(
     assert aegis("audit", "verify", "--db", log).exit_code == 0
 
 
+def test_a_log_whose_newest_records_cannot_be_seen_is_not_said_to_be_whole(
+    served: Served, aegis: Aegis, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full() -> int:
+        await asyncio.sleep(0.3)
+        raise api.Unavailable("the store's disk is full", "make room")
+
+    monkeypatch.setattr("aegis_daemon.cli.audit.log.SLOW_S", 0.05)
+    served.governor.config_show = lambda: {"audit": {"db_path": None}}  # type: ignore[method-assign]
+    served.governor.flush_audit = full  # type: ignore[method-assign]
+    done = aegis("audit", "verify")
+    assert done.exit_code == 1
+    told = [done.stderr.index(text) for text in ("waiting for the daemon", "disk is full", "could not be looked at")]
+    assert told == sorted(told)
+    found = aegis("audit", "verify", "--json")
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["remarks"] == ["the newest records were not seen: the store's disk is full"]
+    assert aegis("audit", "verify", "--db", log).exit_code == 0
+
+
 @pytest.mark.usefixtures("log")
 def test_the_log_is_where_the_configuration_says(aegis: Aegis, home: str) -> None:
     os.mkdir(f"{home}/logs")
@@ -336,3 +357,19 @@ def test_the_hint_to_allow_is_given_only_where_there_is_something_to_allow(aegis
     assert "`github` has no tool `drop\\x1b[2Jtable` (1 is known); there is nothing to allow" in told
     Path(f"{home}/aegis.yaml").write_text("agents:\n  claud:\n    roles: []\n")
     assert "there is no agent `claude`; did you mean `claud`?" in aegis("audit", "show", TWO).stderr
+
+
+def test_what_is_to_be_erased_is_looked_for_before_a_terminal_is_missed(
+    served: Served, aegis: Aegis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = aegis("audit", "erase", "abc")
+    assert asks.exit_code == 2
+    assert "asks on a terminal" in asks.stderr
+
+    async def none(ask: Any, *, by: str) -> Any:
+        raise api.NotFound("no call `zzz` in the audit log")
+
+    monkeypatch.setattr(served.governor, "erase_audit", none)
+    wrong = aegis("audit", "erase", "zzz")
+    assert wrong.exit_code == 1
+    assert "no call `zzz`" in wrong.stderr

@@ -235,11 +235,21 @@ def test_a_configuration_with_faults_is_not_built_upon(user: Path, home: str, ae
 
 @pytest.mark.parametrize(
     "words",
-    [("--url", "ftp://x"), ("--url", "https://x/mcp", "--server", "work"), ("--agent", "a b"), ("--client", "cursr")],
+    [
+        ("--url", "ftp://x"),
+        ("--url", "notaurl"),
+        ("--url", "http://[x"),
+        ("--url", "https://x/mcp", "--server", "work"),
+        ("--agent", "a b"),
+        ("--client", "cursr"),
+    ],
 )
 def test_what_makes_no_sense_is_told(user: Path, aegis: Aegis, words: tuple[str, ...]) -> None:
     cursor(user, work=("get_a",))
-    assert aegis("setup", "--dry-run", *words).exit_code == 2
+    for more in ((), ("--dry-run",)):
+        done = aegis("setup", *more, *words)
+        assert done.exit_code == 2
+        assert "terminal" not in done.stderr
 
 
 def test_whoever_leads_entries_to_another_daemon_is_asked_of_by_the_one_that_they_lead_to(
