@@ -341,15 +341,20 @@ def missing(names: set[str] | None, plans: list[Plan], found: list[Target]) -> N
         )
 
 
-def show_changes(work: Work, rows: list[Row], left: list[tuple[Plan, Left]], *, as_json: bool) -> None:
-    """Everything that is going to change, and what stays and why."""
+def show_changes(
+    work: Work, rows: list[Row], left: list[tuple[Plan, Left]], *, brief: bool = False, as_json: bool
+) -> None:
+    """Everything that is going to change (`brief`: without its lines), and what stays and why."""
     from aegis_daemon.config.edit import difference as config_difference
 
     if work.config_new != work.config_old and rows:
         new = "" if work.config_old else " (new)"
-        heading(f"in {visible(work.paths.config)}{new}:", as_json=as_json)
-        if not as_json:
-            show_difference(config_difference(work.config_old.decode(), work.config_new.decode()))
+        lines = config_difference(work.config_old.decode(), work.config_new.decode())
+        more, less = (sum(line[:1] == sign for line in lines) for sign in "+-")
+        counts = f" {more} line{'s' * (more != 1)} new" + (f", {less} gone" if less else "") if brief else ""
+        heading(f"in {visible(work.paths.config)}{new}:{counts}", as_json=as_json)
+        if not as_json and not brief:
+            show_difference(lines)
     for path in work.secrets:
         say(f"{visible(path)} will be made, for nobody else to read: it holds a secret that the configuration names")
     for plan in work.plans:
@@ -357,7 +362,7 @@ def show_changes(work: Work, rows: list[Row], left: list[tuple[Plan, Left]], *, 
             note = f" ({visible(change.note)})" if change.note else ""
             what = f"{plan.client.name}, {visible(plan.path)}: `{visible(change.name)}`"
             heading(f"{what} {_becomes(change)}{note}", as_json=as_json)
-            if not as_json:
+            if not as_json and not brief:
                 show_difference(difference(change.keys, change.before, change.after))
     for plan, one in left:
         say(f"{visible(plan.path)}: `{visible(one.name)}` stays as it is: {visible(one.why)}")

@@ -7,6 +7,7 @@ what only reads passes and the rest waits for a person, so that nothing has to r
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -82,7 +83,7 @@ def setup(
         tell("nothing was started, and nothing was changed")
         return WRONG
     asking.asked(found, frozenset(trust or ()))
-    rules.shown_rows(found, as_json=as_json)
+    rules.shown_rows(found, whole=dry_run and not sys.stdout.isatty(), as_json=as_json)
     if asks and any(path.rows for path in found.paths):
         rules.changed_by_person(found)
     rules.given_to_clients(found, asks=asks)
