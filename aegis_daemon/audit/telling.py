@@ -172,8 +172,10 @@ def _approval(said: dict[str, Any], body: str | None) -> str:
 
 
 def _intent(said: dict[str, Any], body: str | None) -> str:
-    usual = {"acl": ("rules", "allowed"), "limit": ("limits", "none")}
-    parts = [f"{word} {said[name]}" for name, (word, plain) in usual.items() if said.get(name) not in (None, "", plain)]
+    usual = (None, "", "allowed", "none")
+    parts = [
+        f"{word} {said[name]}" for name, word in (("acl", "rules"), ("limit", "limits")) if said.get(name) not in usual
+    ]
     if said.get("approval") not in (None, "", "not_required"):
         parts.append(f"approval {said['approval']}" + (f" by {said['approver']}" if said.get("approver") else ""))
     if said.get("judged_us"):

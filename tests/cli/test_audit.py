@@ -331,7 +331,7 @@ def test_a_call_is_shown_by_the_number_of_a_record_as_tail_has_it(aegis: Aegis) 
         none = aegis("audit", "show", number)
         assert none.exit_code == 1
         assert "record 6, " in none.stderr
-        assert "admin reload d; it is of no call" in none.stderr
+        assert "admin reload d; it belongs to no call" in none.stderr
     assert "there is no record #99" in aegis("audit", "show", "#99").stderr
     assert "no call `99`" in aegis("audit", "show", "99").stderr
     assert "judged_us" not in aegis("audit", "show", "5").stdout

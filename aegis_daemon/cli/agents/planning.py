@@ -351,7 +351,7 @@ def show_changes(
         new = "" if work.config_old else " (new)"
         lines = config_difference(work.config_old.decode(), work.config_new.decode())
         more, less = (sum(line[:1] == sign for line in lines) for sign in "+-")
-        counts = f" {more} line{'s' * (more != 1)} new" + (f", {less} gone" if less else "") if brief else ""
+        counts = f" {more} new line{'s' * (more != 1)}" + (f", {less} gone" if less else "") if brief else ""
         heading(f"in {visible(work.paths.config)}{new}:{counts}", as_json=as_json)
         if not as_json and not brief:
             show_difference(lines)

@@ -90,7 +90,7 @@ def _meant(reader: Reader, id: str) -> str:
 
     (step,), _ = steps(rows)
     said = f"record {number}, {local(step.created_at)}: {visible(step.kind)} {visible(step.text)}".rstrip()
-    raise Problem(f"{said}; it is of no call", "`aegis audit search` lists calls")
+    raise Problem(f"{said}; it belongs to no call", "`aegis audit search` lists calls")
 
 
 ENDED: Final = {
@@ -124,22 +124,22 @@ def _story(found: Told) -> None:
 
 def _facts(call: CallView) -> list[tuple[str, str]]:
     """What is not as it is with nearly every call, in words; `--json` has every field."""
-    owner = f", of {call.principal}" if call.principal not in ("", call.agent_id) else ""
+    own = not call.principal or call.principal.startswith(call.agent_id)
     ended = ENDED.get(call.exec_status, call.exec_status)
     if call.would:
         ended += "; observe mode let it pass, and the rules would have refused it"
-    by = f" ({call.policy_id})" if call.policy_id else ""
     code = f" (code {call.error_code})" if call.error_code else ""
     pairs = [
-        ("agent", f"{call.agent_id}{owner}"),
+        ("agent", (call.principal or call.agent_id) if own else f"{call.agent_id}, as {call.principal}"),
         ("call", what(msgspec.structs.asdict(call))),
         ("outcome", ended),
-        ("decided at", f"{call.stage}{by}" if call.stage else ""),
+        ("stage", call.stage),
+        ("rule", call.policy_id),
         ("message", f"{call.error_message}{code}" if call.error_message or code else ""),
         ("approval", "" if call.approval_result == "not_required" else call.approval_result),
         ("decided by", call.approver),
         ("ticket", call.ticket),
-        ("limits", "" if call.rate_limit_result == "none" else call.rate_limit_result),
+        ("limits", "" if call.rate_limit_result in ("none", "allowed") else call.rate_limit_result),
         ("note", call.note),
         ("request", call.request_id),
         ("session", call.session),
