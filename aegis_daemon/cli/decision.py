@@ -78,15 +78,16 @@ def decide(
     word = "approve" if approve else "reject"
     if len(note) > NOTE_MAX:
         raise Problem(f"the note has {len(note)} characters", f"{NOTE_MAX} are kept; shorten it", USAGE)
+    if not yes and not interactive():
+        with suppress(DaemonAway), link.connect() as daemon:
+            for typed in ids:
+                if _waiting(daemon, typed) is None:
+                    raise Problem(f"nothing that waits is called `{typed}`", "see `aegis pending`")
+        raise Problem(f"`aegis {word}` asks on a terminal, and this is none", "pass `--yes` in scripts", USAGE)
     key = own_key()
     rows: list[dict[str, Any]] = []
     code = DONE
     with link.connect() as daemon:
-        if not yes and not interactive():
-            for typed in ids:
-                if _waiting(daemon, typed) is None:
-                    raise Problem(f"nothing that waits is called `{typed}`", "see `aegis pending`")
-            raise Problem(f"`aegis {word}` asks on a terminal, and this is none", "pass `--yes` in scripts", USAGE)
         for typed in dict.fromkeys(ids):
             try:
                 exact = typed if yes else _asked(daemon, typed, word, grant)
