@@ -18,6 +18,7 @@ from aegis_shim.ledger import DISPATCHED, Ledger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from aegis_shim.offline import Refusal
@@ -330,7 +331,7 @@ class Shim:
                 return False
             self._start()
             if self.starter is not None and self.starter.ended():
-                self.past = "it was started and ended at once; `aegis logs` says why"
+                self.past = self._ended_at_once()
                 deadline = min(deadline, last := last or monotonic() + ENDED_S)
             self._pause(pause)
             pause = min(pause * 1.5, 0.1)
@@ -349,18 +350,32 @@ class Shim:
         return self._reach(monotonic() + RESTARTED_S)
 
     def _connect(self) -> bool:
+        """One attempt: at the usual place, or else where a daemon has said that it is. Nobody else's is asked."""
+        if self._connect_at(self.path, self._owner):
+            return True
+        if not self.startable or self.options.socket:
+            return False
+        from aegis_shim.whereabouts import elsewhere
+
+        trouble, other = self.trouble, elsewhere(self.log.rpartition("/")[0])
+        if other and other != self.path and self._connect_at(other, posix.geteuid):
+            return True
+        self.startable, self.hopeless, self.trouble = True, False, trouble
+        return False
+
+    def _connect_at(self, path: str, owner: Callable[[], int]) -> bool:
         link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         link.setblocking(False)  # a full queue must not hold us beyond the reach of signals
         try:
-            link.connect(hello.octets(self.path))
-            stranger = self._stranger(link)
+            link.connect(hello.octets(path))
+            stranger = self._stranger(link, path, owner)
         except OSError as fault:
             self.startable = fault.errno in (errno.ENOENT, errno.ECONNREFUSED)
             self.hopeless = not self.startable and fault.errno != errno.EAGAIN  # EAGAIN: its queue is full
             if self.startable:
-                self.trouble = self.past or f"nothing answers at `{self.path}`"
+                self.trouble = self.past or f"nothing answers at `{path}`"
             else:
-                self.trouble = f"`{self.path}`: {(fault.strerror or str(fault)).lower()}"
+                self.trouble = f"`{path}`: {(fault.strerror or str(fault)).lower()}"
         else:
             self.startable, self.hopeless = False, bool(stranger)
             if not stranger:
@@ -370,17 +385,21 @@ class Shim:
         link.close()
         return False
 
-    def _stranger(self, link: _socket.socket) -> str:
-        """Who listens, if it is neither ourselves, nor root, nor the owner of the socket's directory."""
+    def _owner(self) -> int:
+        """Whose the directory of the usual socket is."""
+        return posix.stat(self.path.rpartition("/")[0] or "/").st_uid
+
+    def _stranger(self, link: _socket.socket, path: str, owner: Callable[[], int]) -> str:
+        """Who listens, if it is neither ourselves, nor root, nor whose the socket's place is."""
         if sys.platform == "linux":
             uid = int.from_bytes(link.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)[4:8], sys.byteorder)
         elif sys.platform == "darwin":
             uid = int.from_bytes(link.getsockopt(0, 1, 76)[4:8], sys.byteorder)  # LOCAL_PEERCRED, struct xucred
         else:
             return ""
-        if uid in (posix.geteuid(), 0) or uid == posix.stat(self.path.rpartition("/")[0] or "/").st_uid:
+        if uid in (posix.geteuid(), 0) or uid == owner():
             return ""
-        return f"uid {uid} listens at `{self.path}`, which is not its place"
+        return f"uid {uid} listens at `{path}`, which is not its place"
 
     def _start(self) -> None:
         now = monotonic()
@@ -396,6 +415,14 @@ class Shim:
         except OSError as fault:
             self.started_at = now
             self.past = f"it could not be started: {(fault.strerror or str(fault)).lower()}"
+
+    def _ended_at_once(self) -> str:
+        from aegis_shim.whereabouts import holder
+
+        state = self.log.rpartition("/")[0]
+        if pid := holder(state):
+            return f"process {pid} keeps `{state}/journal` and answers at no socket; `aegis doctor` says more"
+        return "it was started and ended at once; `aegis logs` says why"
 
     def _daemon_env(self) -> dict[bytes, bytes]:
         """Ours, with paths that mean the same from another directory, and without what only concerns this session."""

@@ -49,6 +49,7 @@ from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.own_tasks import OwnTasks
+from aegis_daemon.relay.task_owners import Owners
 from aegis_daemon.wire.jsonrpc import Frame
 from aegis_daemon.wire.methods import META_CAPABILITIES, META_VERSION, MODERN_VERSION
 
@@ -368,7 +369,8 @@ class _End:
         made = opened.call
         assert made is not None
         assert self.play.log.has_intent(made.id), f"no intent for {frame}"
-        assert made.id not in self.play.sent, f"sent twice: {frame}"
+        # A subscription is shown to the server that takes the place of the one that had it.
+        assert made.id not in self.play.sent or made.method == "subscriptions/listen", f"sent twice: {frame}"
         assert frame["method"] == made.method
         assert frame.get("params", {}) == made.frame.params
         self.play.sent.add(made.id)
@@ -740,7 +742,8 @@ class Play:
         self.shell = Shell(runtime, self.clock.monotonic, self.scribe, self.limits, self.lanes, self.desk)
         self.shell.tasks = OwnTasks(self.clock.wall)
         self.ids = CallIds()
-        self.load = Load()
+        self.owners = Owners(":memory:")
+        self.load = Load(self.owners)
         self.errors: list[str] = []
         self._handler = _Collect(self.errors)
         logging.getLogger("aegis").addHandler(self._handler)
@@ -774,6 +777,11 @@ class Play:
     def be_impatient(self) -> None:
         """Clients are known for how long they wait, as in the daemon; else they wait as long as it takes."""
         self.shell.patience = Patience(self.store.db, self.clock.wall)
+
+    def owns(self, *tasks: str, agent: str = "bot", backend: str = "files") -> None:
+        """The agent started these tasks of the server at some time."""
+        for task in tasks:
+            self.owners.started(agent, backend, None, task)
 
     def reload(self, config: str) -> None:
         """As the daemon does it: everything new is built, then one reference is swapped."""

@@ -265,7 +265,8 @@ class Journal:
         except BlockingIOError:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
             raise AuditUnavailable(
-                f"the audit journal `{self.directory}` is in use by process {holder}; stop that daemon first"
+                f"the audit journal `{self.directory}` is in use by process {holder}; "
+                "end that daemon first: `aegis daemon stop`, or the process itself where that does not reach it"
             ) from None
         self._crashed = os.fstat(self._lock).st_size > 0  # nobody has closed it
         os.ftruncate(self._lock, 0)

@@ -23,6 +23,7 @@ from typing import Final
 import msgspec
 
 from aegis_daemon.backends import warden
+from aegis_daemon.loop.aside import NOBODY, Aside
 
 # Not run as a script: that is compiled at every start, which costs 20 ms and 1.4 MB. The directory comes last in the
 # path, so that no module of ours hides one of the standard library.
@@ -203,6 +204,8 @@ class _Link:
         self.children: dict[int, Child] = {}
         self.received = bytearray()
         self.queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self.aside = Aside(loop)
+        """where our copies of descriptors that had to wait are let go of: the stderr of an agent is among them"""
         self.waiting = False
         self.finishing = False
         self.open = True
@@ -283,8 +286,7 @@ class _Link:
                     self.loop.remove_writer(self.socket.fileno())
                     self.loop.call_later(_RETRY, self._again)
                 return
-            for fd in fds:
-                os.close(fd)
+            self.aside.let_go(NOBODY, fds)
             if sent < len(message):
                 self.queue[0] = (message[sent:], ())
                 return
@@ -349,8 +351,7 @@ class _Link:
         self.loop.remove_reader(self.socket.fileno())
         self.loop.remove_writer(self.socket.fileno())
         for _, fds in self.queue:
-            for fd in fds:
-                os.close(fd)
+            self.aside.let_go(NOBODY, fds)
         self.queue.clear()
         # its socket is closed by its end alone, so this does not wait longer than the kernel needs to bury it
         self.process.kill()

@@ -26,6 +26,7 @@ Messages, both ways: 4 bytes of length (big endian), then fields separated by NU
 from __future__ import annotations
 
 import _socket
+import _thread
 import errno
 import os
 import select
@@ -80,6 +81,12 @@ def unpack(buffer: bytearray) -> Iterator[list[bytes]]:
 def _close(fd: int) -> None:
     if fd >= 0:
         os.close(fd)
+
+
+def _let_go(fd: int) -> None:
+    """Close what somebody handed over, in a thread: it can take as long as they like (`loop.aside`)."""
+    if fd >= 0:
+        _thread.start_new_thread(os.close, (fd,))
 
 
 def _directory(path: str) -> int:
@@ -294,7 +301,7 @@ class Warden:
             # it may still listen: `Nursery.close` shuts only its sending side
             self._listen(self.events & ~select.POLLIN)
             while self.fds:
-                _close(self.fds.pop())
+                _let_go(self.fds.pop())
             self._close()
             return
         self.received += data
@@ -315,8 +322,10 @@ class Warden:
                 self._spawn(ref, fields[2], fields[5 : 5 + argc], fields[5 + argc :], fds)
             finally:
                 os.umask(umask)
-                for fd in fds:
+                for fd in fds[:2]:
                     _close(fd)
+                for fd in fds[2:]:
+                    _let_go(fd)
         elif verb == b"end":
             tree = self.trees.get(ref)
             if tree is not None:

@@ -30,6 +30,7 @@ from aegis_daemon.cli.console import (
     span,
     visible,
 )
+from aegis_daemon.config import whereabouts
 from aegis_daemon.config.paths import Paths
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key
 
@@ -205,7 +206,8 @@ def _named_by(said: Ours, path: str) -> set[str]:
     real = pwd.getpwuid(os.getuid()).pw_dir
     if os.path.realpath(path).startswith(real.rstrip("/") + "/"):
         homes.add(real)  # $HOME is whatever somebody says
-    found = {Paths.find({**said.found, "HOME": home}).manage_socket for home in homes}
+    usual = [Paths.find({**said.found, "HOME": home}) for home in homes]
+    found = {(whereabouts.elsewhere(one) or one).manage_socket for one in usual}
     if said.socket:
         above = os.path.dirname(os.path.abspath(said.socket))
         found |= {os.path.join(above, "manage.sock"), os.path.join(os.path.dirname(above), "manage.sock")}

@@ -18,6 +18,7 @@ from aegis_daemon import __version__
 from aegis_daemon.cli import helping
 from aegis_daemon.cli.console import AWAY, USAGE, WRONG, Problem, complain, remedy
 from aegis_daemon.cli.options import new_app
+from aegis_daemon.core.extras import REINSTALL
 from aegis_daemon.manage.client import DaemonAway, Refused
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "mode": ("mode", "Whether rules are enforced, and what they would have refused."),
     "policy": ("policy.commands", "Check policies, and tell what the rules say of a call."),
     "tools": ("tools", "What servers say of their tools, and what of it has changed."),
+    "backends": ("backends", "MCP servers, and whether they answer."),
     "ui": ("ui", "Open the inbox in a browser."),
     "limits": ("limits", "Limits and how far they are used."),
     "queue": ("queue", "Calls in the backends' queues."),
@@ -210,7 +212,9 @@ def guarded(command: Any) -> int:
         complain(problem.message, problem.hint)
         return problem.code
     except DaemonAway as away:
-        complain(str(away), "start it with `aegis daemon start`")
+        from aegis_daemon.cli import link
+
+        complain(*link.away(str(away)))
         return AWAY
     except Refused as refused:
         complain(refused.message, refused.hint)
@@ -261,7 +265,7 @@ def _missing(name: str) -> typer.Typer:
 
     @app.command()
     def absent() -> None:
-        raise Problem(f"`aegis {name}` is not part of this installation", "install the whole distribution `aegis-mcp`")
+        raise Problem(f"`aegis {name}` is not part of this installation", f"install Aegis again, whole: {REINSTALL}")
 
     return app
 

@@ -31,9 +31,7 @@ def status(as_json: Json = False) -> int:
         paths = link.paths()
         if as_json:
             emit({"running": False, "config": paths.config, "socket": paths.socket})
-        complain(
-            f"the daemon is not running (no answer on `{paths.manage_socket}`)", "start it with `aegis daemon start`"
-        )
+        complain(*link.away(f"the daemon is not running (no answer on `{paths.manage_socket}`)"))
         return AWAY
     if found["mode"] == "observe":
         found["would_24h"] = _would()

@@ -211,7 +211,8 @@ def outdated(said: Ours, entry: Entry, here: Here) -> str:
         return f"the wrapper `{said.wrapper}` is not there"
     if os.path.realpath(said.wrapper) != os.path.realpath(here.wrapper):
         return f"another installation's wrapper, `{said.wrapper}`"
-    for name in ("AEGIS_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+    # Not XDG_RUNTIME_DIR: wherever the daemon has its sockets, it is found by the state directory (`daemon.at`).
+    for name in ("AEGIS_HOME", "XDG_STATE_HOME"):
         if entry.env.get(name, "") != here.env.get(name, ""):
             return f"`{name}` is not this installation's, so it would reach another daemon"
     if here.doors and said.socket != door(here, said.agent):

@@ -188,6 +188,8 @@ class Reading:
         self.warnings: list[Fault] = []
         self._built: dict[int, Any] = {}
         self._looked: set[tuple[str, str]] = set()
+        self._standin = Secret("x" * 32)
+        """in place of what a placeholder does not find"""
         self._data: dict[str, Any] = {}
         self._text_at: tuple[int, int] | None = None
         self._comparisons = _COMPARISONS
@@ -270,7 +272,7 @@ class Reading:
                 self._looked.add((f"{match[2]}:{match[3]}", parts[-1]))
             except _NotFoundError as error:
                 self._fault(path, error.message, error.hint)
-                return Secret("x" * 32)  # stands in, so that one fault is not reported as two
+                return self._standin
         whole = "".join([*parts, text[end:]])
         return Secret(whole) if secret else whole
 
@@ -366,6 +368,8 @@ class Reading:
             message, hint = NO_PLACEHOLDER, PLACEHOLDERS
         elif kind == "aegis":
             message, hint = context["message"], context["hint"]
+            if value is self._standin and message != NO_PLACEHOLDER:
+                return  # what is wrong with it was said
         else:
             message, hint = self._builtin(kind, value, context)
         self._fault(path, message, hint, key=at_key)

@@ -73,7 +73,9 @@ def then(past: Past) -> Then | None:
             return Then(DENY, _policy_stage(past.policy_id))
         if past.stage in ("acl", "pin"):
             return Then(DENY, past.stage)
-        return Then(ASK) if past.stage in _ASKED else None
+        # A server that was gone says nothing of the rules, unless a person was being asked meanwhile.
+        asked = past.stage in _ASKED or (past.stage == "forward" and past.approval_result == "pending")
+        return Then(ASK) if asked else None
     if past.would:
         return Then(ALLOW, OBSERVED)
     return Then(ALLOW if past.approval_result in ("", "not_required") else ASK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 
 from aegis_daemon.config.rules import rules as rules_of
@@ -27,8 +27,13 @@ from aegis_daemon.stages.policy import Policy
 from aegis_daemon.stages.rate_limit import RateLimit
 
 
-def build(config: Config, digest: str, wall: Callable[[], float] = time.time) -> Runtime:
-    """The runtime of a configuration; `digest` names it in the audit log, `wall` is the time that policies see."""
+def build(
+    config: Config, digest: str, wall: Callable[[], float] = time.time, superseded: Iterable[str] = ()
+) -> Runtime:
+    """The runtime of a configuration; `digest` names it in the audit log, `wall` is the time that policies see.
+
+    `superseded` are secrets of configurations before it.
+    """
     gates: dict[str, Gate] = {
         "acl": _acl(config),
         "rate_limit": _rate_limit(config),
@@ -88,7 +93,7 @@ def build(config: Config, digest: str, wall: Callable[[], float] = time.time) ->
         closed=_closed(config),
         rules=tuple(policy.rules) if policy is not None else (),
         transforms=transforms_of(config),
-        secrets=guard(config),
+        secrets=guard(config, superseded),
         isolated=isolated,
         digest=digest,
     )

@@ -1,10 +1,19 @@
-"""What an optional library is called, whether it is there, and how Aegis is installed with it, is said in one place."""
+"""How Aegis is installed, and with an optional library, is said in one place: from a clone, never by a name.
+
+An index has another project's package under the name of this distribution.
+"""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import Final
 
+CLONE: Final = "in your clone of Aegis"
+INSTALL: Final = f"`pipx install .` or `uv tool install .` {CLONE}"
+REINSTALL: Final = f"`pipx install --force .` or `uv tool install --reinstall .` {CLONE}"
+"""over what is there, whole"""
+INSTALL_GLOBAL: Final = f"`pipx install --global .` {CLONE}"
+"""for every user of the machine"""
 LIBRARIES: Final = {"parquet": "pyarrow", "s3": "obstore"}
 """Extra of the distribution → the library that it brings."""
 
@@ -19,4 +28,4 @@ def missing(extra: str) -> bool:
 
 def advice(extra: str) -> str:
     """How to get it."""
-    return f"install Aegis with its extra `{extra}`, like `pipx install --force '.[{extra}]'` in its source directory"
+    return f"install Aegis with its extra `{extra}`, like `pipx install --force '.[{extra}]'` {CLONE}"

@@ -13,7 +13,7 @@ from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import _MINT, Allow, Ask, Claim, Deny, Hold, Pass, Permit, Reason, Verdict
 from aegis_daemon.wire.jsonrpc import WireFault, disguised, encode, read
-from aegis_daemon.wire.methods import Era
+from aegis_daemon.wire.methods import Era, is_last_word
 
 _log = logging.getLogger("aegis.pipeline")
 _REMEMBERED = 8192
@@ -122,7 +122,7 @@ class Pipeline:
             text = "a fault in Aegis; nothing was executed; see `aegis logs`"
             return _Judgement(denied=Deny(Reason("internal", text, code="fault")), lasting=False)
         if ask is not None and self._observe:
-            would = would or Reason("approval", "a person would have been asked", detail=ask.rule)
+            would = would or Reason("approval", "a person would have been asked", code="pending", detail=ask.rule)
             ask = None
         if ask is not None and pin:
             ask = msgspec.structs.replace(ask, pin=pin)
@@ -172,6 +172,8 @@ class Pipeline:
         items = result.get(row.items) if type(result) is dict else None
         if type(items) is not list or disguised(result, row.items):
             raise Unreadable(f"the list has no `{row.items}`, or a second one in disguise")
+        if not is_last_word(result):
+            raise Unreadable("it asks the client for something, which no list may")
         kept: list[Any] = []
         changed = False
         for item in items:

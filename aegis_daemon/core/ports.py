@@ -334,15 +334,29 @@ class Party(Protocol):
         """Nothing new comes, and nobody reads any more."""
         ...
 
+    @property
+    def serves(self) -> bool:
+        """Whether there is a server at all: where the agent may use none, everything is refused."""
+        ...
+
+    def refusal(self, frame: Frame, reason: Reason) -> bytes:
+        """The answer to a request that is not heard any more, which is recorded as refused."""
+        ...
+
 
 class Turned(Exception):
-    """A client that is turned away: the HTTP status and code that say so, and a text that names the next step."""
+    """A client that is turned away: the HTTP status and code that say so, and a text that names the next step.
 
-    def __init__(self, status: int, code: int, text: str) -> None:
+    `reason` is a stable word, `detail` what only the log tells: why, and what would let the client in.
+    """
+
+    def __init__(self, status: int, code: int, text: str, *, reason: str = "refused", detail: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.code = code
         self.text = text
+        self.reason = reason
+        self.detail = detail
 
 
 class Reception(Protocol):
@@ -356,10 +370,18 @@ class Reception(Protocol):
         """A session with one backend, or with all that the agent may use; `shared` by all who ask. Raises `Turned`."""
         ...
 
+    def suits(self, principal: Principal, backend: str | None, party: Party) -> bool:
+        """Whether whom it began then is whom it would begin now, at the same address."""
+        ...
+
     def apart(self, principal: Principal, backend: str | None) -> bool:
         """Whether clients that can do different things need sessions of their own: a legacy server is told once."""
         ...
 
     def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
         """A frame was neither forwarded nor answered."""
+        ...
+
+    def refused(self, principal: Principal, backend: str | None, turned: Turned, frame: Frame | None) -> bytes:
+        """Whoever is known and gets to talk to nobody (`begin`) is answered so; what it asked for is recorded."""
         ...

@@ -51,6 +51,8 @@ class Open(msgspec.Struct, eq=False):
     beats: int = 0
     strand: Any = None
     waiter: Any = None
+    unsent: Any = None
+    """the reason that ended it before it was sent, where nobody had left"""
 
 
 class TooMany(Exception):

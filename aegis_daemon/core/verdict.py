@@ -6,10 +6,15 @@ nothing can be sent (`core.ports.Peer.send` takes nothing else).
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from aegis_daemon.core.call import Call
 from aegis_daemon.wire.jsonrpc import Answer
+
+LOOK: Final = "; a person can look at it with `aegis audit show "
+"""What a refusal by a rule ends with, before the call's id."""
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -19,8 +24,8 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
     retryable: bool = False
     retry_after_ms: int | None = None
-    code: str | None = None
-    """a stable word for `data.reason`"""
+    code: str = ""
+    """a stable word for `data.reason`, of those in `onboarding.denials`"""
     detail: str = ""
     """what only an approver may read: the rule that decided"""
     policy: str = ""

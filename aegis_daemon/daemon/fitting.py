@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from aegis_daemon.config.load import Fault
+from aegis_daemon.daemon.misspelt import Misspelt
 from aegis_daemon.policy.rules import bare
 from aegis_daemon.policy.schema import Finding, Fitting, Summary, Tool
 from aegis_daemon.registry.pins import TRUSTED, Registry
@@ -131,11 +133,15 @@ class Fits:
 class Reviewer:
     """Reviews what is in force in the background, again when it has changed meanwhile, and logs what is new."""
 
-    def __init__(self, in_force: Callable[[], Fits | None]) -> None:
+    def __init__(
+        self, in_force: Callable[[], Fits | None], misspelt: Callable[[], Misspelt | None] = lambda: None
+    ) -> None:
         self._in_force = in_force
+        self._misspelt = misspelt
         self._task: asyncio.Task[None] | None = None
         self._again = False
         self._told: set[str] = set()
+        self._names_told: set[str] = set()
 
     def kick(self) -> None:
         """Soon. Returns at once."""
@@ -150,6 +156,9 @@ class Reviewer:
                 fits = self._in_force()
                 if fits is not None:
                     self.tell(await fits.review())
+                misspelt = self._misspelt()
+                if misspelt is not None:
+                    self.tell_names(await misspelt.review())
         except Exception:  # calls are judged without it
             _log.exception("the policies could not be held against the tools")
         finally:
@@ -166,6 +175,16 @@ class Reviewer:
                 _log.warning("policy %s", one.text)
         if len(new) > _TOLD:
             _log.warning("%d more of that: see `aegis policy validate`", len(new) - _TOLD)
+
+    def tell_names(self, found: Sequence[Fault]) -> None:
+        """The same of names that are no tool's."""
+        texts = list(map(str, found))
+        new = [text for text in texts if text not in self._names_told]
+        self._names_told = set(texts)
+        for text in new[:_TOLD]:
+            _log.warning("%s", text)
+        if len(new) > _TOLD:
+            _log.warning("%d more of that: see `aegis config validate`", len(new) - _TOLD)
 
     async def close(self) -> None:
         """Stops what it is about."""

@@ -8,6 +8,7 @@ import os
 import secrets
 import sqlite3
 import unicodedata
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -55,10 +56,12 @@ from aegis_daemon.policy.rules import EVERYWHERE
 from aegis_daemon.registry import difference
 from aegis_daemon.registry import pins as registry
 from aegis_daemon.registry.likeness import telling
+from aegis_daemon.relay.admission import Refused
 
 if TYPE_CHECKING:
     from aegis_daemon.approvals.grants import Grant
     from aegis_daemon.daemon.orders import Orders
+    from aegis_daemon.daemon.probing import Prober
     from aegis_daemon.daemon.wiring_watch import WiringWatch
     from aegis_daemon.registry.pins import Registry
 
@@ -177,6 +180,10 @@ def _audit_rows(path: Path, limit: int, offset: int) -> list[shapes.AuditRow]:
     ]
 
 
+async def _no_health() -> Mapping[str, str]:
+    return {}
+
+
 def _of_rule(name: str, backends: Container[str]) -> tuple[str, str]:
     """The backend and the tool that a rule is for: `work.pay` is `pay` on `work` where there is such a backend."""
     backend, dot, tool = name.partition(".")
@@ -219,7 +226,11 @@ class Governor:
         prover: Prover | None = None,
         modes: Modes | None = None,
         arm: Callable[[str], Awaitable[Proof]] | None = None,
+        health: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
+        prober: Prober | None = None,
     ) -> None:
+        self._health = health or _no_health
+        self._prober = prober
         self._shipping = shipping
         self._metering = metering
         self._wiring = wiring
@@ -315,6 +326,7 @@ class Governor:
                 *self._keeping(),
                 *self._unsigned(),
                 *self._changed(),
+                *(force.misspelt.lines() if force.misspelt is not None else ()),
                 *(force.fits.lines() if force.fits is not None else ()),
                 *self._wishes(),
                 *(self._notifier.warnings() if self._notifier is not None else ()),
@@ -323,6 +335,59 @@ class Governor:
             ),
             exports=tuple(self.exports()),
         )
+
+    async def backends(self) -> Sequence[shapes.BackendRow]:
+        """The configured ones, and those that agents have brought besides."""
+        force = self._in_force()
+        sessions = Counter(session.conversation.backend for session in self._sessions)
+        lanes = Counter((row.backend_id, row.state == "running") for row in self._lanes.rows())
+        changed = Counter(pin.backend for pin in self._registry.stopped()) if self._registry is not None else Counter()
+        health = await self._health()
+        settings = masked(force.config)["backends"]
+        rows = []
+        for name in dict.fromkeys((*force.config.backends, *sessions)):
+            rule = force.runtime.backend(name)
+            kind = "handed-over" if rule.command is None else "process"
+            if rule.url is not None:
+                kind = "http" if rule.transport in ("auto", "streamable-http") else rule.transport
+                kind = "websocket" if rule.url.startswith(("ws:", "wss:")) else kind
+            rows.append(
+                shapes.BackendRow(
+                    backend_id=name,
+                    kind=kind,  # type: ignore[arg-type]
+                    address=settings[name]["url"] if rule.url is not None else rule.shown,
+                    health=health.get(name, "no_health_url"),
+                    sessions=sessions[name],
+                    lane=name in force.runtime.lanes,
+                    running=lanes[name, True],
+                    waiting=lanes[name, False],
+                    pins_changed=changed[name],
+                    agents=tuple(
+                        agent
+                        for agent, one in force.config.agents.items()
+                        if name in one.backends and one.backends[name].allowed
+                    ),
+                )
+            )
+        return rows
+
+    async def probe_backend(self, name: str, *, by: str) -> shapes.BackendProbe:
+        """A session with one. That it was opened is recorded before."""
+        force = self._in_force()
+        if name not in force.config.backends:
+            raise api.NotFound(f"no backend `{name}` is configured", "see `aegis backends list`")
+        if self._prober is None:
+            raise api.Unavailable("this daemon opens no backend by itself")
+        try:
+            planned = self._prober.plan(name, force.runtime.backend(name))
+            self._journal.append(Admin(action="backend_probe", by=by, detail=name))
+            found = await self._prober.probe(planned)
+        except AuditUnavailable as error:
+            raise api.Unavailable(f"it cannot be recorded: {error}", "see `aegis status`") from None
+        except Refused as refused:
+            raise api.Refusal(str(refused), "`aegis agents wire` tries a server that an agent's entry brings") from None
+        said = ("detail", "server_name", "server_version", "protocol_version")
+        return found.model_copy(update={field: shown_text(getattr(found, field), self._shown) for field in said})
 
     def exports(self) -> Sequence[shapes.ExportRow]:
         """How each export is doing."""

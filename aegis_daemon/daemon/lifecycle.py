@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Final
 
+from aegis_daemon.config import whereabouts
 from aegis_daemon.config.paths import Paths
 from aegis_daemon.core.runtime import AgentRule
 from aegis_daemon.loop import whole
@@ -24,10 +25,13 @@ GIVES_WAY_S: Final = 45.0
 
 
 class AlreadyRunning(Exception):
-    """Another daemon holds the lock; `pid` is None where it does not say which, `why` is why it does not give way."""
+    """Another daemon holds the lock; `pid` is None where it does not say which, `why` is why it does not give way.
 
-    def __init__(self, pid: int | None, why: str = "") -> None:
-        which = f" (pid {pid})" if pid else ""
+    `at` is where it has its sockets, where that is another directory.
+    """
+
+    def __init__(self, pid: int | None, why: str = "", at: str = "") -> None:
+        which = (f" (pid {pid})" if pid else "") + (f", at `{at}`" if at else "")
         super().__init__(f"a daemon is running already{which}" + (f" and does not give way: {why}" if why else ""))
         self.pid = pid
 
@@ -56,9 +60,17 @@ def take_over(paths: Paths) -> Lock:
 
     The manager holds the socket's path from then on, so the other one would never hear of a new session; its own ones
     come back to us. It is asked without the approver key, so that it looks at who asks: what a governed agent starts
-    may call itself the manager's, and takes nothing over. Raises `AlreadyRunning` where it does not end.
+    may call itself the manager's, and takes nothing over. So does one with its sockets elsewhere, whose XDG_RUNTIME_DIR
+    was another one: it has the log open. Raises `AlreadyRunning` where it does not end.
     """
     until = time.monotonic() + GIVES_WAY_S
+    there = whereabouts.elsewhere(paths)
+    if there is not None:
+        _free(there, until).release()
+    return _free(paths, until)
+
+
+def _free(paths: Paths, until: float) -> Lock:
     asked = False
     while True:
         try:

@@ -34,6 +34,7 @@ from aegis_daemon.audit.story import Scribe
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.backends.children import Nursery
 from aegis_daemon.backends.http_client import HttpPool
+from aegis_daemon.config import whereabouts
 from aegis_daemon.config.load import ConfigFaults
 from aegis_daemon.config.paths import PathError, Paths
 from aegis_daemon.config.schema import OFF
@@ -65,6 +66,7 @@ from aegis_daemon.daemon.modes import Modes
 from aegis_daemon.daemon.network import Network
 from aegis_daemon.daemon.orders import Orders
 from aegis_daemon.daemon.pin_news import PinNews
+from aegis_daemon.daemon.probing import Prober
 from aegis_daemon.daemon.proof import ALARM, Proof, Prover, Unproven, newest_records
 from aegis_daemon.daemon.reach import DaemonReach
 from aegis_daemon.daemon.reception import Reception
@@ -78,11 +80,13 @@ from aegis_daemon.limits import Limits
 from aegis_daemon.loop.clock import micros, monotonic, wall
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import shapes
+from aegis_daemon.manage.client import lock_holder
 from aegis_daemon.manage.server import ManageServer
 from aegis_daemon.policy.rules import Rules
 from aegis_daemon.registry.pins import Registry
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.own_tasks import OwnTasks
+from aegis_daemon.relay.task_owners import Owners
 from aegis_daemon.transports.unix_relay import Peer, UnixRelay
 
 _log = logging.getLogger("aegis")
@@ -163,7 +167,7 @@ class Daemon:
             on_seen=self._pins_seen,
             on_news=self._pins_news,
         )
-        self._reviewer = Reviewer(lambda: self._force.fits)
+        self._reviewer = Reviewer(lambda: self._force.fits, lambda: self._force.misspelt)
         self._modes = Modes(self._tickets.db, wall)
         self._prover = Prover(
             ready=lambda: self._force,
@@ -183,7 +187,9 @@ class Daemon:
         self._reloading: set[asyncio.Task[None]] = set()
         self._pin(self._ready(force))
         self._pool = HttpPool(loop)
-        self._sessions = Sessions(loop, self._shell, Servers(loop, outbox, self._nursery, self._pool), outbox)
+        self._servers = Servers(loop, outbox, self._nursery, self._pool)
+        self._owners = Owners(Path(paths.state_db))
+        self._sessions = Sessions(loop, self._shell, self._servers, outbox, self._owners)
         self._network = Network(
             loop, outbox, Reception(self._sessions, self._shell), self._pool, in_force=lambda: self._force
         )
@@ -299,6 +305,8 @@ class Daemon:
             shipping=self._shipping,
             metering=self._metering,
             wiring=self._wiring,
+            health=self._network.health,
+            prober=Prober(self._servers),
         )
         self._mode_taken()
         await self._prover.prove(first=True)
@@ -325,6 +333,10 @@ class Daemon:
         self._manager.drop()
         await self._manage.start()
         self._relay.open()
+        try:
+            whereabouts.write(self._paths)
+        except OSError as error:
+            _log.warning("whose XDG_RUNTIME_DIR is another one does not find this daemon: %s", error)
         self._wiring.start()
         self._tick()
 
@@ -357,7 +369,8 @@ class Daemon:
             force = msgspec.structs.replace(force, runtime=msgspec.structs.replace(force.runtime, isolated=isolated))
             if _readable(force) and READABLE not in force.warnings:
                 force = msgspec.structs.replace(force, warnings=(*force.warnings, READABLE))
-        fitted = reloading.fitted(reloading.pinned(force, self._pins), self._pins, monotonic)
+        named = reloading.named(reloading.pinned(force, self._pins), self._pins)
+        fitted = reloading.fitted(named, self._pins, monotonic)
         return reloading.counted(fitted, self._limits.usage)
 
     def _pin(self, force: InForce) -> None:
@@ -393,7 +406,7 @@ class Daemon:
         if self._force.fits is not None:
             self._force.fits.seen(backend)
             self._shell.runtime.pipeline.forget()
-            self._reviewer.kick()
+        self._reviewer.kick()
 
     def _pins_news(self) -> None:
         """There is something to look at that people have not been told of."""
@@ -449,7 +462,7 @@ class Daemon:
 
     async def _read(self, mode: str = "") -> InForce:
         """The file, read and compiled beside the loop: calls go on meanwhile, by the configuration in force."""
-        return await asyncio.to_thread(reloading.read, self._path(), mode)
+        return await asyncio.to_thread(reloading.read, self._path(), mode, self._force)
 
     def _arms(self, force: InForce) -> bool:
         return self._force.config.mode == "observe" and force.config.mode == "enforce"
@@ -528,6 +541,7 @@ class Daemon:
         await self._reviewer.close()
         await self._wiring.close()
         self._relay.close()
+        whereabouts.erase(self._paths)
         self._network.stop()
         await self._checking.close()
         if self._forgetting is not None:
@@ -552,6 +566,7 @@ class Daemon:
         await self._shipping.close()
         await self._rotation.close()
         self._journal.close()
+        self._owners.close()
         self._tickets.close()
 
     # --- while it runs ------------------------------------------------------------------------------------------
@@ -638,6 +653,8 @@ class Daemon:
             ready = msgspec.structs.replace(ready, warnings=(*ready.warnings, waits))
         if ready.fits is not None:
             self._reviewer.tell(await ready.fits.review())
+        if ready.misspelt is not None:
+            self._reviewer.tell_names(await ready.misspelt.review())
         # From here to the swap nothing waits: what the log says of a reload is in force when it can be read.
         try:
             self._journal.append(Admin(action="reload", detail=force.runtime.digest))
@@ -650,8 +667,9 @@ class Daemon:
         self._desk.max_pending = force.runtime.pending_limit
         self._orders.reloaded()
         self._relay.set_mode(socket_mode(force.runtime.agents.values(), os.geteuid()))
-        self._sessions.reloaded()
-        self._network.reloaded()
+        stays = (*self._sessions.reloaded(), *self._network.reloaded())
+        for line in stays:
+            _log.warning("%s", line)
         if self._notifier is not None:
             self._notifier.use(self._telling())
         if self._news is not None:
@@ -662,7 +680,12 @@ class Daemon:
             message="config reloaded",
             changed=changed,
             restart_required=restart,
-            warnings=(*ready.warnings, *(ready.fits.lines() if ready.fits is not None else ())),
+            warnings=(
+                *ready.warnings,
+                *(ready.misspelt.told() if ready.misspelt is not None else ()),
+                *(ready.fits.lines() if ready.fits is not None else ()),
+                *stays,
+            ),
         )
 
     def reload_on_signal(self) -> None:
@@ -765,6 +788,9 @@ def serve(config_path: Path | None, paths: Paths, foreground: bool) -> int:
         paths.prepare()
         managed = manager.serves(paths.socket, paths.manage_socket, below=paths.doors)
         lock = take_over(paths) if managed and not foreground else Lock(Path(paths.lock))
+        if not managed and (there := whereabouts.elsewhere(paths)) is not None:
+            lock.release()
+            raise AlreadyRunning(lock_holder(there.lock), at=there.run_dir)
     except AlreadyRunning as running:
         if foreground or manager.gives:
             print(f"aegis: {running}; stop it with `aegis daemon stop`", file=sys.stderr)

@@ -152,11 +152,12 @@ class Network:
             except Exception:  # the others' time goes on all the same
                 _log.exception("a sweep of %s failed", type(one).__name__)
 
-    def reloaded(self) -> None:
-        """The rules changed: whoever would not be admitted any more is turned out."""
+    def reloaded(self) -> tuple[str, ...]:
+        """The rules changed: whoever would not be admitted any more is turned out. Gives what goes on as it was."""
         for sessions in (self._streamable, self._sse, self._sockets):
             sessions.turn_out(self._reception.still)
-        self._reception.reloaded()
+        self._streamable.begin_anew()
+        return self._reception.reloaded()
 
     def stop(self) -> None:
         """The daemon ends: streams that wait for nothing but news end with it."""

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
-
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
 
 from aegis_daemon.approvals.channels.notice import Post, Socket
 from aegis_daemon.approvals.notifier import Answer
@@ -24,13 +20,11 @@ from aegis_daemon.core.ports import Fault
 BODY_MAX: Final = 1 << 20
 LINE_MAX: Final = 1 << 16
 SILENT_S: Final = 120.0
-OPEN_S: Final = 10.0
 LINES_WAITING: Final = 256
 """Pieces of a stream that are kept before its server has to wait."""
 ENDS_S: Final = 2.0
 """How long a program may take to end once it is interrupted."""
 PRINTED_MAX: Final = 1 << 16
-_quiet = logging.getLogger("aegis.websocket")
 
 
 class DaemonReach:
@@ -87,18 +81,9 @@ class DaemonReach:
 
     async def websocket(self, url: str) -> Socket:
         """See `notice.Reach`."""
-        try:
-            connection = await _Connect(
-                url, max_size=BODY_MAX, open_timeout=OPEN_S, close_timeout=2.0, compression=None, proxy=None,
-                logger=_quiet, user_agent_header="aegis", ping_interval=20.0, ping_timeout=40.0, max_queue=16,
-            )  # fmt: skip
-        except TimeoutError:
-            raise Fault("timeout", f"no connection within {OPEN_S:.0f} s") from None
-        except InvalidHandshake:
-            raise Fault("refused", "it refuses a connection") from None
-        except (OSError, ValueError, WebSocketException):
-            raise Fault("connect", "it cannot be reached") from None
-        return _Socket(connection)
+        from aegis_daemon.daemon.sockets import opened  # here: few channels have one, and the library is large
+
+        return await opened(url)
 
     async def run(self, argv: tuple[str, ...]) -> AsyncIterator[bytes]:
         """See `notice.Reach`. The program reads nothing, and is a group of its own."""
@@ -145,44 +130,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), ENDS_S)
-
-
-class _Connect(connect):
-    """Follows no redirect, and takes its addresses from nothing but the url."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        """Every answer but 101 is a refusal."""
-        return exc
-
-
-class _Socket:
-    """A WebSocket whose end and faults are those of `notice.Socket`."""
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        while True:
-            try:
-                message = await self._connection.recv()
-            except ConnectionClosed as closed:
-                if closed.rcvd is None and closed.sent is None:
-                    raise Fault("connect", "the connection broke") from None
-                return
-            if isinstance(message, str):
-                yield message
-
-    async def send(self, text: str) -> None:
-        """See `notice.Socket`."""
-        try:
-            await self._connection.send(text)
-        except ConnectionClosed:
-            raise Fault("connect", "the connection broke") from None
-
-    async def close(self) -> None:
-        """See `notice.Socket`."""
-        with contextlib.suppress(OSError, WebSocketException):
-            await self._connection.close()
 
 
 class _Stream:

@@ -6,11 +6,12 @@ import logging
 import os
 from collections import Counter
 from typing import Any
-
-from limits import RateLimitItemPerMinute
+from weakref import WeakSet
 
 from aegis_daemon.core.ports import Party, Turned
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.runtime import BackendRule
+from aegis_daemon.core.verdict import Reason
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.manage.web import Throttle, network_of
 from aegis_daemon.relay.admission import MAX_NAME, Refused, plan_remote
@@ -18,17 +19,32 @@ from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.hub import Hub
 from aegis_daemon.relay.ports import Client
+from aegis_daemon.relay.refusing import refused_request
+from aegis_daemon.stages.acl import UNCONFIGURED
 from aegis_daemon.transports.guard import shows
 from aegis_daemon.wire.errors import REFUSALS
+from aegis_daemon.wire.jsonrpc import Frame, Kind, error_frame
+from aegis_daemon.wire.methods import Era, era_of
 
 _log = logging.getLogger("aegis.http")
 _DENIED = REFUSALS["acl"].legacy
 _BUSY = REFUSALS["queue"].legacy
 MOST_NAMES = 64
 """How many invented names of agents are recorded a second."""
-WRONG_TOKENS = RateLimitItemPerMinute(20)
+WRONG_TOKENS = "20 per minute"
 """Wrong tokens that one address may show before it is told to wait; a right one is taken even then, since an agent
 shares its address with whoever guesses."""
+
+STRANGER = (
+    "no agent is admitted under this name with what it showed; send its `auth_token` with each request "
+    "(`Authorization: Bearer TOKEN`), or ask whoever runs Aegis: `aegis audit tail` says more"
+)
+"""What everybody hears who is not admitted, so that nobody learns which agents there are."""
+_NOBODYS = bytes(32)
+
+
+def _turned_away(turned: Turned) -> str:
+    return f"turned away with status {turned.status}" + (f": {turned.detail}" if turned.detail else "")
 
 
 class Reception:
@@ -43,6 +59,11 @@ class Reception:
         self._dropped: Counter[tuple[str, str, str, str]] = Counter()
         self._agents = shell.runtime.agents
         """as they were when those who are in were admitted"""
+        self._backends = shell.runtime.backends
+        """as the hubs know them"""
+        self._hubs: set[Hub] = set()
+        self._single: WeakSet[Conversation] = WeakSet()
+        """sessions at an agent's own address, which had one backend when they began"""
 
     def admit(self, agent: str, token: str | None, peer: str) -> Principal:
         """See `core.ports.Reception`. Who is turned away is recorded."""
@@ -51,7 +72,7 @@ class Reception:
         except Turned as turned:
             known = agent in self._shell.runtime.agents or len(self._dropped) < MOST_NAMES
             name = ascii(agent[:MAX_NAME])[1:-1] if known else "(others)"
-            self._dropped[name, "", "", f"turned away with status {turned.status}"] += 1
+            self._dropped[name, "", "", _turned_away(turned)] += 1
             raise
 
     def _admit(self, agent: str, token: str | None, peer: str) -> Principal:
@@ -63,30 +84,28 @@ class Reception:
             if len(agent) > MAX_NAME or not agent.isprintable():
                 raise Turned(404, _DENIED, f"the name of the agent is over {MAX_NAME} characters, or cannot be seen")
             if not (runtime.unlisted_open or runtime.pipeline.observe):
-                raise Turned(
-                    403, _DENIED, f"the agent `{agent}` is not configured; add it to `agents`, or correct the address"
-                )
+                if not runtime.agents:  # so there is no name to be guessed, and somebody begins
+                    raise Turned(403, _DENIED, UNCONFIGURED, reason="backend_not_allowed")
+                raise self._stranger(token, None, peer, "it is not in `agents`")
             return Principal(agent)
         if rule.token is None:
             if rule.uids is not None:
-                raise Turned(
-                    403,
-                    _DENIED,
-                    f"the agent `{agent}` belongs to system users, which the network does not show; give it an "
-                    f"`auth_token`, or connect it through `aegis-wrap`",
-                )
+                why = "it belongs to system users; give it an `auth_token`, or connect it through `aegis-wrap`"
+                raise self._stranger(token, None, peer, why)
             return rule.principal
         if token is not None and shows(token, rule.token):
             return rule.principal
+        raise self._stranger(token, rule.token, peer, "it showed no token" if token is None else "a wrong token")
+
+    def _stranger(self, token: str | None, right: bytes | None, peer: str, why: str) -> Turned:
+        """The same answer, after the same work, whether there is such an agent or not; `why` is for the log alone."""
         if token is not None:
+            if right is None:
+                shows(token, _NOBODYS)
             if self._wrong.blocked_s(network_of(peer)):
-                raise Turned(429, _DENIED, "too many wrong tokens from this address; wait a minute")
+                return Turned(429, _DENIED, "too many wrong tokens from this address; wait a minute", detail=why)
             self._wrong.failed(network_of(peer))
-        raise Turned(
-            401,
-            _DENIED,
-            f"the agent `{agent}` shows its `auth_token`: send `Authorization: Bearer TOKEN` with each request",
-        )
+        return Turned(401, _DENIED, STRANGER, detail=why)
 
     def still(self, principal: Principal) -> bool:
         """Whether who was admitted as this, with what was shown then, would be today; asked before `reloaded`."""
@@ -98,9 +117,32 @@ class Reception:
             return False
         return rule.token is not None or rule.uids is None
 
-    def reloaded(self) -> None:
-        """Who is in now was admitted by today's rules."""
-        self._agents = self._shell.runtime.agents
+    def reloaded(self) -> tuple[str, ...]:
+        """Who is in now was admitted by today's rules, and has today's backends. Gives who has not, in words."""
+        runtime = self._shell.runtime
+        before, self._backends = self._backends, runtime.backends
+        others = {name for name, rule in runtime.backends.items() if not _same_server(rule, before.get(name))}
+        self._agents = runtime.agents
+        for hub in list(self._hubs):
+            hub.reloaded(runtime.routes(hub.principal.agent), others)
+        told: Counter[tuple[str, str]] = Counter()
+        for one in self._single:
+            if one.server is not None and len(runtime.routes(one.principal.agent)) > 1:
+                told[one.principal.agent, one.backend] += 1
+        return tuple(
+            f"{number} session{'s' * (number != 1)} of `{agent}` at `/agents/{agent}/mcp` began when it had "
+            f"`{backend}` alone, whose names have no prefix: the others are reached by sessions that begin from now on"
+            for (agent, backend), number in sorted(told.items())
+        )
+
+    def suits(self, principal: Principal, backend: str | None, party: Party) -> bool:
+        """See `core.ports.Reception`."""
+        if backend is not None:
+            return True
+        names = self._shell.runtime.routes(principal.agent)
+        if len(names) > 1:
+            return isinstance(party, Hub)
+        return isinstance(party, Conversation) and (party.backend,) == names
 
     def begin(self, principal: Principal, backend: str | None, client: Any, *, shared: bool) -> Party:
         """See `core.ports.Reception`."""
@@ -111,18 +153,22 @@ class Reception:
             raise Turned(
                 403,
                 _DENIED,
-                f"the agent `{principal.agent}` may use no backend that the daemon reaches; allow one under "
-                f"`agents.{principal.agent}.backends` that has a `url` or a `command`",
+                "no backend is available to this agent",
+                reason="backend_not_allowed",
+                detail=f"`agents.{principal.agent}.backends` allows none that has a `url` or a `command`",
             )
         if len(names) == 1:
-            return self._open(principal, names[0], client, shared=shared)
+            single = self._open(principal, names[0], client, shared=shared)
+            if not shared:
+                self._single.add(single)
+            return single
 
         def open_branch(name: str, branch: Client) -> Conversation:
             planned = plan_remote(principal, name, self._shell.runtime, os.environ)
             return self._sessions.open(planned, branch, client.way, shared=shared)
 
         self._count += 1
-        return Hub(
+        hub = Hub(
             f"h{self._count:x}-{os.urandom(3).hex()}",
             principal,
             names,
@@ -133,7 +179,10 @@ class Reception:
             ids=self._sessions.ids,
             key=self._key,
             shared=shared,
+            on_end=self._hubs.discard,
         )
+        self._hubs.add(hub)
+        return hub
 
     def _open(self, principal: Principal, backend: str, client: Any, *, shared: bool) -> Conversation:
         runtime = self._shell.runtime
@@ -143,8 +192,8 @@ class Reception:
             planned = plan_remote(principal, backend, runtime, os.environ)
             return self._sessions.open(planned, client, client.way, shared=shared)
         except Refused as refused:
-            _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused)
-            raise Turned(403, _DENIED, str(refused)) from None
+            _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused.detail)
+            raise Turned(403, _DENIED, str(refused), detail=refused.detail) from None
 
     def apart(self, principal: Principal, backend: str | None) -> bool:
         """See `core.ports.Reception`."""
@@ -156,9 +205,35 @@ class Reception:
         """See `core.ports.Reception`. One record a second at most and kind."""
         self._dropped[principal.agent, backend or "", session, reason] += 1
 
+    def refused(self, principal: Principal, backend: str | None, turned: Turned, frame: Frame | None) -> bytes:
+        """See `core.ports.Reception`."""
+        if turned.status == 404:  # for its name, which cannot be recorded
+            backend = None
+        if frame is None or frame.kind is not Kind.REQUEST:
+            self.dropped(principal, backend, "", _turned_away(turned))
+            text = f"{turned.text}; a person sees why with `aegis audit tail`"
+            return error_frame(b"null", turned.code, text, {"by": "aegis"})
+        return refused_request(
+            frame,
+            era_of(frame.method, frame.params, Era.NONE),
+            Reason("acl", turned.text, code=turned.reason, detail=turned.detail),
+            self._shell,
+            id=self._sessions.ids(),
+            session="",
+            principal=principal,
+            backend=backend or "",
+        )
+
     def sweep(self) -> None:
         """Once a second."""
         if self._dropped:
             counts, self._dropped = self._dropped, Counter()
             for (agent, backend, session, reason), count in counts.items():
                 self._shell.audit.dropped(agent, backend, session, "to_server", reason, count)
+
+
+def _same_server(one: BackendRule, other: BackendRule | None) -> bool:
+    if other is None:
+        return False
+    keys = ("command", "env", "cwd", "url", "transport", "headers")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)

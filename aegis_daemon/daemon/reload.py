@@ -8,14 +8,16 @@ from typing import Any
 
 import msgspec
 
-from aegis_daemon.config.load import digest, load
+from aegis_daemon.config.load import Loaded, digest, load
 from aegis_daemon.config.runtime import build
 from aegis_daemon.config.schema import Config
+from aegis_daemon.config.secrets import SUPERSEDED, known_secrets, superseded
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.ports import Pins
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.verdict import Claim, Pass
 from aegis_daemon.daemon.fitting import Fits
+from aegis_daemon.daemon.misspelt import Misspelt
 from aegis_daemon.limits import Usage
 from aegis_daemon.policy.schema import Fitting
 from aegis_daemon.registry.pins import Registry
@@ -51,21 +53,37 @@ class InForce(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     fits: Fits | None = None
     """what the rules are held against; None where they say nothing of arguments"""
+    loaded: Loaded | None = None
+    """the file as it was read; None where there is none"""
+    misspelt: Misspelt | None = None
+    """what its names are held against; None where there is no file"""
+    secrets: tuple[str, ...] = ()
+    """what must not be seen, oldest first: that of the configurations before it too"""
 
 
-def read(path: Path | None, mode: str = "") -> InForce:
+def read(path: Path | None, mode: str = "", before: InForce | None = None) -> InForce:
     """Loads and compiles. Raises `config.load.ConfigFaults`, and then nothing has changed.
 
     Without a file everything is denied: that is what an empty configuration says. `mode` holds in place of the file's.
+    `before` is what it follows: servers know its secrets and may say them, so they stay secret.
     """
+    loaded = None
     if path is None:
         config = Config()
-        note = "no configuration file: every call is refused; write one with `aegis config init`"
-        return InForce(config, build(config, digest(config)), None, (note,))
-    loaded = load(str(path))
-    config = loaded.config.model_copy(update={"mode": mode}) if mode else loaded.config
-    runtime = build(config, digest(config))
-    return InForce(config, runtime, path, tuple(str(warning) for warning in loaded.warnings))
+        warnings = ["no configuration file: every call is refused; write one with `aegis config init`"]
+    else:
+        loaded = load(str(path))
+        config = loaded.config.model_copy(update={"mode": mode}) if mode else loaded.config
+        warnings = [str(warning) for warning in loaded.warnings]
+    older, forgotten = superseded(before.secrets if before is not None else (), config)
+    if forgotten:
+        warnings.append(
+            f"{forgotten} secrets that reloads replaced are not looked for any more in what servers say and in the "
+            f"log (the newest {SUPERSEDED} are); `aegis daemon restart` ends the servers that were given them"
+        )
+    runtime = build(config, digest(config), superseded=older)
+    secrets = (*older, *sorted(known_secrets(config)))
+    return InForce(config, runtime, path, tuple(warnings), loaded=loaded, secrets=secrets)
 
 
 def pinned(force: InForce, pins: Pins) -> InForce:
@@ -73,6 +91,13 @@ def pinned(force: InForce, pins: Pins) -> InForce:
     gate = PinsGate(pins, hold=force.config.pins.first_seen == "hold")
     runtime = msgspec.structs.replace(force.runtime, pipeline=force.runtime.pipeline.having(gate, ORDER))
     return msgspec.structs.replace(force, runtime=runtime)
+
+
+def named(force: InForce, pins: Registry) -> InForce:
+    """The same, telling which names of tools are no tool's."""
+    if force.loaded is None:
+        return force
+    return msgspec.structs.replace(force, misspelt=Misspelt(force.loaded, pins))
 
 
 def fitted(force: InForce, pins: Registry, now: Callable[[], float]) -> InForce:

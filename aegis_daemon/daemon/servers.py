@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -20,7 +20,6 @@ from aegis_daemon.core.ports import Fault
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.relay.admission import Plan
-from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.eras import Bridge, EraMemory
 from aegis_daemon.relay.ports import Backend
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT, guess_id
@@ -36,6 +35,34 @@ class Memory(msgspec.Struct):
     tools: Annotations
 
 
+class Hears(Protocol):
+    """What a server's end tells, each time with the server that it is; see `Conversation`."""
+
+    def server_lines(self, server: Backend, lines: list[bytes], about: int | None = None) -> None:
+        """Complete lines; `about` is the request on whose stream they came."""
+        ...
+
+    def server_long(self, server: Backend, head: bytes, tail: bytes) -> None:
+        """A frame over the limit, its beginning and its end."""
+        ...
+
+    def server_lost(self, server: Backend, number: int, fault: Fault) -> None:
+        """The request of this number gets no answer."""
+        ...
+
+    def server_full(self, server: Backend, full: bool) -> None:
+        """It reads too slowly, or again fast enough."""
+        ...
+
+    def server_exited(self, server: Backend, code: int) -> None:
+        """It has ended, its output was read."""
+        ...
+
+    def server_failed(self, server: Backend, text: str) -> None:
+        """It could not be started."""
+        ...
+
+
 class Servers:
     """Makes them. What a backend was found to speak is remembered for its next session."""
 
@@ -47,9 +74,7 @@ class Servers:
         self._memories: dict[tuple[str, str], Memory] = {}
         self._latest: dict[str, Memory] = {}
 
-    def start(
-        self, conversation: Conversation, planned: Plan, stderr: int = STDERR, *, bridged: bool = True
-    ) -> Backend:
+    def start(self, conversation: Hears, planned: Plan, stderr: int = STDERR, *, bridged: bool = True) -> Backend:
         """The server of a session. Raises `OSError` where none can be started now.
 
         A session from one machine's stdio to another's is left alone (`bridged` false): both ends chose each other.

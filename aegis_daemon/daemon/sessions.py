@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -13,11 +14,12 @@ from aegis_daemon.daemon.servers import STDERR, Servers
 from aegis_daemon.loop.clock import monotonic, wall
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.manage import ancestry
-from aegis_daemon.relay.admission import Plan, Refused, plan
+from aegis_daemon.relay.admission import Plan, Refused, plan, plan_remote
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.load import CallIds, Load
-from aegis_daemon.relay.ports import Backend, Client
+from aegis_daemon.relay.ports import Backend, Client, StartServer
+from aegis_daemon.relay.task_owners import Owners
 from aegis_daemon.transports.ledger import BadLedger
 from aegis_daemon.transports.shim_client import ShimClient
 from aegis_daemon.transports.unix_relay import Attachment
@@ -29,7 +31,10 @@ SESSIONS = 8192
 
 
 class Session(msgspec.Struct):
-    """One agent's end and its conversation. `agent_process` is the process that started the shim: the agent itself."""
+    """One agent's end and its conversation. `agent_process` is the process that started the shim: the agent itself.
+
+    `planned` is what its server was made by, and `plan` makes the same by today's rules (raises `Refused`).
+    """
 
     conversation: Conversation
     client: Client
@@ -37,18 +42,23 @@ class Session(msgspec.Struct):
     shim_pid: int | None
     agent_process: ancestry.Process | None
     since: float
+    planned: Plan
+    plan: Callable[[], Plan]
+    stderr: int = STDERR
 
 
 class Sessions:
     """All of them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shell: Shell, servers: Servers, outbox: Outbox) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, shell: Shell, servers: Servers, outbox: Outbox, owners: Owners
+    ) -> None:
         self.loop = loop
         self._shell = shell
         self._servers = servers
         self._outbox = outbox
         self.ids = CallIds()
-        self._load = Load()
+        self._load = Load(owners)
         self._own_uid = os.geteuid()
         self._sessions: dict[str, Session] = {}
         self._count = 0
@@ -74,7 +84,8 @@ class Sessions:
             self._check_room(planned.principal.agent)
             client = ShimClient(self.loop, self._outbox, attachment, own_uid=self._own_uid)
         except (Refused, BadLedger) as refused:
-            _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, refused)
+            why = refused.detail if isinstance(refused, Refused) else refused
+            _log.warning("refused a session of `%.128s`: %.1000s", hello.agent, why)
             attachment.refuse(str(refused))
             return
         stderr = attachment.stderr
@@ -84,7 +95,14 @@ class Sessions:
             attachment.refuse(f"`backends.{planned.backend}`: {fault}")
             return
         above = ancestry.parent(peer.pid) if peer.pid is not None else None
-        self._sessions[conversation.session] = Session(conversation, client, hello.way, peer.pid, above, wall())
+        uid, door = peer.uid, attachment.door
+
+        def again() -> Plan:
+            return plan(hello, uid, self._own_uid, self._shell.runtime, os.environ, door)
+
+        self._sessions[conversation.session] = Session(
+            conversation, client, hello.way, peer.pid, above, wall(), planned, again, stderr
+        )
         attachment.control.on_gone = conversation.shim_gone
         attachment.control.say(greeting.say_ok(conversation.session, hello.way))
         agent = planned.principal.agent
@@ -95,7 +113,11 @@ class Sessions:
         """A session for an agent's end that came over the network. Raises `Refused`."""
         self._check_room(planned.principal.agent)
         conversation = self._make(planned, client, STDERR, bridged=True, shared=shared)
-        self._sessions[conversation.session] = Session(conversation, client, way, None, None, wall())
+
+        def again() -> Plan:
+            return plan_remote(planned.principal, planned.backend, self._shell.runtime, os.environ)
+
+        self._sessions[conversation.session] = Session(conversation, client, way, None, None, wall(), planned, again)
         _log.info("session %s: `%s` to `%s` by %s", conversation.session, planned.principal.agent, planned.backend, way)
         conversation.start()
         return conversation
@@ -111,19 +133,17 @@ class Sessions:
         known = agent in runtime.agents
         if sum(one == agent if known else one not in runtime.agents for one in agents) >= most:
             who = f"the agent `{agent}` has" if known else "the agents that are not configured have"
-            raise Refused(f"{who} {most} sessions already; end one, or raise `server.max_sessions_agent`")
+            text = f"{who} {most} sessions already; end one"
+            raise Refused(text, f"{text}, or raise `server.max_sessions_agent`")
 
     def _make(self, planned: Plan, client: Client, stderr: int, *, bridged: bool, shared: bool = False) -> Conversation:
-        def start_server(conversation: Conversation) -> Backend:
-            return self._servers.start(conversation, planned, stderr, bridged=bridged)
-
         self._count += 1
         return Conversation(
             f"s{self._count:x}-{os.urandom(3).hex()}",
             planned.principal,
             planned.backend,
             client,
-            start_server if planned.serves else None,
+            self._starter(planned, stderr, bridged=bridged) if planned.serves else None,
             self._shell,
             self.loop,
             ids=self.ids,
@@ -132,6 +152,12 @@ class Sessions:
             shared=shared,
             handed=planned.handed,
         )
+
+    def _starter(self, planned: Plan, stderr: int, *, bridged: bool) -> StartServer:
+        def start_server(conversation: Conversation) -> Backend:
+            return self._servers.start(conversation, planned, stderr, bridged=bridged)
+
+        return start_server
 
     def _ended(self, conversation: Conversation) -> None:
         if self._sessions.pop(conversation.session, None) is not None:
@@ -154,26 +180,56 @@ class Sessions:
                 session.conversation.reloaded()
         self._outbox.flush()
 
-    def reloaded(self) -> None:
-        """The rules changed: users that may not be their agent any more lose their sessions, the others hear of it."""
+    def reloaded(self) -> tuple[str, ...]:
+        """The rules changed: users that may not be their agent any more lose their sessions, the others hear of it,
+        and get the servers that are meant now. Gives what goes on as it was, in words."""
         agents = self._shell.runtime.agents
+        stays: Counter[tuple[str, str]] = Counter()
         for session in self:
             principal = session.conversation.principal
             rule = agents.get(principal.agent)
             allowed = rule.uids if rule is not None and rule.uids is not None else (self._own_uid,)
             if principal.uid is None:
                 # Whoever may not come any more is turned out where it came in; here, from where it may not go any more.
-                if self._shell.runtime.reaches(principal.agent, session.conversation.backend):
-                    session.conversation.reloaded()
-                else:
+                if not self._shell.runtime.reaches(principal.agent, session.conversation.backend):
                     session.client.refuse(f"the backend `{session.conversation.backend}` is not available any more")
                     session.conversation.client_left()
+                elif session.conversation.serves:
+                    self._reloaded(session, stays)
+                else:  # it may use the server now, which this session was begun without
+                    session.client.refuse("the rules have changed; begin a new session")
+                    session.conversation.client_left()
             elif principal.uid in allowed:
-                session.conversation.reloaded()
+                self._reloaded(session, stays)
             else:
                 session.client.refuse(f"uid {principal.uid} may not be the agent `{principal.agent}` any more")
                 session.conversation.client_left()
         self._outbox.flush()
+        return tuple(
+            f"{number} session{'s' * (number != 1)} of `{agent}` with `{backend}` {'go' if number != 1 else 'goes'} on "
+            f"with the server from before: what the agent's entry says does not fit `backends.{backend}` any more; "
+            f"start the agent anew"
+            for (agent, backend), number in sorted(stays.items())
+        )
+
+    def _reloaded(self, session: Session, stays: Counter[tuple[str, str]]) -> None:
+        """It hears of the reload, and its server is replaced where another one is meant now."""
+        talk, before = session.conversation, session.planned
+        talk.reloaded()
+        try:
+            planned = session.plan()
+        except Refused as refused:
+            if before.principal.uid is None:
+                session.client.refuse(str(refused))
+                talk.client_left()
+            elif before.serves:
+                stays[before.principal.agent, before.backend] += 1
+            return
+        if not planned.serves or planned.starts_as(before):
+            return
+        session.planned = planned
+        bridged = before.principal.uid is None
+        talk.renewal.begin(self._starter(planned, session.stderr, bridged=bridged), planned.handed)
 
     async def stop(self, restart: bool, grace: float) -> None:
         """Answers what waits, gives what is under way `grace` seconds, and hands every client back to its shim."""

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from aegis_daemon.config.paths import SOCKET_PATH_MAX, Paths
+from aegis_daemon.core.extras import REINSTALL
 from aegis_daemon.manage.client import Connection, DaemonAway, Refused, approver_key, lock_holder
 
 SERVER = Path(__file__).with_name("server.py")
@@ -257,7 +258,7 @@ def _wrap() -> str:
             return path
     found = shutil.which("aegis-wrap")
     if found is None:
-        raise NotInstalled("`aegis-wrap` is not installed beside `aegis`; install the whole distribution `aegis-mcp`")
+        raise NotInstalled(f"`aegis-wrap` is not installed beside `aegis`; install Aegis again, whole: {REINSTALL}")
     return found
 
 

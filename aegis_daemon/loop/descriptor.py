@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import errno
 import fcntl
 import logging
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +46,53 @@ def read_now(fd: int, into: memoryview) -> int:
                 raise
     os.set_blocking(fd, False)
     return os.readv(fd, (into,))
+
+
+_ALONG = socket.CMSG_SPACE(array.array("i").itemsize * 253)
+"""Room for as many descriptors as one message can bring (Linux); the others the kernel closes, where we read."""
+_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class SocketReader:
+    """As `read_now`, of a socket that others share.
+
+    Descriptors that come along go to `on_fds` and are never closed here: to close a stranger's can take as long as the
+    stranger likes (`loop.aside`).
+    """
+
+    __slots__ = ("_on_fds", "_socket")
+
+    def __init__(self, fd: int, on_fds: Callable[[list[int]], None]) -> None:
+        """Raises `OSError` where it is no socket."""
+        self._on_fds = on_fds
+        self._socket = socket.socket(fileno=fd)
+
+    @classmethod
+    def of(cls, fd: int, on_fds: Callable[[list[int]], None]) -> SocketReader | None:
+        """One for this descriptor, which stays the caller's; None where it is no socket."""
+        try:
+            return cls(fd, on_fds)
+        except OSError:
+            return None
+
+    def read_now(self, into: memoryview) -> int:
+        """How many bytes came, 0 at the end: what brings descriptors along ends there."""
+        size, ancillary, flags, _ = self._socket.recvmsg_into((into,), _ALONG, _DONTWAIT)
+        if not ancillary and not flags & socket.MSG_CTRUNC:
+            return size
+        received = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+        if received:
+            self._on_fds(list(received))
+        elif not flags & socket.MSG_CTRUNC:
+            return size  # credentials and the like, which whoever shares the socket asked for
+        return 0
+
+    def detach(self) -> None:
+        """Lets go of it without closing it."""
+        self._socket.detach()
 
 
 PIPE_SIZE = 1 << 18

@@ -227,6 +227,14 @@ class Governor(Protocol):
         """
         ...
 
+    async def backends(self) -> Sequence[shapes.BackendRow]:
+        """The configured backends, how they are, and what goes on there."""
+        ...
+
+    async def probe_backend(self, name: str, *, by: str) -> shapes.BackendProbe:
+        """Opens one as for a session, and calls nothing. Raises `NotFound`, `Refusal`, `Unavailable`."""
+        ...
+
     def exports(self) -> Sequence[shapes.ExportRow]:
         """Where the log is copied to, and how far that is."""
         ...
@@ -486,6 +494,17 @@ async def notify_test(
     return await governor.test_channels(ask.channel)
 
 
+async def backends(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.BackendRow]:
+    """Backends."""
+    return await governor.backends()
+
+
+async def probe_backend(governor: Governor, caller: Caller, ask: shapes.BackendRequest) -> shapes.BackendProbe:
+    """A session with a backend, whose server is started for it: only a person does that past the rules."""
+    _person(governor, caller, ask.key)
+    return await governor.probe_backend(ask.name, by=caller.name)
+
+
 async def exports(governor: Governor, caller: Caller, ask: shapes.Nothing) -> Sequence[shapes.ExportRow]:
     """Exports."""
     return governor.exports()
@@ -602,6 +621,8 @@ HANDLERS: Final[dict[str, tuple[type[shapes.Request], Handler, Permit]]] = {
     "trust": (shapes.TrustRequest, trust, Permit.WRITE),
     "notify_list": (shapes.Nothing, notify_list, Permit.READ),
     "notify_test": (shapes.NotifyTestRequest, notify_test, Permit.WRITE),
+    "backends": (shapes.Nothing, backends, Permit.READ),
+    "probe_backend": (shapes.BackendRequest, probe_backend, Permit.WRITE),
     "exports": (shapes.Nothing, exports, Permit.READ),
     "exports_test": (shapes.ExportTestRequest, exports_test, Permit.WRITE),
     "limits": (shapes.LimitsQuery, limits, Permit.READ),

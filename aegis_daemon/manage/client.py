@@ -26,6 +26,11 @@ MACHINES: Final = "aegis"
 
 UNSERVED: Final = "nothing is served over http"
 """How the daemon's warning begins where it could not have its address."""
+MISSPELT: Final = (
+    "name of a tool in the configuration is no tool's, so what it says does nothing",
+    "names of tools in the configuration are no tool's, so what they say does nothing",
+)
+"""How the daemon's warning of such names goes on behind their number: of one, of several."""
 
 
 class DaemonAway(Exception):

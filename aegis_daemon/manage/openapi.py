@@ -78,8 +78,29 @@ class PageRow(msgspec.Struct, frozen=True):
     answer: Any = None
 
 
+class OtherRow(msgspec.Struct, frozen=True):
+    """What is served beside the API and is no JSON: `types` are the media types of a 200, empty where it has no body.
+
+    `takes` is the media type of the body that it is sent.
+    """
+
+    method: str
+    path: str
+    permit: Permit | None
+    summary: str
+    name: str
+    types: tuple[str, ...] = ()
+    statuses: tuple[int, ...] = ()
+    takes: str = ""
+
+
 def document(
-    rows: Sequence[Row], pages: Sequence[PageRow], *, version: str, security: Mapping[Permit, Sequence[Any]]
+    rows: Sequence[Row],
+    pages: Sequence[PageRow],
+    others: Sequence[OtherRow],
+    *,
+    version: str,
+    security: Mapping[Permit, Sequence[Any]],
 ) -> dict[str, Any]:
     """The whole document. `security` is what each permit takes at present."""
     models: list[tuple[Any, JsonSchemaMode, TypeAdapter[Any]]] = [
@@ -95,6 +116,8 @@ def document(
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, made, security)
     for page in pages:
         paths.setdefault(page.path, {})[page.method.lower()] = _page(page, made)
+    for other in others:
+        paths.setdefault(other.path, {})[other.method.lower()] = _other(other, security)
     return {
         "openapi": "3.1.1",
         "info": {
@@ -152,6 +175,21 @@ def _refusal(status: int) -> dict[str, Any]:
     if status == 401:
         described["headers"] = {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}}
     return described
+
+
+def _other(other: OtherRow, security: Mapping[Permit, Sequence[Any]]) -> dict[str, Any]:
+    done: dict[str, Any] = {"description": "Done."}
+    if other.types:
+        done["content"] = {kind: {"schema": {"type": "string"}} for kind in other.types}
+    operation: dict[str, Any] = {
+        "operationId": other.name,
+        "summary": other.summary,
+        "security": list(security[other.permit]) if other.permit is not None else [],
+        "responses": {"200": done, **{str(status): _refusal(status) for status in other.statuses}},
+    }
+    if other.takes:
+        operation["requestBody"] = {"required": True, "content": {other.takes: {"schema": {"type": "object"}}}}
+    return operation
 
 
 def _page(page: PageRow, made: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:

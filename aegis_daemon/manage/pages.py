@@ -7,7 +7,6 @@ ends; pressing Enter in a field decides nothing. Functions here are pure: the ti
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -278,7 +277,9 @@ def _limits(asked: shapes.Asked) -> str:
 
 def _value(text: str) -> str:
     """A value as the JSON text that will run, laid out but not read and written again."""
-    return html.escape("\n".join(_laid_out(text)))
+    from html import escape  # here and below, since its table of entities is large
+
+    return escape("\n".join(_laid_out(text)))
 
 
 def _laid_out(text: str) -> Iterator[str]:
@@ -306,4 +307,6 @@ def _clock(instant: str) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(visible(text))
+    from html import escape
+
+    return escape(visible(text))

@@ -235,6 +235,13 @@ class NotifyTestRequest(Request):
     key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
 
 
+class BackendRequest(Request):
+    """Which backend to open. `key` as in a decision."""
+
+    name: str = Field(min_length=1, max_length=NAME_MAX)
+    key: str | None = Field(default=None, max_length=KEY_MAX, repr=False)
+
+
 class ExportTestRequest(Request):
     """Which export to test. `key` as in a decision."""
 
@@ -557,6 +564,48 @@ class ChannelTest(Shape):
     name: str
     ok: bool
     detail: str = ""
+
+
+class BackendRow(Shape):
+    """One backend. `address` is its url or its command line, secrets masked; of `handed-over` ones the agents' entries
+    bring it. `health` is as in `Health`. `pins_changed` are its tools and the like that nobody may use until a person
+    trusts them.
+    """
+
+    backend_id: str
+    kind: Literal["process", "http", "sse", "websocket", "handed-over"]
+    address: str
+    health: str
+    sessions: int
+    lane: bool
+    """whether its calls run one at a time"""
+    running: int
+    """calls that its lane has let go"""
+    waiting: int
+    """calls in its lane that wait, those included that wait for a person"""
+    pins_changed: int
+    agents: tuple[str, ...]
+    """that may use it"""
+
+
+class BackendProbe(Shape):
+    """What a backend said that was opened as for a session. `ok` false: `detail` says why, and the rest may be empty.
+
+    `latency_ms` is until its greeting was answered, its start included, and `tools_ms` until its tools were listed.
+    """
+
+    backend_id: str
+    ok: bool
+    detail: str = ""
+    latency_ms: int | None = None
+    server_name: str = ""
+    server_version: str = ""
+    protocol_version: str = ""
+    era: Literal["legacy", "modern"] | None = None
+    tools: int = 0
+    tools_ms: int | None = None
+    more: bool = False
+    """whether it has more tools than were counted"""
 
 
 class ExportRow(Shape):

@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
-from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.applications import Starlette
@@ -34,10 +31,13 @@ from aegis_daemon.loop.clock import wall
 from aegis_daemon.manage import api, openapi, pages, shapes
 from aegis_daemon.manage.api import Permit
 from aegis_daemon.manage.forms import Forms
-from aegis_daemon.manage.openapi import PageRow, Row
+from aegis_daemon.manage.openapi import OtherRow, PageRow, Row
 from aegis_daemon.transports.guard import bearer
 
 if TYPE_CHECKING:
+    from limits import RateLimitItem
+    from limits.strategies import FixedWindowRateLimiter
+
     from aegis_daemon.manage.ui.routes import Ui
 
 _log = logging.getLogger("aegis.web")
@@ -47,9 +47,9 @@ ANSWER_S: Final = 60.0
 HEALTH_S: Final = 10.0
 HEALTH_FRESH_S: Final = 2.0
 """How long an answer about the backends' health is given again, since anybody may ask for it."""
-WRONG_LOGINS: Final = RateLimitItemPerMinute(20)
+WRONG_LOGINS: Final = "20 per minute"
 """Wrong credentials that one address, but this machine's, may show before none of its credentials is looked at."""
-WRONG_CODES: Final = RateLimitItemPerDay(5)
+WRONG_CODES: Final = "5 per day"
 """Wrong codes on one ticket's page before it takes none."""
 _FORWARDED: Final = frozenset(
     {
@@ -174,7 +174,7 @@ async def health(web: Web, ask: Ask) -> shapes.Health:
 
 async def openapi_document(web: Web, ask: Ask) -> dict[str, Any]:
     """Itself included."""
-    return openapi.document(ROUTES, PAGES, version=__version__, security=web.access().security())
+    return openapi.document(ROUTES, PAGES, OTHERS, version=__version__, security=web.access().security())
 
 
 async def queue_status(web: Web, ask: Ask) -> dict[str, int]:
@@ -259,8 +259,9 @@ ROUTES: Final = (
 
 CALLBACK: Final = "/callback/approval"
 POSTED: Final = "/callback/slack"
-"""Where Slack posts clicks, signed, if it is told to; described by Slack and not by the API's document."""
+"""Where Slack posts clicks, signed, if it is told to; what is in them is Slack's to describe."""
 METRICS: Final = "/metrics"
+INBOX: Final = "/ui"
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 POSTED_MAX: Final = 256 * 1024
@@ -273,28 +274,55 @@ PAGES: Final = (
         tuple(sorted((*_PAGE, 408, 413, 415, 422))), shapes.LinkRequest, shapes.Decided,
     ),
 )  # fmt: skip
+OTHERS: Final = (
+    OtherRow(
+        "GET", METRICS, _READ, "Numbers, as Prometheus or OpenMetrics asks for them.", "metrics",
+        ("text/plain", "application/openmetrics-text"), (401, 403, 500, 503),
+    ),
+    OtherRow(
+        "GET", INBOX, None, "The inbox: pages for people, who log in with `aegis ui`.", "inbox", ("text/html",),
+        (403, 500, 503),
+    ),
+    OtherRow(
+        "POST", POSTED, None, "Takes a click in Slack, which has signed it.", "slack", (), (403, 408, 413, 500, 503),
+        "application/x-www-form-urlencoded",
+    ),
+)  # fmt: skip
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
 class Throttle:
-    """Counts what went wrong, by whose fault; no one's count can keep the others out."""
+    """Counts what went wrong, by whose fault; no one's count can keep the others out.
 
-    def __init__(self, allowed: RateLimitItem) -> None:
+    `allowed` is in the grammar of `limits`, which is imported (2 MB) when something goes wrong for the first time.
+    """
+
+    def __init__(self, allowed: str) -> None:
         self._allowed = allowed
-        # Fixed windows: their store forgets whom it has not heard of for one, so strangers cannot fill it.
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._counted: tuple[FixedWindowRateLimiter, RateLimitItem] | None = None
 
     def failed(self, who: str) -> None:
         """Once more."""
-        self._limiter.hit(self._allowed, who)
+        if self._counted is None:
+            from limits import parse
+            from limits.storage import MemoryStorage
+            from limits.strategies import FixedWindowRateLimiter
+
+            # Fixed windows: their store forgets whom it has not heard of for one, so strangers cannot fill it.
+            self._counted = FixedWindowRateLimiter(MemoryStorage()), parse(self._allowed)
+        limiter, allowed = self._counted
+        limiter.hit(allowed, who)
 
     def blocked_s(self, who: str) -> int:
         """Seconds until it may try again, 0 for now."""
-        if self._limiter.test(self._allowed, who):
+        if self._counted is None:
             return 0
-        return max(1, int(self._limiter.get_window_stats(self._allowed, who).reset_time - wall()) + 1)
+        limiter, allowed = self._counted
+        if limiter.test(allowed, who):
+            return 0
+        return max(1, int(limiter.get_window_stats(allowed, who).reset_time - wall()) + 1)
 
 
 class Web:
@@ -328,7 +356,7 @@ class Web:
         page = Route(CALLBACK, self._callback, methods=["GET", "POST"])
         self._ui: Ui | None = None
         self._wrong_tokens = Throttle(WRONG_LOGINS)
-        inbox = [Route(path, self._inbox, methods=["GET", "POST"]) for path in ("/ui", "/ui/{rest:path}")]
+        inbox = [Route(path, self._inbox, methods=["GET", "POST"]) for path in (INBOX, f"{INBOX}/{{rest:path}}")]
         rows = [Route(row.path, self._endpoint(row), methods=[row.method]) for row in ROUTES]
         clicks = Route(POSTED, self._posted, methods=["POST"])
         numbers = Route(METRICS, self._metrics, methods=["GET"])

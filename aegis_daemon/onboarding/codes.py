@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from aegis_daemon.core.extras import INSTALL, REINSTALL
+
 Severity = Literal["error", "warning", "note"]
 """error: something does not work, or does not protect; warning: it will not, or works worse than it could; note: to be
 known"""
@@ -39,8 +41,7 @@ CODES: Final = {
             "this Aegis is there only for the moment",
             "`uvx` and `pipx run` keep programs in a cache that is cleared. Clients and services keep the path, "
             "and would start nothing tomorrow.",
-            "`uv tool install aegis-mcp` or `pipx install aegis-mcp`, then `aegis agents wire` and, with a "
-            "service, `aegis daemon install`",
+            f"{INSTALL}, then `aegis agents wire` and, with a service, `aegis daemon install`",
         ),
         Code(
             "install-checkout",
@@ -48,22 +49,21 @@ CODES: Final = {
             "this Aegis is part of a checkout of its source",
             "Clients and services keep the path of its programs, and start nothing any more once the checkout is "
             "moved, removed or built anew.",
-            "`pipx install aegis-mcp` or `uv tool install aegis-mcp`, then `aegis agents wire` with that one and, with "
-            "a service, `aegis daemon install`",
+            f"{INSTALL}, then `aegis agents wire` with that one and, with a service, `aegis daemon install`",
         ),
         Code(
             "install-incomplete",
             "error",
             "packages that Aegis needs are not installed",
             "Commands or the daemon end with an import error, some of them only when they come to it.",
-            "install aegis-mcp again, whole: `pipx reinstall aegis-mcp` or `uv tool install --reinstall aegis-mcp`",
+            f"install Aegis again, whole: {REINSTALL}",
         ),
         Code(
             "wrapper-missing",
             "error",
             "there is no `aegis-wrap` beside this `aegis`",
             "Every wired entry starts it.",
-            "install aegis-mcp again, whole: `pipx reinstall aegis-mcp` or `uv tool install --reinstall aegis-mcp`",
+            f"install Aegis again, whole: {REINSTALL}",
         ),
         Code(
             "wrapper-elsewhere",
@@ -87,6 +87,24 @@ CODES: Final = {
             "a daemon holds the lock and does not answer",
             "Agents wait in vain, and no second daemon can start.",
             "`aegis logs` says what it does; `aegis daemon restart`, or end the process that the finding names",
+        ),
+        Code(
+            "daemon-out-of-reach",
+            "error",
+            "a daemon runs, and nobody can reach it",
+            "It has the log open, so no second daemon can start, and its sockets are gone or in a directory that is "
+            "not known: agents are told that there is none. A login's runtime directory (XDG_RUNTIME_DIR) is removed "
+            "with its last session, and a daemon that was started in it lives on.",
+            "end the process that the finding names, then `aegis daemon start`; `aegis daemon install` and `loginctl "
+            "enable-linger` have one run that no login ends",
+        ),
+        Code(
+            "runtime-elsewhere",
+            "note",
+            "the running daemon has its sockets where another XDG_RUNTIME_DIR says",
+            "It was started by a session with another one (`su`, `sudo`, cron, a login, a container). Commands and "
+            "wrappers find it all the same, by `daemon.at` beside its log, until that directory is removed.",
+            "nothing has to be done; `aegis daemon restart` has it use this shell's",
         ),
         Code(
             "daemon-version",

@@ -41,7 +41,8 @@ STAGES: Final = {
             "pin",
             "The definition that the agent sees is not the one that was trusted: a server may have been changed "
             "to mislead.",
-            "`aegis tools diff NAME` shows it, `aegis tools trust NAME` accepts it",
+            "`aegis audit show CALL_ID` names the commands: `aegis tools diff NAME` shows it, `aegis tools trust NAME` "
+            "accepts it",
         ),
         (
             "paused",
@@ -108,8 +109,9 @@ REASONS: Final = {
         Denial(
             "backend_not_allowed",
             "the agent has no access to the server",
-            "`agents.A.backends.B` is not there, or says `allowed: false`.",
-            "`aegis allow CALL_ID`",
+            "`agents.A.backends.B` is not there, or says `allowed: false`. At the address of all its servers "
+            "(`/agents/A/mcp`): there is none that the daemon itself reaches.",
+            "`aegis allow CALL_ID`; over HTTP the server needs a `url` or `command` under `backends`",
         ),
         Denial(
             "server_request_not_allowed",
@@ -171,6 +173,12 @@ REASONS: Final = {
             "the parameters do not say what the call is about",
             "see the stage `params`.",
             "mend the request",
+        ),
+        Denial(
+            "unknown_method",
+            "the method is none of the protocol's version that the client speaks",
+            "see the stage `method`.",
+            "the client or server speaks an extension; it cannot be used through Aegis",
         ),
         # --- a limit
         Denial(
@@ -262,8 +270,9 @@ REASONS: Final = {
         Denial(
             "refused",
             "the daemon refused the session, or nothing listens at the server's address",
-            "Nothing was executed. The text says which.",
-            "do what the text says",
+            "Nothing was executed. The text says which. What would let a session in is not for the agent: "
+            "`aegis audit show CALL_ID`, `aegis audit tail` and `aegis logs` have it.",
+            "do what the text says; `aegis logs`",
         ),
         Denial(
             "no_daemon",
@@ -301,6 +310,12 @@ REASONS: Final = {
             "the server is not running",
             "Nothing was executed.",
             "`aegis logs` has its last words; start the session anew",
+        ),
+        Denial(
+            "no_session",
+            "the server did not take up the session that the call was to go through",
+            "Nothing was executed. A request over HTTP without a session goes through one that Aegis begins.",
+            "the text has the server's own words; see the server's log",
         ),
         Denial(
             "server_exited",
@@ -424,9 +439,9 @@ REASONS: Final = {
         ),
         Denial(
             "unsupported_version",
-            "the server speaks no version of the protocol that Aegis knows",
+            "the client or server speaks no version of the protocol that Aegis knows",
             "Nothing was executed.",
-            "use a newer or older version of the server",
+            "use a newer or older version of it",
         ),
         Denial(
             "no_common_version",

@@ -41,9 +41,24 @@ class Plan(msgspec.Struct, frozen=True):
         """Whether there is a server to be had."""
         return self.rule is not None
 
+    def starts_as(self, other: Plan) -> bool:
+        """Whether the server is the same one, begun the same way."""
+        return self._server() == other._server()
+
+    def _server(self) -> tuple[object, ...]:
+        rule = self.rule
+        if rule is None:
+            return ()
+        where = (self.argv, self.cwd, self.umask) if self.argv is not None else (rule.url, rule.transport)
+        return (*where, dict(self.env if self.argv is not None else rule.headers))
+
 
 class Refused(Exception):
-    """The greeting is refused; the text goes to the agent's log."""
+    """The greeting is refused; the text goes to the agent's log, `detail` to the daemon's: what would let it in."""
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        super().__init__(text)
+        self.detail = detail or text
 
 
 def plan(
@@ -69,11 +84,11 @@ def plan(
     rule = runtime.agents.get(name)
     if rule is None:
         if uid != own_uid:
-            raise Refused(f"the agent `{name}` is not configured for uid {uid}; add it to `agents` with `identities`")
+            raise _not_this_one(uid, name, f"no such agent; add it to `agents` with `identities: [{uid}]`")
         principal = Principal(name, uid)
     else:
         if uid not in (rule.uids if rule.uids is not None else (own_uid,)):
-            raise Refused(f"uid {uid} may not be the agent `{name}`; list it in `agents.{name}.identities`")
+            raise _not_this_one(uid, name, f"list it in `agents.{name}.identities`")
         principal = msgspec.structs.replace(rule.principal, uid=uid)
     if not runtime.reaches(name, backend):
         return Plan(principal, backend)
@@ -111,17 +126,28 @@ def plan(
     return Plan(principal, backend, settings, argv, cwd, env, umask, handed(argv, cwd, env))
 
 
+def _not_this_one(uid: int, name: str, why: str) -> Refused:
+    """In the same words whether there is such an agent or not."""
+    text = f"uid {uid} may not be the agent `{name}`"
+    return Refused(f"{text}; ask whoever runs Aegis (`aegis logs` says more)", f"{text}: {why}")
+
+
 def plan_remote(principal: Principal, backend: str, runtime: Runtime, daemon_env: Mapping[str, str]) -> Plan:
     """The same for an agent that came over the network, which hands nothing over. Raises `Refused`."""
     if not runtime.reaches(principal.agent, backend):
         return Plan(principal, backend)
-    settings = runtime.backend(backend)
+    return plan_own(principal, backend, runtime.backend(backend), daemon_env)
+
+
+def plan_own(principal: Principal, backend: str, settings: BackendRule, daemon_env: Mapping[str, str]) -> Plan:
+    """What the daemon makes of a backend by its configuration alone. Raises `Refused`."""
     if settings.url is not None:
         return Plan(principal, backend, settings)
     if settings.command is None:
+        text = f"the server of the backend `{backend}` cannot be reached over the network"
         raise Refused(
-            f"the backend `{backend}` has neither `command` nor `url`, so only `aegis-wrap` can bring its server; set "
-            f"one under `backends.{backend}`"
+            text,
+            f"{text}: only `aegis-wrap` can bring it; set a `command` or `url` under `backends.{backend}`",
         )
     env = {key: value for key, value in daemon_env.items() if not key.startswith("AEGIS_")}
     env.update(settings.env)

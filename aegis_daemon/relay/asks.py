@@ -26,7 +26,7 @@ class Asks:
     """The open requests of all servers of one session."""
 
     def __init__(self, names: merge.Names) -> None:
-        self._names = names
+        self.names = names
         self._open: dict[int, _Ask] = {}
         self._ids = count(1)
         self._room = 64
@@ -49,7 +49,7 @@ class Asks:
         self._open[id] = _Ask(branch, number, token if type(token) in (int, str) else None)
         if token is not None:  # two servers may have the same
             params = {**params, "_meta": {**meta, "progressToken": id}}
-        params = merge.with_tasks(params, partial(self._names.known, branch.seat.name), about=True)
+        params = merge.with_tasks(params, partial(self.names.known, branch.seat.name), about=True)
         return encode({**value, "id": id, **({"params": params} if params else {})})
 
     def answered(self, frame: Frame) -> bool:
@@ -86,7 +86,7 @@ class Asks:
 
     def _own(self, seat: Seat, task: str) -> str:
         """A task of this server as it knows it."""
-        backend, own = self._names.find(task) or ("", task)
+        backend, own = self.names.find(task) or ("", task)
         return own if backend == seat.name else task
 
 

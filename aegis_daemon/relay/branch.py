@@ -106,7 +106,7 @@ class Branch:
         else:
             text = f"the backend `{self.seat.name}` takes no more now; not executed; repeat the call later"
             reason = Reason("queue", text, retryable=True, code="too_many")
-            self._land(leg.slot, self.hub.refusal(leg.frame, leg.request.asked.era, reason, self.seat.name))
+            self._land(leg.slot, self.hub.refusal(leg.frame, reason, leg.request.asked.era, self.seat.name))
 
     def begin(self, first: Frame | None) -> None:
         """The handshake is taken up: what waits may follow, after this."""

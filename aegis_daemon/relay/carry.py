@@ -35,9 +35,22 @@ from aegis_daemon.core.ports import (
 )
 from aegis_daemon.core.runtime import Runtime
 from aegis_daemon.core.session import Open, State
-from aegis_daemon.core.verdict import Allow, Claim, Decision, Deny, Ended, Hold, Permit, Reason, Verdict, unrecorded
+from aegis_daemon.core.verdict import (
+    LOOK,
+    Allow,
+    Claim,
+    Decision,
+    Deny,
+    Ended,
+    Hold,
+    Permit,
+    Reason,
+    Verdict,
+    unrecorded,
+)
 from aegis_daemon.loop.strand import Strand
-from aegis_daemon.relay.answers import UNREADABLE, Task, Withheld, error_code, pending_frame, released, replayed
+from aegis_daemon.relay.answers import UNREADABLE, Task, error_code, pending_frame, released, replayed
+from aegis_daemon.relay.questions import Withheld
 from aegis_daemon.relay.redacting import Redacting
 from aegis_daemon.wire.errors import INTERNAL_ERROR, refusal_frame
 from aegis_daemon.wire.jsonrpc import Answer, error_frame, id_text, parse_from_server, result_frame
@@ -60,7 +73,11 @@ HEARD = frozenset({"initialize", "tasks/get", "tasks/cancel", "tasks/result"})
 
 
 class Withdrawn(Exception):
-    """The caller cancelled or went away before the call was sent."""
+    """The call ends before it is sent: its caller cancelled it or left, or its session ends, for this `reason`."""
+
+    def __init__(self, text: str, reason: Reason | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason or Reason("withdrawn", text, code="withdrawn")
 
 
 def _at_once(work: Callable[[], None]) -> None:
@@ -287,7 +304,7 @@ class Flight(msgspec.Struct, eq=False):
         """Its intent is on disk, or never will be."""
         permit = self.permit
         if error is None and self.opened.cancelled:
-            error = Withdrawn("the caller left while the intent was being written")
+            error = Withdrawn("the caller left while the intent was being written", self.opened.unsent)
         if error is not None:
             self.not_sent(error)
         elif permit is not None:
@@ -585,7 +602,7 @@ class Flight(msgspec.Struct, eq=False):
         story.approval, story.approver = decision.outcome, decision.by
         if decision.outcome == "expired":
             story.approval = "timeout"
-        return Deny(not_approved(decision))
+        return Deny(not_approved(decision, hold.ask.rule))
 
     # --- refused, given again, given up -------------------------------------------------------------------------
 
@@ -642,13 +659,10 @@ class Flight(msgspec.Struct, eq=False):
         if reason.stage == "acl":
             self.story.acl = "denied"
         self.story.denied(reason)
-        text = reason.text
-        if reason.stage in ("acl", "policy", "pin"):
-            text = f"{text}; a person can look at it with `aegis audit show {call.id[:12]}`"
         frame = refusal_frame(
             self.opened.request_id,
             stage=reason.stage if reason.stage != "withdrawn" else "internal",
-            text=text,
+            text=for_people(call, reason),
             call_id=call.id,
             era=call.era,
             method=call.method,
@@ -719,7 +733,7 @@ class Flight(msgspec.Struct, eq=False):
             else:
                 self._end_ticket(Ended(reason=unrecorded()), False)
         self._let_go()
-        self.story.denied(Reason("withdrawn", str(gone), code="withdrawn"))
+        self.story.denied(gone.reason)
         self.origin.answer(self.opened, b"")
 
     # --- from the sending on: whatever happens now, the call may have been executed -------------------------------
@@ -792,7 +806,7 @@ class Flight(msgspec.Struct, eq=False):
             ours = shell.tasks is not None and shell.tasks.answers(call)  # cleaned when it came
             if transforms is not None and not ours:
                 answer = shell.redacting.answer(call, answer, transforms)
-            frame, result = released(call, opened, answer, shell.runtime, self.story)
+            frame, result = released(call, opened, answer, shell.runtime, self.story, ours=ours)
         except Withheld as withheld:
             self._lost(Fault(withheld.code, withheld.text), now)
             return
@@ -924,19 +938,26 @@ class _Pending(Exception):
         self.task = task
 
 
+def for_people(call: Call, reason: Reason) -> str:
+    """What the agent is told: where a rule refused, how a person sees the rest, in the same words for all of them."""
+    if reason.stage in ("acl", "policy", "pin") or reason.code == "not_allowed":
+        return f"{reason.text}{LOOK}{call.id[:12]}`"
+    return reason.text
+
+
 def _waits_for(ticket: Ticket) -> str:
     if ticket.state == "pending":
         return f"waiting for approval {ticket.id}"
     return f"approved ({ticket.id}), waiting for the outcome of an identical call"
 
 
-def not_approved(decision: Decision) -> Reason:
-    """Why a call does not run that a person rejected, or nobody decided."""
+def not_approved(decision: Decision, rule: str = "") -> Reason:
+    """Why a call does not run that a person rejected, or nobody decided; `rule` is what had them asked."""
     if decision.outcome == "rejected":
         note = f": {decision.note}" if decision.note else ""
         text = (
             f"a person rejected this call (approval {decision.ticket}){note}; not executed; do not repeat it as it is"
         )
-        return Reason("approval", text, code="rejected", detail=f"rejected by {decision.by}")
+        return Reason("approval", text, code="rejected", detail=rule)
     text = f"nobody approved this call in time (approval {decision.ticket}); not executed; it may be asked again"
-    return Reason("approval", text, retryable=True, code="approval_timeout")
+    return Reason("approval", text, retryable=True, code="approval_timeout", detail=rule)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aegis_daemon.core import roots
@@ -21,21 +21,23 @@ from aegis_daemon.core.session import Duplicate, Open, OpenRequests, State, TooM
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.loop.strand import Strand, Waiter
 from aegis_daemon.policy.secrets import Unsure
-from aegis_daemon.relay import handshake
+from aegis_daemon.relay import handshake, questions
+from aegis_daemon.relay.answers import error_code
 from aegis_daemon.relay.carry import CANCELLED_S, Flight, Shell, Withdrawn, carry
 from aegis_daemon.relay.listing import Listing
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.notices import Notices
-from aegis_daemon.relay.own_tasks import TaskPeer
+from aegis_daemon.relay.own_tasks import TaskPeer, is_ours
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.relay.reasons import UNKNOWN_METHOD, ending_of, not_begun, too_many, unknown_method, why_dropped
+from aegis_daemon.relay.refusing import refused, refused_request
+from aegis_daemon.relay.renewal import Renewal, Step
 from aegis_daemon.relay.sides import Replayed, ToClient, ToServer
 from aegis_daemon.relay.unsettled import Unsettled
 from aegis_daemon.wire.errors import (
     INTERNAL_ERROR,
     METHOD_NOT_FOUND,
     UNSUPPORTED_VERSION,
-    refusal_frame,
 )
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
@@ -144,6 +146,7 @@ class Conversation:
         self.to_server_side = ToServer(self)
         self._task_peer = TaskPeer(self)
         self.listing = Listing(self)
+        self.renewal = Renewal(self)
         self.notices = Notices(self)
         self._to_client_side = ToClient(self)
         client.on_line = self._client_line
@@ -211,6 +214,7 @@ class Conversation:
             self._close_server()
             return
         if self.client.initialized:
+            self.renewal.initialized = True
             server.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         self.client.start()
         if self._client_slow or self._server_slow:
@@ -248,6 +252,8 @@ class Conversation:
         ):
             self.leaving = False
             self._close_server()
+        if self.renewal.draining:
+            self.loop.call_later(0, self.renewal.check)  # not among the lines of the server that it ends
 
     def _close_server(self) -> None:
         if self.server is not None:
@@ -273,22 +279,24 @@ class Conversation:
         """Whether a request is open that will be answered; a subscription only ends with its session."""
         return any(one.call is None or one.call.method != "subscriptions/listen" for one in self.to_server.all())
 
-    def cancel_waiting(self, opened: Open, why: str) -> None:
-        """Ends a call that was not sent yet, with an answer."""
+    def cancel_waiting(self, opened: Open, why: str, reason: Reason | None = None) -> None:
+        """Ends a call that was not sent yet, with an answer. `reason` is recorded, where it is no withdrawal."""
         data = {"by": "aegis", "reason": "not_executed", "retryable": True, "retry_after_ms": None}
         if not opened.cancelled and not self.client.gone and opened is not self._replay and not opened.alone:
             text = f"not executed: {why}; repeat the call if it is still wanted"
             self.client.send(error_frame(id_text(opened.request_id), INTERNAL_ERROR, text, data), opened.slot)
             opened.slot = -1
+        if not opened.cancelled:
+            opened.unsent = reason or Reason("withdrawn", why, code="withdrawn")
         opened.cancelled = True  # one whose intent is being written stops once that is done
         if opened.state is State.WAITING and opened.strand is not None:
-            opened.strand.interrupt(Withdrawn(why))
+            opened.strand.interrupt(Withdrawn(why, reason))
 
-    def _cancel_unsent(self, why: str) -> None:
+    def cancel_unsent(self, why: str, reason: Reason | None = None) -> None:
         """Nothing that is not sent yet will be. The request that is just being read is none of these."""
         for opened in self.to_server.all():
             if opened.state < State.SENT and opened.call is not None:
-                self.cancel_waiting(opened, why)
+                self.cancel_waiting(opened, why, reason)
 
     def server_exited(self, server: Backend, code: int) -> None:
         """A server process and its whole tree are gone, its output read to the end."""
@@ -297,13 +305,14 @@ class Conversation:
             if self._over and not self._retired:
                 self._on_end(self)
             return
-        if server is not self.server:
+        if server is not self.server or self.renewal.lost(f"the server ended, {ending_of(code)}"):
             return
         self.server = None
         self._code = code
         fault = Fault("server_exited", f"the server ended ({ending_of(code)}) before it answered; outcome unknown")
-        self._cancel_unsent(f"the server ended ({ending_of(code)})")
-        self._fail_sent(fault)
+        ended = f"the server ended ({ending_of(code)})"
+        self.cancel_unsent(ended, Reason("forward", f"{ended} before the call was sent", code="server_exited"))
+        self.fail_sent(fault)
         self._finish()
 
     def server_failed(self, server: Backend, text: str) -> None:
@@ -312,16 +321,19 @@ class Conversation:
             self.server_exited(server, 127)
             return
         _log.warning("session %s: %s", self.session, text)
+        if self.renewal.lost(text):
+            return
         self.server = None
         self._code = 127
         self.client.refuse(text)
-        self._cancel_unsent(text)
-        self._fail_sent(Fault("server_not_started", text, not_executed=True))
+        self.cancel_unsent(text, Reason("forward", text, code="server_not_started"))
+        self.fail_sent(Fault("server_not_started", text, not_executed=True))
         self._finish()
 
-    def _fail_sent(self, fault: Fault) -> None:
+    def fail_sent(self, fault: Fault, spared: Sequence[Open] = ()) -> None:
+        """Nothing that a server has got will be answered, but for what is `spared`."""
         for opened in [*self.to_server.all(), *self.to_client.all()]:
-            if opened.waiter is not None:
+            if opened.waiter is not None and opened not in spared:
                 opened.waiter.fail(fault)
 
     def _finish(self) -> None:
@@ -419,13 +431,13 @@ class Conversation:
             else:
                 try:
                     subject, name = subject_of(row, frame.params)
-                    if subject == "task" and self.load.is_anothers(agent, self.backend, name or ""):
+                    if era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
+                        frame, era, fault = self._in_era(frame, row, end)
+                    if fault is None and subject == "task" and not self._may_name(name or ""):
                         text = f"the task `{(name or '')[:200]}` is not available to this agent"
                         fault = Reason("acl", text, code="not_allowed")
-                    elif era is not Era.LEGACY or frame.method not in STEADY or "_meta" in frame.params:
-                        frame, era, fault = self._in_era(frame, row, end)
                 except BadParams as error:
-                    fault = Reason("params", f"{error} in `{row.name}`")
+                    fault = Reason("params", f"{error} in `{row.name}`", code="bad_params")
                     if not (row.modern if era_of(frame.method, frame.params, self.era) is Era.MODERN else row.legacy):
                         fault = unknown_method(row.name)
         if era is Era.NONE:
@@ -436,6 +448,8 @@ class Conversation:
             self.handed,
         )  # fmt: skip
         if fault is None and "inputResponses" in frame.params:
+            if self.shell.tasks is None or not self.shell.tasks.answers(call):  # nobody asks for those
+                fault = questions.unasked(frame.params, self.may_ask())
             try:
                 call = roots.answered(call, runtime.pipeline)
             except BadParams as error:
@@ -454,6 +468,9 @@ class Conversation:
         peer: Peer = side
         if self.shell.tasks is not None and self.shell.tasks.answers(call):
             peer = self._task_peer
+        if self.renewal.step is not Step.NONE and peer is side:
+            self.renewal.hold(Flight(call, opened, side, peer, self.shell, self.shell.audit.story(call)))
+            return
         if subject in self.listing.unlisted:
             listed = self.listing.awaited(subject, name)
             if listed is not None:
@@ -462,14 +479,22 @@ class Conversation:
                 return
         carry(call, opened, side, peer, self.shell)
 
+    def refusal(self, frame: Frame, reason: Reason) -> bytes:
+        """See `core.ports.Party`."""
+        return refused_request(
+            frame, era_of(frame.method, frame.params, self.era), reason, self.shell, id=self.new_id(),
+            session=self.session, principal=self.principal, backend=self.backend,
+        )  # fmt: skip
+
+    @property
+    def serves(self) -> bool:
+        """See `core.ports.Party`."""
+        return self._start_server is not None
+
     def _refuse_early(self, opened: Open, call: Call, reason: Reason) -> None:
-        self.shell.audit.story(call).denied(reason)
         opened.state = State.WAITING
         known = self.to_server.find(opened.key) is opened
-        data_frame = refusal_frame(
-            opened.request_id, stage=reason.stage, text=reason.text, call_id=call.id, era=call.era,
-            method=call.method, style=self.shell.runtime.denials, retryable=reason.retryable, reason=reason.code,
-        )  # fmt: skip
+        data_frame = refused(call, reason, self.shell)
         if reason.stage == "version":
             requested = reason.detail or None
             data = {"supported": [MODERN_VERSION], "requested": requested, "by": "aegis"}
@@ -484,10 +509,11 @@ class Conversation:
         era = era_of(frame.method, frame.params, self.era)
         if era is Era.MODERN:
             try:
-                frame = handshake.modern(frame, self._may_ask())
+                frame = handshake.modern(frame, self.may_ask())
             except handshake.BadVersion as bad:
                 stage = "version" if bad.version is not None else "params"
-                return frame, era, Reason(stage, str(bad), detail=str(bad.version or "")[:100])
+                code = "unsupported_version" if bad.version is not None else "bad_params"
+                return frame, era, Reason(stage, str(bad), code=code, detail=str(bad.version or "")[:100])
         if not (row.modern if era is Era.MODERN else row.legacy):
             return frame, era, unknown_method(row.name)
         if era is not self.era:
@@ -496,11 +522,12 @@ class Conversation:
                 return frame, era, refusal
         if frame.method == "initialize":
             self.client_name = handshake.client_name(frame.params)
-            frame = handshake.initialize(frame, self._may_ask())
+            frame = handshake.initialize(frame, self.may_ask())
             self.client.keep_handshake(frame.encoded())
         return frame, era, None
 
-    def _may_ask(self) -> frozenset[str]:
+    def may_ask(self) -> frozenset[str]:
+        """What the server may ask of the client."""
         return self.shell.runtime.offers(self.principal.agent, self.backend)
 
     def _turn_to(self, era: Era) -> Reason | None:
@@ -508,41 +535,54 @@ class Conversation:
         if self.era is not Era.NONE:
             stale = server.touched if server is not None else self._start_server is not None
             if stale and self._respawns >= RESPAWNS:
-                return Reason("internal", "this session changed the protocol's era too often; start a new one")
+                text = "this session changed the protocol's era too often; start a new one"
+                return Reason("internal", text, code="era_changed")
             # Neither end may meet what the other era left: first what waits, lest it be sent to the old server.
-            self._cancel_unsent("the client changed the protocol's era")
+            self.cancel_unsent("the client changed the protocol's era")
             for opened in self.to_client.all():
                 opened.cancelled = True
             if stale:
                 self._respawns += 1
-                refusal = self._replace_server(server)
+                self.renewal.overtaken()
+                refusal = self.replace_server("the client changed the protocol's era", "era_changed")
                 if refusal is not None:
                     return refusal
         self.era = era
         self.client.keep_era(era)
         return None
 
-    def _replace_server(self, old: Backend | None) -> Reason | None:
+    def replace_server(self, why: str, code: str, spared: Sequence[Open] = ()) -> Reason | None:
+        """The server makes place for another; what it has got is not answered any more, but for what is `spared`."""
+        old = self.server
         if old is not None:
-            self._fail_sent(Fault("era_changed", "the client changed the protocol's era; outcome unknown"))
-            self._retired.add(old)
+            self.fail_sent(Fault(code, f"{why}; outcome unknown"), spared)
             if self._server_slow:
                 self.server_full(old, False)
             self.notices.began_anew()
             self.held.clear()
-            self.unsettled.end_tasks("the client changed the protocol's era before the task ended")
-            self.server = None
-            old.close_stdin()
-            old.end()
+            self.unsettled.end_tasks(f"{why} before the task ended")
+            self.retire()
         try:
             self._spawn()
         except (OSError, ValueError) as error:
-            return Reason("internal", f"{not_begun(error)}; not executed")
+            return Reason("internal", f"{not_begun(error)}; not executed", code="no_server")
         return None
+
+    def retire(self) -> None:
+        """The server is none of this session's any more, and ends."""
+        old, self.server = self.server, None
+        if old is not None:
+            self._retired.add(old)
+            old.close_stdin()
+            old.end()
+
+    def start_by(self, start: StartServer, handed: Handed | None) -> None:
+        """The next server is started so, and is this one where the client's end handed it over."""
+        self._start_server, self.handed = start, handed
 
     def _ping(self, opened: Open, frame: Frame) -> None:
         """Never judged, queued or recorded; answered by the server itself."""
-        if self.server is None:
+        if self.server is None or self.renewal.opening:
             self.to_server_side.answer(opened, result_frame(id_text(opened.request_id), b"{}"))
             return
         Strand(self._carry_ping(opened, frame, self.to_server, self.to_server_side)).start()
@@ -557,7 +597,13 @@ class Conversation:
         except Fault as fault:
             side.answer(opened, error_frame(id_text(opened.request_id), INTERNAL_ERROR, fault.text, {"by": "aegis"}))
             return
-        side.answer(opened, answer.with_id(id_text(opened.request_id)))
+        # It says whether the other end is well, and nothing else: what it may ask for beside goes nowhere.
+        id_json = id_text(opened.request_id)
+        if answer.ok:
+            side.answer(opened, result_frame(id_json, b"{}"))
+            return
+        code = error_code(answer.body) or INTERNAL_ERROR
+        side.answer(opened, error_frame(id_json, code, "the other end answers a ping with an error"))
 
     def _client_notification(self, frame: Frame) -> None:
         method = frame.method
@@ -567,8 +613,10 @@ class Conversation:
         if not method.startswith("notifications/"):
             self.drop("to_server", "a request without an id")
             return
+        if method == "notifications/initialized":
+            self.renewal.initialized = True
         server = self.server
-        if server is None:
+        if server is None or self.renewal.keeps(frame):
             return
         if method == "notifications/progress":
             opened = self.to_client.progressing(frame.params.get("progressToken"))
@@ -790,7 +838,7 @@ class Conversation:
         """That request is over."""
         self.to_server.end(opened)
         self.load.leave(self.principal.agent)
-        if self.held or self.leaving:
+        if self.held or self.leaving or self.renewal.draining:
             self.moved()
 
     def _server_request(self, frame: Frame, about: int | None) -> None:
@@ -828,6 +876,21 @@ class Conversation:
         opened.call = call
         carry(call, opened, self._to_client_side, self._to_client_side, self.shell)
 
+    # --- tasks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str | None:
+        """Where the server is; None where it is a process of this session alone."""
+        return self.shell.runtime.backend(self.backend).url
+
+    def owns(self, task: str) -> bool:
+        """Whether this agent is known to have started the server's task."""
+        return self.load.owners.owns(self.principal.agent, self.backend, self.url, task)
+
+    def _may_name(self, task: str) -> bool:
+        """Whether it may ask about the task; no server hears of one of ours, and `own_tasks` knows whose it is."""
+        return (self.shell.tasks is not None and is_ours(task)) or self.owns(task)
+
     # --- what time brings, and what was dropped ----------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
@@ -843,6 +906,7 @@ class Conversation:
                     self.moved()
         self.unsettled.sweep(now)
         self.listing.sweep(now)
+        self.renewal.check()
         self._report_dropped()
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:

@@ -15,13 +15,14 @@ What a request becomes, by method (`_ROUTES`, at the end):
 
 Every leg of a request goes out under the client's own id, since each conversation has ids of its own. A backend that
 ended, or could not begin, is opened again when it is next used, at most once a second; resources that a legacy client
-had subscribed to there have to be subscribed to again.
+had subscribed to there have to be subscribed to again. A reload gives backends and takes them away; what is under way
+at one that is taken away may still be answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Final
@@ -29,7 +30,6 @@ from typing import Any, Final
 import msgspec
 
 from aegis_daemon import __version__
-from aegis_daemon.core.call import Call
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.verdict import Reason
 from aegis_daemon.relay import merge
@@ -42,8 +42,8 @@ from aegis_daemon.relay.legs import Asked, Gather, Leg, Listen, Ours, Probe, Req
 from aegis_daemon.relay.load import CallIds
 from aegis_daemon.relay.own_tasks import is_ours
 from aegis_daemon.relay.ports import Client
-from aegis_daemon.relay.reasons import UNKNOWN_METHOD, too_many, unknown_method
-from aegis_daemon.wire.errors import refusal_frame
+from aegis_daemon.relay.reasons import too_many, unknown_method
+from aegis_daemon.relay.refusing import refused_request
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
     MAX_FRAME_OUT,
@@ -63,7 +63,6 @@ from aegis_daemon.wire.methods import (
     MODERN_VERSION,
     TO_SERVER,
     BadParams,
-    Direction,
     Era,
     Method,
     era_of,
@@ -125,6 +124,8 @@ class Hub:
         self._limit = shell.runtime.agent_limit if shared else shell.runtime.session_limit
         self._seats = {name: Seat(name) for name in names}
         self._names = merge.Names(names)
+        self._taken = merge.Names(())
+        """of backends that were taken away"""
         self._uris = merge.Uris(names)
         self._cursors = merge.Cursors(key, principal.agent)
         self._asks = Asks(self._names)
@@ -171,10 +172,10 @@ class Hub:
         slot = client.take_slot(id_text(id), end) if len(self._open) < self._limit else -1
         if slot < 0:
             reason = too_many("this session has as many requests in flight as can be kept")
-            client.send(self.refusal(frame, era, reason), -1)
+            client.send(self.refusal(frame, reason, era), -1)
             return
         if row is None or not (row.modern if era is Era.MODERN else row.legacy):
-            client.send(self.refusal(frame, era, unknown_method(frame.method)), slot)
+            client.send(self.refusal(frame, unknown_method(frame.method), era), slot)
             return
         if era is not self.era and (era is not Era.MODERN or _says_modern(frame)):
             self.era = era
@@ -182,36 +183,32 @@ class Hub:
         try:
             _ROUTES[row.name](self, Asked(id, frame, row, era, slot))
         except BadParams as error:
-            client.send(self.refusal(frame, era, Reason("params", f"{error} in `{row.name}`")), slot)
+            reason = Reason("params", f"{error} in `{row.name}`", code="bad_params")
+            client.send(self.refusal(frame, reason, era), slot)
 
-    def refusal(self, frame: Frame, era: Era, reason: Reason, backend: str = "") -> bytes:
-        """What Aegis answers to a request that reaches no conversation, which would have judged and recorded it."""
-        id = frame.id
-        assert id is not None
-        row = TO_SERVER.get(frame.method) or UNKNOWN_METHOD[Direction.TO_SERVER]
-        try:
-            subject, name = subject_of(row, frame.params)
-        except BadParams:
-            subject = name = None
-        call = Call(
-            self._ids(), id, self.session, self.principal, Direction.TO_SERVER, row, subject, name, backend, era, frame
-        )
-        self.shell.audit.story(call).denied(reason)
-        text = reason.text
-        if reason.code == "not_allowed":  # in the words of `relay.carry`: what is hidden must not be told apart
-            text = f"{text}; a person can look at it with `aegis audit show {call.id[:12]}`"
-        return refusal_frame(
-            id, stage=reason.stage, text=text, call_id=call.id, era=era, method=row.name, reason=reason.code,
-            style=self.shell.runtime.denials, retryable=reason.retryable, retry_after_ms=reason.retry_after_ms,
+    def refusal(self, frame: Frame, reason: Reason, era: Era | None = None, backend: str = "") -> bytes:
+        """See `core.ports.Party`: it reaches no conversation, which would have judged and recorded it."""
+        era = era_of(frame.method, frame.params, self.era) if era is None else era
+        return refused_request(
+            frame, era, reason, self.shell, id=self._ids(), session=self.session, principal=self.principal,
+            backend=backend,
         )  # fmt: skip
+
+    @property
+    def serves(self) -> bool:
+        """See `core.ports.Party`."""
+        return True
 
     def away(self, leg: Leg, why: str) -> bytes:
         """What Aegis answers where a backend is not there."""
         name = leg.seat.name
+        if self._seats.get(name) is not leg.seat:
+            text = f"the backend `{name}` is not available to this agent any more"
+            return self.refusal(leg.frame, Reason("acl", text, code="not_allowed"), leg.request.asked.era, name)
         text = f"the backend `{name}` is not there ({why or 'it ended'}); not executed; repeat the call in a while"
         wait = int(REOPEN_S * 1000)
         reason = Reason("forward", text, retryable=True, retry_after_ms=wait, code="no_server")
-        return self.refusal(leg.frame, leg.request.asked.era, reason, name)
+        return self.refusal(leg.frame, reason, leg.request.asked.era, name)
 
     def send(self, request: Request, targets: Iterable[tuple[Seat, Frame]], also: list[Leg] | None = None) -> None:
         """Sends the request's legs; all are known before the first can land. `also` notes them too."""
@@ -247,7 +244,7 @@ class Hub:
 
     def first(self, frames: Mapping[str, bytes]) -> bytes:
         """That of the backend that comes first in the configuration."""
-        return next(frames[name] for name in self._seats if name in frames)
+        return next(frames[name] for name in (*self._seats, *frames) if name in frames)
 
     # --- where a request goes: by name, or by URI ----------------------------------------------------------------
 
@@ -303,10 +300,15 @@ class Hub:
     def _unknown(self, asked: Asked) -> None:
         subject, name = subject_of(asked.row, asked.frame.params)
         text = f"the {subject} `{(name or '')[:200]}` is not available to this agent"
+        taken = self._taken.find(name or "") if subject in ("tool", "prompt", "task") else None
+        if taken is not None:
+            reason = Reason("acl", text, code="not_allowed")
+            self.client.send(self.refusal(asked.frame, reason, asked.era, taken[0]), asked.slot)
+            return
         if subject in ("tool", "prompt") and "__" not in (name or ""):
             text = f"{text}; {subject}s at this address are named `backend__{subject}`"
         reason = Reason("params", text, code="not_allowed")
-        self.client.send(self.refusal(asked.frame, asked.era, reason), asked.slot)
+        self.client.send(self.refusal(asked.frame, reason, asked.era), asked.slot)
 
     # --- lists --------------------------------------------------------------------------------------------------
 
@@ -334,7 +336,7 @@ class Hub:
 
     def _list_heard(self, leg: Leg, answer: Answer, late: bool) -> None:
         seat = leg.seat
-        if late and answer.ok and not seat.late:
+        if late and answer.ok and not seat.late and self._seats.get(seat.name) is seat:
             self._changed(seat)
         seat.late = late
 
@@ -386,7 +388,7 @@ class Hub:
 
     def _nobody(self, asked: Asked) -> None:
         reason = Reason("acl", "no backend is available to this agent", code="not_allowed")
-        self.client.send(self.refusal(asked.frame, asked.era, reason), asked.slot)
+        self.client.send(self.refusal(asked.frame, reason, asked.era), asked.slot)
 
     def _joined(self, leg: Leg, answer: Answer | None, *, tell: bool) -> None:
         """A backend took the handshake up, or did not."""
@@ -622,6 +624,29 @@ class Hub:
         if seat.branch is branch:
             seat.branch = None
             self._uris.forget(seat.name)
+
+    def reloaded(self, names: Sequence[str], others: Collection[str] = ()) -> None:
+        """The rules changed: these are the backends now, in their order, and `others` of them are other servers."""
+        if self._leaving:
+            return
+        before, self._seats = self._seats, {name: self._seats.get(name) or Seat(name) for name in names}
+        gone = [seat for name, seat in before.items() if name not in self._seats]
+        self._names = self._asks.names = merge.Names(names)
+        self._taken = merge.Names((*(seat.name for seat in gone), *self._taken.backends - self._seats.keys()))
+        self._uris.rank(names)
+        for seat in gone:
+            if seat.branch is not None:
+                seat.branch.leave("it is not available to this agent any more")
+        for name in others:
+            if name in before and name in self._seats:
+                seat = self._seats[name]
+                seat.offers, seat.again, seat.late = None, 0.0, False
+                self._uris.forget(name)
+                if self.era is Era.MODERN:  # legacy clients hear it from its conversation
+                    self._changed(seat)
+        # Those that came begin when they are first used: the client lists them when it hears of them.
+        for seat in (*gone, *(seat for name, seat in self._seats.items() if name not in before)):
+            self._changed(seat)
 
     def _changed(self, seat: Seat) -> None:
         """Tells the client that what this backend lists came or went."""

@@ -1,13 +1,10 @@
-"""What all sessions share: fresh ids for their calls, and what each agent has under way over all of them."""
+"""What all sessions share: fresh ids for their calls, and how much each agent has under way over all of them."""
 
 from __future__ import annotations
 
 import os
-from typing import Final
 
-OWNED: Final = 1024
-OWNERS: Final = 1024
-"""Of how many tasks of an agent, and of how many agents, it is remembered who started them."""
+from aegis_daemon.relay.task_owners import Owners
 
 
 class CallIds:
@@ -32,27 +29,11 @@ class CallIds:
 class Load:
     """What each agent has under way over all its sessions: how many calls, and which tasks."""
 
-    __slots__ = ("_open", "_tasks")
+    __slots__ = ("_open", "owners")
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Owners) -> None:
         self._open: dict[str, int] = {}
-        self._tasks: dict[str, dict[tuple[str, str], None]] = {}
-
-    def started(self, agent: str, backend: str, task: str) -> None:
-        """A call of the agent became this task. The agent's oldest make room, and nobody else's."""
-        own = self._tasks.pop(agent, {})
-        own[backend, task] = None
-        if len(own) > OWNED:
-            del own[next(iter(own))]
-        self._tasks[agent] = own
-        if len(self._tasks) > OWNERS:
-            del self._tasks[next(iter(self._tasks))]
-
-    def is_anothers(self, agent: str, backend: str, task: str) -> bool:
-        """Whether others started it, and this agent did not: a backend may take all agents for one client."""
-        key = (backend, task)
-        owners = [one for one, own in self._tasks.items() if key in own]
-        return bool(owners) and agent not in owners
+        self.owners = owners
 
     def enter(self, agent: str, limit: int) -> bool:
         """One more, unless there are `limit` already."""

@@ -44,10 +44,11 @@ class Names:
     other calls so has none, rather than one that leads elsewhere.
     """
 
-    __slots__ = ("_prefixes",)
+    __slots__ = ("_prefixes", "backends")
 
     def __init__(self, backends: Iterable[str]) -> None:
-        prefixes = [(f"{backend}{SEPARATOR}", backend) for backend in backends]
+        self.backends = frozenset(backends)
+        prefixes = [(f"{backend}{SEPARATOR}", backend) for backend in self.backends]
         self._prefixes = tuple(sorted(prefixes, key=lambda row: -len(row[0])))
 
     def find(self, name: str) -> tuple[str, str] | None:
@@ -333,13 +334,21 @@ class Uris:
     __slots__ = ("_owners", "_ranks", "_templates")
 
     def __init__(self, backends: Iterable[str]) -> None:
-        self._ranks = {backend: rank for rank, backend in enumerate(backends)}
         self._owners: dict[str, str] = {}
         self._templates: dict[str, dict[str, tuple[str, ...]]] = {}
+        self.rank(backends)
+
+    def rank(self, backends: Iterable[str]) -> None:
+        """Their order from now on; what those listed that are not among them holds no more."""
+        self._ranks = {backend: rank for rank, backend in enumerate(backends)}
+        for gone in {*self._templates, *self._owners.values()} - self._ranks.keys():
+            self.forget(gone)
 
     def listed(self, backend: str, uri: str, *, template: bool = False) -> bool:
         """Takes note of a URI or template; False where it leads to a backend before this one."""
         owner = self._owners.get(uri)
+        if backend not in self._ranks:  # it was taken away, and answers late
+            return False
         if owner is not None and self._ranks[owner] < self._ranks[backend]:
             return False
         if len(uri) <= LONGEST_URI and (owner is not None or len(self._owners) < URIS):

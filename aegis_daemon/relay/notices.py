@@ -1,22 +1,28 @@
 """What a server tells unasked reaches its own client alone, under the ids and tokens that client knows, or nobody.
 
 A notification must be allowed as what it speaks of is: a backend that is closed to the agent, a resource that is not
-its to see, a progress of nothing that is open go nowhere, and are counted.
+its to see, a progress of nothing that is open, a question that is not allowed go nowhere, and are counted.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from aegis_daemon.core.call import Call
 from aegis_daemon.core.session import Open, State
+from aegis_daemon.relay import questions
 from aegis_daemon.relay.carry import CANCELLED_S, Withdrawn
+from aegis_daemon.relay.reasons import UNKNOWN_METHOD
 from aegis_daemon.wire.jsonrpc import Answer, Frame, encode, notification_frame
-from aegis_daemon.wire.methods import META_SUBSCRIPTION, Era
+from aegis_daemon.wire.methods import META_SUBSCRIPTION, Direction, Era
 
 if TYPE_CHECKING:
     from aegis_daemon.relay.conversation import Conversation
+
+_ASKED: Final = ("to_client", "nothing, since rules are only observed; it would be: a question in what it says unasked")
+"""Counted with what is dropped, and passed on."""
 
 
 class Notices:
@@ -32,6 +38,8 @@ class Notices:
     def heard(self, frame: Frame, line: bytes, about: int | None) -> None:
         """One notification as it came; `about` as in `Conversation.server_lines`."""
         talk, method = self._talk, frame.method
+        if questions.may_stand_in(frame.params) and not self._may_ask(frame):
+            return
         if method == "notifications/progress":
             self._progress(frame, line)
             return
@@ -53,6 +61,10 @@ class Notices:
             talk.drop("to_client", "a request without an id")
             return
         elif method in ("notifications/tasks/status", "notifications/tasks"):
+            task = params.get("taskId")
+            if type(task) is not str or not talk.owns(task):
+                talk.drop("to_client", "what it says of a task that this agent did not start")
+                return
             transforms = talk.shell.runtime.transforms
             if transforms is not None:
                 seen = talk.shell.redacting.task(talk.principal.agent, talk.backend, params, transforms)
@@ -70,6 +82,20 @@ class Notices:
             return
         general = about is None and method.endswith(("_changed", "/updated"))
         talk.client.tell(line, -1 if general else talk.slot_of(about))
+
+    def _may_ask(self, frame: Frame) -> bool:
+        """Whether it asks for nothing that the server may not ask for."""
+        talk = self._talk
+        call = Call(
+            talk.new_id(), "", talk.session, talk.principal, Direction.TO_CLIENT, UNKNOWN_METHOD[Direction.TO_CLIENT],
+            None, None, talk.backend, talk.era, frame, handed=talk.handed,
+        )  # fmt: skip
+        try:
+            questions.check(call, questions.within(frame.params), talk.shell.runtime, lambda _: talk.drop(*_ASKED))
+        except questions.Withheld:
+            talk.drop("to_client", "a question that is not allowed, in what it says unasked")
+            return False
+        return True
 
     def _progress(self, frame: Frame, line: bytes) -> None:
         """It shows that the server is at work: the call gets its time anew."""

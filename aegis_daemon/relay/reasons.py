@@ -17,7 +17,7 @@ UNKNOWN_METHOD: Final = {
 def unknown_method(method: str) -> Reason:
     """Why a method without a row in its era is refused."""
     text = f"the method `{method[:100]}` is not known to Aegis in this version of the protocol; it is refused"
-    return Reason("method", text)
+    return Reason("method", text, code="unknown_method")
 
 
 def too_many(text: str) -> Reason:

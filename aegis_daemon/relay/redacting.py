@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aegis_daemon.core.call import Call
 from aegis_daemon.policy.transforms import UNKNOWN, Transforms, Unredacted
-from aegis_daemon.relay.answers import Withheld
+from aegis_daemon.relay.questions import Withheld
 from aegis_daemon.wire.jsonrpc import Answer
 from aegis_daemon.wire.methods import Direction
 

@@ -54,7 +54,8 @@ class ToServer:
         opened.deadline = shell.now() + shell.runtime.backend(call.backend).timeout
         talk.client.dispatched(opened.slot)
         number = requests.sent(opened)
-        server.send(call.frame.encoded(number), call.frame, number)
+        if not talk.renewal.parks(opened, call.frame):
+            server.send(call.frame.encoded(number), call.frame, number)
         if talk.held or talk.leaving:
             talk.moved()
 
@@ -80,21 +81,22 @@ class ToServer:
             talk.client.send(frame, slot)
         else:
             talk.client.free_slot(slot)
-        if talk.held or talk.leaving:
+        if talk.held or talk.leaving or talk.renewal.draining:
             talk.moved()
         return wanted
 
     def _own_tasks(self, opened: Open, frame: bytes) -> bytes:
-        """The answer to a `tasks/list` without the tasks of others; withheld where it cannot be read."""
+        """The answer to a `tasks/list` with the agent's own tasks alone; withheld where it cannot be read."""
         try:
             value = msgspec.json.decode(frame)
             tasks = value["result"]["tasks"] if "result" in value else None
             if tasks is None:
                 return frame
             talk = self._talk
-            agent, others = talk.principal.agent, talk.load.is_anothers
             named = [one for one in tasks if type(one) is dict and type(one.get("taskId")) is str]
-            own = [one for one in named if not others(agent, talk.backend, one["taskId"])]
+            ids = [one["taskId"] for one in named]
+            known = talk.load.owners.own(talk.principal.agent, talk.backend, talk.url, ids)
+            own = [one for one in named if one["taskId"] in known]
             return encode({**value, "result": {**value["result"], "tasks": own}})
         except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
             text = "the server's list of tasks is withheld: it cannot be read"
@@ -165,13 +167,14 @@ class ToServer:
     def follow(self, task: Task, settle: Settle) -> None:
         """The session settles it, and remembers whose task it is."""
         talk = self._talk
-        talk.load.started(talk.principal.agent, talk.backend, task.taskId)
+        talk.load.owners.started(talk.principal.agent, talk.backend, talk.url, task.taskId)
         talk.unsettled.follow(task, settle)
 
     def heard(self, call: Call, body: bytes) -> None:
         """What the server can do, and how tasks stand."""
         talk = self._talk
         if call.method == "initialize":
+            talk.renewal.greeted, talk.renewal.initialized = call.frame, False
             talk.notices.announced(body)
         elif call.method == "tasks/result":
             failed = b'"isError":true' in body

@@ -23,6 +23,7 @@ import msgspec
 
 from aegis_daemon.config.paths import SOCKET_PATH_MAX, Paths
 from aegis_daemon.config.schema import OFF, Config
+from aegis_daemon.core.extras import INSTALL_GLOBAL
 from aegis_daemon.service import steps, units
 from aegis_daemon.service.steps import Step, Unable
 from aegis_daemon.service.units import Door
@@ -394,8 +395,8 @@ def _reachable(python: str) -> str:
     import aegis_daemon
 
     advice = (
-        "install Aegis for the whole machine (`pipx install --global aegis-mcp`, or a virtual environment that root "
-        "makes in /opt), and run this command from there"
+        f"install Aegis for the whole machine ({INSTALL_GLOBAL}, or a virtual environment that root makes in /opt), "
+        "and run this command from there"
     )
     package = aegis_daemon.__path__[0]
     ours = (package, os.path.join(os.path.dirname(package), "aegis_shim"))

@@ -16,6 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from aegis_daemon.config.paths import Paths
+from aegis_daemon.core.extras import INSTALL
 from aegis_daemon.service import steps, units
 from aegis_daemon.service.steps import Step, Unable
 
@@ -64,7 +65,7 @@ def python(env: Mapping[str, str]) -> str:
     if any(part in found for part in EPHEMERAL) or (cache and found.startswith(cache + "/")):
         raise Unable(
             f"`{found}` is there only for the moment (`uvx` and `pipx run` keep it in a cache): no service can run it",
-            "install it for good with `uv tool install aegis-mcp` or `pipx install aegis-mcp`, then repeat this",
+            f"install it for good with {INSTALL}, then repeat this",
         )
     return found
 

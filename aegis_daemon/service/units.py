@@ -44,7 +44,6 @@ def user_service(python: str, env: Mapping[str, str], log: str) -> str:
     return f"""{_USER_HEAD}
 [Unit]
 Description=Aegis, which governs what agents do
-Documentation=https://pypi.org/project/aegis-mcp/
 StartLimitIntervalSec=60
 StartLimitBurst=5
 
@@ -89,7 +88,6 @@ def system_service(python: str, env: Mapping[str, str], state: str, doors: Seque
     return f"""{_HEAD}
 [Unit]
 Description=Aegis, which governs what agents do (isolated tier)
-Documentation=https://pypi.org/project/aegis-mcp/
 After=network-online.target {sockets}
 Wants=network-online.target
 Requires={SOCKET}

@@ -13,6 +13,8 @@ from aegis_daemon.core.verdict import PASS, Deny, Opinion, Reason
 from aegis_daemon.wire.methods import BadParams, listened_resources
 
 HIDDEN = "is not available to this agent"
+UNCONFIGURED = "no agent is configured yet, so nothing is allowed; a person begins with `aegis config init`"
+"""How to begin, which is told as long as there is no rule that it could get round."""
 
 
 class Lists(msgspec.Struct, frozen=True):
@@ -102,7 +104,7 @@ class Acl:
         if route is None:
             text = f"the backend `{call.backend}` {HIDDEN}"
             if self._unconfigured:
-                text = "no agent is configured yet, so nothing is allowed; a person begins with `aegis config init`"
+                text = UNCONFIGURED
             return Deny(
                 Reason(
                     "acl",

@@ -94,7 +94,7 @@ def _reason(backend: str, subject: str, name: str, why: str) -> Reason:
         step = f"`aegis tools list --backend {quote(backend)}` shows what can be used"
     return Reason(
         "pin",
-        f"the {subject} `{shown}` {_WHY[why]}; not executed; do not repeat it before a person has looked at it: {step}",
+        f"the {subject} `{shown}` {_WHY[why]}; not executed; do not repeat it before a person has looked at it",
         code="changed" if why == "changed" else "not_trusted",
-        detail=f"pins: the {subject} `{shown}` of `{backend}` {_WHY[why]}; see `aegis tools list`",
+        detail=f"pins: the {subject} `{shown}` of `{backend}` {_WHY[why]}; {step}",
     )

@@ -14,7 +14,8 @@ import os
 import struct
 from collections.abc import Callable
 
-from aegis_daemon.loop.descriptor import Outbox, read_now
+from aegis_daemon.loop.aside import close_all
+from aegis_daemon.loop.descriptor import Outbox, SocketReader, read_now
 from aegis_shim import ledger as layout
 
 _log = logging.getLogger("aegis.ledger")
@@ -41,17 +42,19 @@ class Ledger:
 
     `on_line(line, end)` gets each complete line and the stream offset behind it; it must call `consume(end)` once the
     line is safe elsewhere (in a slot, or needs no keeping). `on_long()` tells of a line that was too long and is
-    dropped; `on_end` of the end of input.
+    dropped; `on_end` of the end of input. `on_fds(fds)` gets descriptors that came along with the input, which is none
+    then: it ends there.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, fd: int, source: int, *, trusted: bool) -> None:
         """Maps `fd`; `source` is the client's descriptor. Raises `BadLedger`."""
         try:
-            if os.fstat(fd).st_size != layout.SIZE:
-                raise BadLedger("the ledger has another size; install the same version of aegis-wrap and aegis")
-            # Memory that another user could shrink would end this process with SIGBUS.
+            # Memory that another user could shrink would end this process with SIGBUS. It is asked first, because only
+            # memory has seals: of a file of theirs even the size may be theirs to tell, or not to.
             if not trusted and fcntl.fcntl(fd, _F_GET_SEALS) & _SEALED != _SEALED:
                 raise BadLedger("the ledger is not sealed")
+            if os.fstat(fd).st_size != layout.SIZE:
+                raise BadLedger("the ledger has another size; install the same version of aegis-wrap and aegis")
             self._map = mmap.mmap(fd, layout.SIZE)
         except OSError as error:
             raise BadLedger(f"the ledger cannot be mapped: {error}") from error
@@ -67,6 +70,9 @@ class Ledger:
         self.on_line: Callable[[bytes, int], None] = lambda line, end: None
         self.on_long: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
+        self.on_fds: Callable[[list[int]], None] = close_all
+        self._socket = SocketReader.of(source, lambda fds: self.on_fds(fds))
+        self._read = self._read_now if self._socket is None else self._socket.read_now
         consumed, place = _PLACE.unpack_from(self._map, layout.CONSUMED_AT)
         if not layout.INPUT_AT <= place <= _INPUT_END or consumed >= 1 << 63:
             raise BadLedger("the ledger's place lies outside its input area")
@@ -187,7 +193,7 @@ class Ledger:
     def _ready(self) -> None:
         end = self._end
         try:
-            size = read_now(self.source, self._view[end : min(end + _CHUNK, _INPUT_END)])
+            size = self._read(self._view[end : min(end + _CHUNK, _INPUT_END)])
         except OSError as error:
             if error.errno in _AGAIN:
                 return
@@ -203,6 +209,9 @@ class Ledger:
                 self._lines(end)
         finally:
             outbox.flush()
+
+    def _read_now(self, into: memoryview) -> int:
+        return read_now(self.source, into)
 
     def _lines(self, fresh: int) -> None:
         """Handles complete lines; only what lies from `fresh` on can hold a newline that was not seen."""
@@ -265,5 +274,7 @@ class Ledger:
     def close(self) -> None:
         """Lets go of the memory."""
         self.stop()
+        if self._socket is not None:
+            self._socket.detach()
         self._view.release()
         self._map.close()

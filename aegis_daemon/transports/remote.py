@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from aegis_daemon.core.ports import Party
+from aegis_daemon.core.ports import Party, Turned
+from aegis_daemon.core.verdict import Reason
+from aegis_daemon.transports.http import Exchange
 from aegis_daemon.wire.errors import INTERNAL_ERROR
 from aegis_daemon.wire.jsonrpc import Frame, Kind, error_frame, id_text
 
@@ -76,7 +78,7 @@ class RemoteClient:
         """One frame of the agent, and where its answer goes."""
         if self.closed or self.party is None:
             if reply is not None and frame.id is not None:
-                reply.answer(self.ended(id_text(frame.id)))
+                reply.answer(self.ended(frame, id_text(frame.id)))
         elif self._begun:
             self._current = reply
             try:
@@ -86,12 +88,14 @@ class RemoteClient:
         elif len(self._early) < EARLY:
             self._early.append((frame, reply))
         elif reply is not None and frame.id is not None:
-            text = "too many requests before the session has begun; wait for answers first"
-            reply.answer(error_frame(id_text(frame.id), INTERNAL_ERROR, text, {"by": "aegis"}))
+            text = "too many requests before the session has begun; not executed; wait for answers first"
+            reply.answer(self.party.refusal(frame, Reason("queue", text, retryable=True, code="too_many")))
 
-    def ended(self, id_json: bytes) -> bytes:
+    def ended(self, frame: Frame, id_json: bytes) -> bytes:
         """The answer to a request that came too late."""
         text = self.refusal or "the server has ended; begin a new session"
+        if self.party is not None:
+            return self.party.refusal(frame, Reason("forward", text, retryable=True, code="session_ended"))
         data = {"by": "aegis", "stage": "forward", "reason": "session_ended", "retryable": True, "retry_after_ms": None}
         return error_frame(id_json, INTERNAL_ERROR, text, data)
 
@@ -196,6 +200,12 @@ class RemoteClient:
         for one in left.values():
             one.nothing()
         self.on_closed()
+
+
+def turn_away(exchange: Exchange, turned: Turned) -> None:
+    """Answers whoever was not admitted."""
+    more = b'www-authenticate: Bearer realm="aegis"\r\n' if turned.status == 401 else b""
+    exchange.reply(turned.status, error_frame(b"null", turned.code, turned.text, {"by": "aegis"}), more=more)
 
 
 def turn_out(client: RemoteClient) -> None:

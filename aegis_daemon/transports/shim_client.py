@@ -27,6 +27,7 @@ class ShimClient:
         self._ledger = Ledger(
             loop, outbox, attachment.ledger, attachment.client_in, trusted=attachment.peer.uid == own_uid
         )
+        self._ledger.on_fds = lambda fds: attachment.aside.let_go(attachment.peer.uid, fds)
         enlarge(attachment.client_in)
         enlarge(attachment.client_out)
         self._writer = FrameWriter(loop, outbox, attachment.client_out, write=write_now)

@@ -12,7 +12,7 @@ from aegis_daemon.core.ports import Reception, Turned
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.transports.guard import bearer
 from aegis_daemon.transports.http import Exchange
-from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_out
+from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_away, turn_out
 from aegis_daemon.wire.jsonrpc import INVALID_REQUEST, Kind, WireFault, error_frame, id_text, parse
 
 Clock = Callable[[], float]
@@ -88,14 +88,17 @@ class Sse:
                 # A POST to the stream is what newer clients try first; this tells them to open it.
                 exchange.reply(405, more=b"allow: GET\r\n" if route.door == "sse" else b"allow: POST\r\n")
         except Turned as turned:
-            more = b'www-authenticate: Bearer realm="aegis"\r\n' if turned.status == 401 else b""
-            exchange.reply(turned.status, error_frame(b"null", turned.code, turned.text, {"by": "aegis"}), more=more)
+            turn_away(exchange, turned)
 
     def _open(self, exchange: Exchange, principal: Principal) -> None:
         route = exchange.route
         session = SseSession(secrets.token_urlsafe(24), principal, route.backend, exchange, self._now)
         session.on_closed = lambda: self._forget(session)
-        session.party = self._reception.begin(principal, route.backend, session, shared=False)
+        try:
+            session.party = self._reception.begin(principal, route.backend, session, shared=False)
+        except Turned as turned:
+            exchange.reply(turned.status, self._reception.refused(principal, route.backend, turned, None))
+            return
         if session.closed:
             _say(exchange, 503, session.refusal or "the server has ended; try again later")
             return

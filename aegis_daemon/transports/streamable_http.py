@@ -22,10 +22,18 @@ import msgspec
 from aegis_daemon import __version__
 from aegis_daemon.core.ports import Reception, Turned
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.verdict import LOOK, Reason
 from aegis_daemon.transports.guard import bearer
 from aegis_daemon.transports.http import Exchange, Route
-from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_out
-from aegis_daemon.wire.errors import CANCELLED, HEADER_MISMATCH, INVALID_PARAMS, METHOD_NOT_FOUND, UNSUPPORTED_VERSION
+from aegis_daemon.transports.remote import BEAT, BEAT_S, RemoteClient, event, turn_away, turn_out
+from aegis_daemon.wire.errors import (
+    CANCELLED,
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    REFUSALS,
+    UNSUPPORTED_VERSION,
+)
 from aegis_daemon.wire.headers import ANNOTATION, BadAnnotation, Param, annotated, mismatch
 from aegis_daemon.wire.jsonrpc import (
     INVALID_REQUEST,
@@ -113,7 +121,7 @@ class Stream:
     See `transports.remote.Reply`.
     """
 
-    __slots__ = ("beat", "client", "exchange", "id", "lists", "since")
+    __slots__ = ("beat", "client", "exchange", "id", "listens", "lists", "since")
     client: Shared | HttpSession
 
     def __init__(self, exchange: Exchange | None, client: Shared | HttpSession, frame: Frame | None) -> None:
@@ -121,6 +129,7 @@ class Stream:
         self.client = client
         self.id = None if frame is None else frame.id
         self.lists = frame is not None and frame.method == "tools/list"
+        self.listens = frame is not None and frame.method == "subscriptions/listen"
         self.since = self.beat = client.used
 
     # --- from the session
@@ -400,14 +409,16 @@ class Shared(RemoteClient):
         self.modern = modern
         self.now = now
         self.used = now()
+        self.old = False
+        """nothing more comes"""
         self._error: dict[str, object] | None = None
         self._streams: set[Stream] = set()
         self._annotated: dict[str, tuple[Param, ...]] = {}
         """tool → the parameters that its definition wants mirrored, as the agent was last shown it"""
 
     def start(self) -> None:
-        """See `RemoteClient.start`."""
-        if self.modern:
+        """See `RemoteClient.start`. Without a server nobody shakes hands: what is asked is refused as it is."""
+        if self.modern or (self.party is not None and not self.party.serves):
             super().start()
         elif self.party is not None and not self.closed:
             self._current = _Greeting(self)
@@ -432,11 +443,25 @@ class Shared(RemoteClient):
         self.refuse("the server did not take up a session, and its answer cannot be read")
         self.leave()
 
-    def ended(self, id_json: bytes) -> bytes:
-        """See `RemoteClient.ended`. What became of our own handshake is what becomes of the requests behind it."""
-        if self._error is None:
-            return super().ended(id_json)
-        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id_json, encode(self._error))
+    def ended(self, frame: Frame, id_json: bytes) -> bytes:
+        """See `RemoteClient.ended`. What became of our own handshake is what becomes of the requests behind it.
+
+        They are recorded as refused calls: the record of the handshake tells nothing of what was asked for.
+        """
+        error = self._error
+        if error is None or self.party is None:
+            return super().ended(frame, id_json)
+        data = error.get("data")
+        said = str(error.get("message"))[:500]
+        if type(data) is dict and data.get("by") == "aegis":
+            stage = next((name for name in REFUSALS if name == data.get("stage")), "forward")
+            text = said.partition(LOOK)[0]
+            retryable, code = data.get("retryable") is True, str(data.get("reason", ""))[:64]
+            if stage == "forward" and "not executed" not in text:  # what is unknown is how the handshake ended
+                text, retryable = f"{text.removesuffix('; outcome unknown')}; not executed", True
+            return self.party.refusal(frame, Reason(stage, text, retryable=retryable, code=code))
+        self.party.refusal(frame, Reason("forward", f"the server did not take up a session: {said}", code="no_session"))
+        return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id_json, encode(error))
 
     # --- for its streams
 
@@ -492,7 +517,9 @@ class Shared(RemoteClient):
         """Once a second."""
         for stream in list(self._streams):
             stream.sign_of_life(now)
-        if self._streams or self.waiting:
+        if self.old and all(stream.listens for stream in self._streams):
+            self.leave()  # who listens begins anew, and hears from the session that belongs there now
+        elif self._streams or self.waiting:
             self.used = now
         elif now - self.used > SHARED_IDLE_S:
             self.leave()
@@ -524,6 +551,8 @@ class StreamableHttp:
         self._now = now
         self._sessions: dict[str, HttpSession] = {}
         self._shared: dict[Common, Shared] = {}
+        self._old: dict[Shared, Principal] = {}
+        """those that nobody asks any more, until they have answered"""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -540,7 +569,7 @@ class StreamableHttp:
             token = bearer(exchange.header(b"authorization"))
             principal = self._reception.admit(route.agent, token, exchange.peer)
         except Turned as turned:
-            _turn(exchange, turned)
+            turn_away(exchange, turned)
             return
         method = exchange.method
         if method == b"POST":
@@ -650,6 +679,7 @@ class StreamableHttp:
             shared = Shared(self._now, modern=modern)
 
             def closed(made: Shared = shared) -> None:
+                self._old.pop(made, None)
                 if self._shared.get(key) is made:
                     del self._shared[key]
 
@@ -657,7 +687,7 @@ class StreamableHttp:
             try:
                 shared.party = self._reception.begin(principal, route.backend, shared, shared=True)
             except Turned as turned:
-                _turn(exchange, turned, frame)
+                self._refuse_all(exchange, principal, route, turned, frame)
                 return
             if not shared.closed:
                 self._shared[key] = shared
@@ -709,10 +739,16 @@ class StreamableHttp:
             session.party = self._reception.begin(principal, route.backend, session, shared=False)
         except Turned as turned:
             del self._sessions[session.id]
-            _turn(exchange, turned, frame)
+            self._refuse_all(exchange, principal, route, turned, frame)
             return
         session.start()
         session.says(frame, self._streamed(exchange, session.stream(exchange, frame)))
+
+    def _refuse_all(self, exchange: Exchange, principal: Principal, route: Route, turned: Turned, frame: Frame) -> None:
+        """The agent gets to talk to nobody. To a request that is an answer like any refusal, which clients read."""
+        answer = self._reception.refused(principal, route.backend, turned, frame)
+        told = frame.kind is Kind.REQUEST and turned.status == 403
+        exchange.reply(200 if told else turned.status, answer)
 
     @staticmethod
     def _streamed(exchange: Exchange, stream: Stream) -> Stream:
@@ -731,7 +767,7 @@ class StreamableHttp:
         now = self._now()
         for session in self.sessions:
             session.sweep(now)
-        for shared in list(self._shared.values()):
+        for shared in [*self._shared.values(), *self._old]:
             shared.sweep(now)
 
     def turn_out(self, still: Callable[[Principal], bool]) -> None:
@@ -739,9 +775,19 @@ class StreamableHttp:
         for session in self.sessions:
             if not still(session.principal):
                 turn_out(session)
-        for (principal, *_), shared in list(self._shared.items()):
+        known = [(principal, shared) for (principal, *_), shared in self._shared.items()]
+        for principal, shared in (*known, *((principal, shared) for shared, principal in list(self._old.items()))):
             if not still(principal):
                 turn_out(shared)
+
+    def begin_anew(self) -> None:
+        """The rules changed: where requests belong to another session now, the next of them begins it."""
+        for key, shared in list(self._shared.items()):
+            principal, backend, *_ = key
+            if shared.party is not None and not self._reception.suits(principal, backend, shared.party):
+                del self._shared[key]
+                shared.old = True
+                self._old[shared] = principal
 
     def stop(self, text: str) -> None:
         """The daemon ends: streams that wait for nothing but news end with it."""
@@ -797,9 +843,3 @@ def _refuse_version(exchange: Exchange, frame: Frame, requested: object) -> None
     asked = requested[:100] if isinstance(requested, str) else None
     data = {"supported": [MODERN_VERSION], "requested": asked, "by": "aegis"}
     exchange.reply(400, error_frame(id_json, UNSUPPORTED_VERSION, "unsupported protocol version", data))
-
-
-def _turn(exchange: Exchange, turned: Turned, frame: Frame | None = None) -> None:
-    id_json = b"null" if frame is None or frame.id is None else id_text(frame.id)
-    more = b'www-authenticate: Bearer realm="aegis"\r\n' if turned.status == 401 else b""
-    exchange.reply(turned.status, error_frame(id_json, turned.code, turned.text, {"by": "aegis"}), more=more)

@@ -3,6 +3,9 @@
 The daemon never reads frames from this socket: in hand-over the descriptors are the client's own, in relay they are
 pipes that the shim pumps. Who the peer is comes from the kernel (SO_PEERCRED), never from the greeting. In the isolated
 tier each agent has a socket of its own, made by root, and whoever comes through it is that agent or nobody.
+
+What a peer hands over may be anything: reading what comes with descriptors, looking at them and closing them, or a
+connection that may hold some unread, can take as long as the peer likes. So all of that happens beside the loop.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import socket
@@ -17,10 +21,12 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from aegis_daemon.loop.aside import NOBODY, Aside, close_all
 from aegis_shim import hello as greeting
 
 _log = logging.getLogger("aegis.unix")
@@ -31,9 +37,16 @@ GREETINGS = 1024
 GREETING_BYTES = 64 * 1024 * 1024
 """Bytes that unfinished greetings of one user may take in all."""
 _LARGE = 1 << 16
+_AT_ONCE = 1 << 20
+"""Bytes of a greeting that are received in one go."""
+_MOST_FDS = 253
+"""How many descriptors one message can bring (Linux); those that there is no room for, the kernel would close."""
+_PAUSE_S = 0.2
 _AGAIN = (errno.EAGAIN, errno.EWOULDBLOCK)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 """What arrives must not be inherited by anything the daemon starts."""
+_F_GET_SEALS = 1034
+_ROOM = socket.CMSG_SPACE(array.array("i").itemsize * _MOST_FDS)
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -59,8 +72,10 @@ def peer_of(connection: socket.socket) -> Peer:
 class Control:
     """The socket of one attached shim: lines to it, and its leaving."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: socket.socket, aside: Aside, uid: int) -> None:
         self._loop = loop
+        self._aside = aside
+        self._uid = uid
         self._connection = connection
         self._open = True
         self.on_gone: Callable[[], None] = lambda: None
@@ -68,8 +83,8 @@ class Control:
 
     def _ready(self) -> None:
         try:
-            if self._connection.recv(4096):
-                return  # a shim has nothing to say; what it says all the same is not read
+            # A shim has nothing to say: one that speaks has gone too. It is not read, for what it may bring along.
+            self._connection.recv(1, socket.MSG_PEEK)
         except OSError as error:
             if error.errno in _AGAIN:
                 return
@@ -88,7 +103,11 @@ class Control:
         if self._open:
             self._open = False
             self._loop.remove_reader(self._connection.fileno())
-            self._connection.close()
+            try:
+                self._connection.shutdown(socket.SHUT_RDWR)  # the shim sees the end now, whatever closing takes
+            except OSError:
+                pass
+            self._aside.do(self._uid, self._connection.close)
 
 
 class Attachment(msgspec.Struct):
@@ -101,6 +120,7 @@ class Attachment(msgspec.Struct):
     client_out: int
     stderr: int
     ledger: int
+    aside: Aside
     door: str | None = None
     """the agent whose own socket it came through"""
 
@@ -111,12 +131,95 @@ class Attachment(msgspec.Struct):
         self.close_descriptors()
 
     def close_descriptors(self) -> None:
-        """Closes what was handed over."""
-        for name in ("client_in", "client_out", "stderr", "ledger"):
-            fd = getattr(self, name)
-            if fd >= 0:
-                setattr(self, name, -1)
-                os.close(fd)
+        """Closes what was handed over, soon."""
+        fds = [self.client_in, self.client_out, self.stderr, self.ledger]
+        self.client_in = self.client_out = self.stderr = self.ledger = -1
+        self.aside.let_go(self.peer.uid, [fd for fd in fds if fd >= 0])
+
+
+class _Heard(msgspec.Struct):
+    """What came over a connection at once. `streams`: which of the descriptors are pipes or sockets."""
+
+    data: bytearray
+    fds: list[int]
+    streams: list[bool]
+    over: bool = False
+    """the peer hung up, or there is an error"""
+    torn: bool = False
+    """some descriptors are missing"""
+    odd: bool = False
+    """another user's, and a file that may hold up whoever has it open"""
+
+
+def _hear(connection: socket.socket, trusted: bool) -> _Heard:
+    """Receives what is there, beside the loop."""
+    heard = _Heard(bytearray(), [], [])
+    while len(heard.data) < _AT_ONCE and len(heard.fds) <= greeting.FDS and not heard.torn:
+        try:
+            data, ancillary, flags, _ = connection.recvmsg(1 << 16, _ROOM, _CLOEXEC)
+        except OSError as error:
+            heard.over = error.errno not in _AGAIN
+            break
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                heard.fds += received
+        heard.torn = bool(flags & socket.MSG_CTRUNC)
+        if not data:
+            heard.over = True
+            break
+        heard.data += data
+    heard.odd = not trusted and not all(_answers(fd) for fd in heard.fds)
+    if not heard.odd:
+        heard.streams = [_is_stream(fd) for fd in heard.fds[: greeting.FDS]]
+    return heard
+
+
+def _answers(fd: int) -> bool:
+    """Whether it is no file of a file system that is a user's program: those can hold up who closes them, any copy.
+
+    So every program that is started while they are open waits, for its copies. The file system is not asked itself:
+    whatever our mount table does not have was mounted elsewhere, by anybody.
+    """
+    if sys.platform != "linux":
+        return True
+    for command in (fcntl.F_GETPIPE_SZ, _F_GET_SEALS):  # pipes and memory have these
+        try:
+            fcntl.fcntl(fd, command)
+        except OSError:
+            continue
+        return True
+    try:
+        socket.socket(fileno=fd).detach()
+    except OSError:
+        pass
+    else:
+        return True
+    try:
+        facts = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii")
+        mount = next(line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:"))
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except (OSError, StopIteration):
+        return False
+    for words in (line.split(" ") for line in table.splitlines()):
+        if words[0] == mount:  # what follows the dash: type, source, options
+            return "-" in words[6:] and not words[words.index("-", 6) + 1].startswith("fuse")
+    return False
+
+
+def _is_stream(fd: int) -> bool:
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _hang_up(connection: socket.socket, fds: list[int]) -> None:
+    """Beside the loop, too: what it holds unread may be descriptors."""
+    connection.close()
+    close_all(fds)
 
 
 class _Greeting:
@@ -129,7 +232,11 @@ class _Greeting:
         self.peer = peer
         self._data = bytearray()
         self._fds: list[int] = []
-        self._timer = server.loop.call_later(GREETING_S, self._drop, "no greeting in time")
+        self._streams: list[bool] = []
+        self._hearing = False
+        self._why: str | None = None
+        """why it was dropped"""
+        self._timer = server.loop.call_later(GREETING_S, self.drop, "no greeting in time")
         server.loop.add_reader(connection.fileno(), self._ready)
 
     @property
@@ -138,52 +245,62 @@ class _Greeting:
         return len(self._data)
 
     def _ready(self) -> None:
-        try:
-            data, ancillary, flags, _ = self._connection.recvmsg(1 << 16, socket.CMSG_SPACE(4 * 16), _CLOEXEC)
-        except OSError as error:
-            if error.errno in _AGAIN:
-                return
-            data, ancillary, flags = b"", [], 0
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                received = array.array("i")
-                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
-                self._fds.extend(received)
-        if not data:
-            self._drop("left before greeting")
+        self._server.loop.remove_reader(self._connection.fileno())
+        self._hearing = True
+        trusted = self.peer.uid == os.geteuid()
+        self._server.ears.do(self.peer.uid, partial(_hear, self._connection, trusted), self._heard)
+
+    def _heard(self, heard: _Heard | None) -> None:
+        self._hearing = False
+        if heard is not None:
+            self._fds += heard.fds
+            self._streams += heard.streams
+        if self._why is not None:
+            self._part()
             return
-        self._data += data
+        if heard is None:
+            self.drop("it cannot be heard")
+            return
+        self._data += heard.data
         if len(self._data) > _LARGE and self._server.waiting_bytes(self.peer.uid) > GREETING_BYTES:
-            self._drop("too many large greetings at once")
+            self.drop("too many large greetings at once")
             return
-        if flags & socket.MSG_CTRUNC or len(self._fds) > greeting.FDS:
-            self._drop("wrong number of descriptors")
+        if heard.torn or len(self._fds) > greeting.FDS:
+            self.drop("wrong number of descriptors")
             return
         try:
-            expected = greeting.expected(bytes(self._data[: greeting.PREFIX]))
+            if heard.odd:
+                raise ValueError(
+                    "stderr is a file that the daemon of another user cannot hold (FUSE, or another mount namespace)"
+                )
+            expected = greeting.expected(bytes(self._data[: greeting.PREFIX])) if self._data else 0
             if expected and len(self._data) >= expected:
                 self._complete(greeting.decode(bytes(self._data)))
+                return
         except ValueError as error:
-            self._connection.setblocking(False)
             try:
                 self._connection.send(greeting.say_no(str(error)))
             except OSError:
                 pass
-            self._drop(str(error))
+            self.drop(str(error))
+            return
+        if heard.over:
+            self.drop("left before greeting")
+        else:
+            self._server.loop.add_reader(self._connection.fileno(), self._ready)
 
     def _complete(self, hello: greeting.Hello) -> None:
         if len(self._fds) != greeting.FDS:
             raise ValueError("the greeting came without its descriptors")
+        if not all(self._streams[: greeting.STDERR]):
+            raise ValueError("only pipes and sockets can be handed over")
         for fd in self._fds[: greeting.STDERR]:
-            mode = os.fstat(fd).st_mode
-            if not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
-                raise ValueError("only pipes and sockets can be handed over")
             os.set_blocking(fd, False)
-        self._server.loop.remove_reader(self._connection.fileno())
         self._timer.cancel()
         (client_in, client_out, stderr, ledger), self._fds = self._fds, []
-        control = Control(self._server.loop, self._connection)
-        attachment = Attachment(hello, self.peer, control, client_in, client_out, stderr, ledger, self._door)
+        aside = self._server.aside
+        control = Control(self._server.loop, self._connection, aside, self.peer.uid)
+        attachment = Attachment(hello, self.peer, control, client_in, client_out, stderr, ledger, aside, self._door)
         self._server.greeted(self)
         try:
             self._server.on_attach(attachment)
@@ -191,17 +308,22 @@ class _Greeting:
             _log.exception("a session could not be started")
             attachment.refuse("a fault in the daemon; see `aegis logs`")
 
-    def _drop(self, why: str) -> None:
+    def drop(self, why: str) -> None:
+        """Says nothing more. It counts as long as what it brought is not let go of."""
+        if self._why is not None:
+            return
+        self._why = why
         _log.info("a connection was dropped: %s", why)
         self._timer.cancel()
-        self._server.loop.remove_reader(self._connection.fileno())
-        self._connection.close()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
-        self._server.greeted(self)
+        self._data.clear()
+        if not self._hearing:
+            self._server.loop.remove_reader(self._connection.fileno())
+            self._part()
 
-    drop = _drop
+    def _part(self) -> None:
+        fds, self._fds = self._fds, []
+        work = partial(_hang_up, self._connection, fds)
+        self._server.aside.do(self.peer.uid, work, lambda done: self._server.greeted(self))
 
 
 class UnixRelay:
@@ -223,6 +345,10 @@ class UnixRelay:
         belongs: Callable[[Peer, str], bool] = lambda peer, agent: False,
     ) -> None:
         self.loop = loop
+        self.aside = Aside(loop)
+        """where what was handed over is let go of"""
+        self.ears = Aside(loop)
+        """where greetings are received: whoever leaves slowly does not keep the next from being heard"""
         self._given = given
         self._belongs = belongs
         self._doors: dict[socket.socket, str | None] = {}
@@ -285,21 +411,31 @@ class UnixRelay:
                     # Out of descriptors: the waiting ones stay in the kernel's queue until some come free.
                     _log.error("cannot accept a connection: %s", error)
                     self.loop.remove_reader(listener.fileno())
-                    self.loop.call_later(0.2, self._again, listener)
+                    self.loop.call_later(_PAUSE_S, self._again, listener)
                 return
             connection.setblocking(False)
+            peer = Peer(NOBODY, None)
             try:
                 peer = peer_of(connection)
                 welcome = self._accepts(peer) if door is None else self._belongs(peer, door)
             except OSError:
                 welcome = False
-            if not welcome or sum(1 for one in self._greeting if one.peer.uid == peer.uid) >= GREETINGS:
-                connection.close()
+            behind = self.aside.behind(peer.uid) >= GREETINGS
+            if not welcome or behind or sum(1 for one in self._greeting if one.peer.uid == peer.uid) >= GREETINGS:
+                self.aside.do(peer.uid, connection.close)
+                if behind:  # they come faster than they can be let go of
+                    self.loop.remove_reader(listener.fileno())
+                    self.loop.call_later(_PAUSE_S, self._again, listener, peer.uid)
+                    return
                 continue
             self._greeting.add(_Greeting(self, connection, peer, door))
 
-    def _again(self, listener: socket.socket) -> None:
-        if listener in self._doors:
+    def _again(self, listener: socket.socket, uid: int = NOBODY) -> None:
+        if listener not in self._doors:
+            return
+        if self.aside.behind(uid) >= GREETINGS:
+            self.loop.call_later(_PAUSE_S, self._again, listener, uid)
+        else:
             self.loop.add_reader(listener.fileno(), self._accept, listener)
 
     def waiting_bytes(self, uid: int) -> int:
@@ -314,7 +450,7 @@ class UnixRelay:
         """No more connections."""
         for listener in self._doors:
             self.loop.remove_reader(listener.fileno())
-            listener.close()
+            self.aside.do(NOBODY, listener.close)  # those that wait at it may have brought something
         if self._doors and self._given is None:
             try:
                 found = os.lstat(self._path)

@@ -22,7 +22,7 @@ from aegis_daemon.core.principal import Principal
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.transports.guard import bearer
 from aegis_daemon.transports.http import HIGH, WORST, Exchange
-from aegis_daemon.transports.remote import RemoteClient, turn_out
+from aegis_daemon.transports.remote import RemoteClient, turn_away, turn_out
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_IN, Kind, WireFault, error_frame, id_text, parse
 
 BEAT_S: Final = 30.0
@@ -255,11 +255,13 @@ class WebSockets:
                 status = 400 if response is None else response.status_code
                 exchange.reply(status, text, b"text/plain", b"sec-websocket-version: 13\r\n")
                 return
+        except Turned as turned:
+            turn_away(exchange, turned)
+            return
+        try:
             session.party = self.reception.begin(principal, route.backend, session, shared=False)
         except Turned as turned:
-            body = error_frame(b"null", turned.code, turned.text, {"by": "aegis"})
-            more = b'www-authenticate: Bearer realm="aegis"\r\n' if turned.status == 401 else b""
-            exchange.reply(turned.status, body, more=more)
+            exchange.reply(turned.status, self.reception.refused(principal, route.backend, turned, None))
             return
         self._sessions.add(session)
         transport = front.transport

@@ -59,16 +59,18 @@ def refusal_frame(
     *,
     stage: str,
     text: str,
+    reason: str,
     call_id: str,
     era: Era,
     method: str,
     style: str = "auto",
     retryable: bool = False,
     retry_after_ms: int | None = None,
-    reason: str | None = None,
     policy: str = "",
 ) -> bytes:
-    """The answer to a refused call, in the shape its era and `denials:` ask for. `text` holds the whole reason."""
+    """The answer to a refused call, in the shape its era and `denials:` ask for. `text` holds the whole reason,
+    and `reason` a stable word for it.
+    """
     row = REFUSALS[stage]
     modern = era is Era.MODERN
     code = row.modern if modern else row.legacy
@@ -76,7 +78,7 @@ def refusal_frame(
         "by": "aegis",
         "call_id": call_id,
         "stage": stage,
-        "reason": reason or text,
+        "reason": reason or stage,
         "retryable": retryable,
         "retry_after_ms": retry_after_ms,
     }

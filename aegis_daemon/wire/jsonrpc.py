@@ -41,7 +41,7 @@ PARAM_KEYS: Final = frozenset(
         "progressToken", "progress", "total", "protocolVersion", "capabilities", "clientInfo", "taskId", "task",
         "inputResponses", "requestState", "messages", "modelPreferences", "systemPrompt", "includeContext",
         "maxTokens", "tools", "toolChoice", "mode", "message", "requestedSchema", "url", "elicitationId", "roots",
-        "resourceSubscriptions", "taskIds", "notifications",
+        "inputRequests", "resourceSubscriptions", "taskIds", "notifications",
     }
 )  # fmt: skip
 """Keys of `params` that some method or some stage reads: a variant spelling of one is refused."""
@@ -169,14 +169,19 @@ def _is_usual_id(id: Any) -> bool:
     return type(id) is str and len(id) <= 39  # at most six bytes each as JSON text, which MAX_ID has room for
 
 
-def read(raw: bytes) -> Any:
-    """Any JSON text that every reader takes for the same value; keys are not compared. Raises `WireFault`."""
+def read(raw: bytes, slowly: int = MAX_FRAME_OUT) -> Any:
+    """Any JSON text that every reader takes for the same value; keys are not compared. Raises `WireFault`.
+
+    So it does for a text of more than `slowly` bytes that is not spelled as we do: reading one takes 0.1 s a megabyte.
+    """
     try:
         value = _decode(raw)
         if _encode(value) == raw:
             return value
     except (msgspec.DecodeError, UnicodeError, RecursionError, ValueError):
         pass
+    if len(raw) > slowly:
+        raise WireFault(INVALID_REQUEST, "it is too large for its spelling")
     return _read_slowly(raw)
 
 
@@ -256,6 +261,7 @@ def fold(key: str) -> str:
 _folded_names: dict[frozenset[str], dict[str, str]] = {
     names: {fold(name): name for name in names} for names in (ENVELOPE_KEYS, PARAM_KEYS, _ID_ONLY)
 }
+_folded_names[PARAM_KEYS] |= {"input_requests": "inputRequests", "input_responses": "inputResponses"}
 
 
 def _variants(keys: Any, known: frozenset[str]) -> str | None:
@@ -265,6 +271,11 @@ def _variants(keys: Any, known: frozenset[str]) -> str | None:
         if key not in known and fold(key) in folded:
             return str(key)
     return None
+
+
+def word(key: str) -> str:
+    """The same, for readers that take `snake_case` for `camelCase`, too (Python SDKs may)."""
+    return fold(key).replace("_", "").replace("-", "")
 
 
 def disguised(keys: Iterable[str], name: str) -> bool:

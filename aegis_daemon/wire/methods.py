@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aegis_daemon.wire.jsonrpc import disguised
+from aegis_daemon.wire.jsonrpc import disguised, word
 
 MODERN_VERSION: Final = "2026-07-28"
 LEGACY_VERSIONS: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -18,6 +18,8 @@ META_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
 META_CAPABILITIES: Final = "io.modelcontextprotocol/clientCapabilities"
 META_CLIENT: Final = "io.modelcontextprotocol/clientInfo"
 META_SUBSCRIPTION: Final = "io.modelcontextprotocol/subscriptionId"
+RESULT_TYPE: Final = "resultType"
+INPUT_REQUESTS: Final = "inputRequests"
 
 
 class Era(enum.IntEnum):
@@ -144,6 +146,14 @@ def subject_of(row: Method, params: dict[str, Any]) -> tuple[str | None, str | N
     if type(name) is not str:
         raise BadParams(f"`{row.key}` must be a string")
     return subject, name
+
+
+def is_last_word(result: dict[str, Any]) -> bool:
+    """Whether a result is complete, and asks the client for nothing, in any spelling that somebody takes for that."""
+    asking = (word(RESULT_TYPE), word(INPUT_REQUESTS))
+    return result.get(RESULT_TYPE, "complete") == "complete" and not any(
+        key != RESULT_TYPE and word(key) in asking for key in result
+    )
 
 
 _SUBSCRIPTIONS: Final = "resourceSubscriptions"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lingering import LINGER_S, Lingering
 from processes import (
     BOUND,
     PATH,
@@ -598,3 +599,21 @@ async def test_without_a_subreaper_the_process_group_is_the_tree(
     assert plain.alive == 0
     for one in (leaver, stubborn, quick):
         one.close()
+
+
+@linux
+async def test_a_stderr_that_lingers_holds_nobody_else_up(kid: Spawn, nursery: Nursery) -> None:
+    failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    lingering = Lingering()
+    stderr = lingering.end.detach()
+    null = os.open(os.devnull, os.O_RDWR)
+    command = Command(("no-such-command",), None, {"PATH": PATH})
+    nursery.spawn(command, null, null, stderr, lambda code: None, failed.set_result)
+    os.close(stderr)  # the warden has the last one
+    os.close(null)
+    began = time.monotonic()
+    assert "not found" in await failed
+    other = kid(sys.executable, "-c", "pass")
+    assert await other.exited == 0
+    assert time.monotonic() - began < LINGER_S / 2
+    lingering.reset()

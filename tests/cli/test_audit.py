@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from manage.memory import Served
 
+from aegis_daemon.audit.checkpoint import Checkpoint, Signature, write_note
 from aegis_daemon.audit.journal import Journal
 from aegis_daemon.audit.record import Admin, Approval, Denied, Intent, Outcome, Record
 from aegis_daemon.audit.store import Reader, ensure_schema
@@ -373,3 +375,29 @@ def test_what_is_to_be_erased_is_looked_for_before_a_terminal_is_missed(
     wrong = aegis("audit", "erase", "zzz")
     assert wrong.exit_code == 1
     assert "no call `zzz`" in wrong.stderr
+
+
+def test_what_changes_the_log_wants_a_daemon_where_nobody_knows_who_asks(aegis: Aegis, log: str) -> None:
+    for words in (["purge", "--before", "9d"], ["erase", ONE]):
+        done = aegis("audit", *words, "--yes")
+        assert (done.exit_code, done.stdout) == (3, "")
+        assert "no daemon runs" in done.stderr
+        assert "aegis daemon start" in done.stderr
+
+
+def test_the_newest_checkpoint_is_there_for_programs(aegis: Aegis, log: str, tmp_path: Path) -> None:
+    assert aegis("audit", "checkpoint", "--json").exit_code == 1  # nothing was signed yet
+    point = Checkpoint("aegis/default/0123456789abcdef", 7, b"r" * 32, ("at 2026-01-31T08:00:00Z",))
+    note = write_note(point.text(), [Signature(point.origin, b"1234", b"s" * 64)])
+    with closing(sqlite3.connect(log)) as db, db:
+        db.execute("CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT)")
+        db.execute("INSERT INTO checkpoints (size, note) VALUES (?, ?)", (point.size, note))
+    assert aegis("audit", "checkpoint").stdout == note
+    found = json.loads(aegis("audit", "checkpoint", "--json").stdout)
+    assert found == {
+        "origin": point.origin, "size": 7, "root": b64encode(b"r" * 32).decode(), "at": "2026-01-31T08:00:00Z",
+        "note": note,
+    }  # fmt: skip
+    kept = tmp_path / "kept"
+    assert json.loads(aegis("audit", "checkpoint", "--json", "--out", str(kept)).stdout) == found
+    assert kept.read_text(encoding="utf-8") == note + "\n"

@@ -20,7 +20,7 @@ from .conftest import Aegis
 from .terminal import AEGIS
 
 READING = [
-    ["status"], ["pending"], ["limits"], ["queue"], ["queue", "list"], ["version"], ["config", "path"],
+    ["status"], ["pending"], ["limits"], ["queue"], ["queue", "list"], ["backends"], ["version"], ["config", "path"],
 ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_every_command_is_in_the_help_and_has_help_of_its_own(aegis: Aegis) -> N
 
 NEED_A_DAEMON = (
     "status|pending|pending --watch --json|limits|queue|approve K7Q2 --yes|reject K7Q2 --yes|queue cancel x|"
-    "daemon reload|config show --running"
+    "daemon reload|config show --running|backends list|backends probe x"
 )
 
 

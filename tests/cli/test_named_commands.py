@@ -79,7 +79,9 @@ def test_every_command_that_a_hint_names_exists() -> None:
 
 
 def test_a_command_that_is_not_there_is_noticed() -> None:
-    assert fault("aegis backends probe") == "backends"
+    assert fault("aegis backend probe") == "backend"
+    assert fault("aegis backends probe NAME --json") == ""
+    assert fault("aegis backends prod") == "backends prod"
     assert fault("aegis agents unwind --file X") == "agents unwind"
     assert fault("aegis agents undo --file X") == "agents undo --file"
     assert fault("aegis setup --url URL [--yes]") == ""

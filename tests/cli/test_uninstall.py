@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -67,6 +68,10 @@ def test_everything_is_listed_then_gone_and_the_home_is_as_it_was(house: House) 
     assert house.aegis("daemon", "install").returncode == 1  # no manager answers for this home
     found = json.loads(house.aegis("status", "--json").stdout)
 
+    until = time.monotonic() + 30
+    while not (house.dir / ".config/aegis/audit.key.signed").exists():  # the last that its first checkpoint writes
+        assert time.monotonic() < until
+        time.sleep(0.05)
     now = house.tree()
     refused = house.aegis("uninstall", "--purge")
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
@@ -259,3 +264,21 @@ def test_a_projects_file_in_which_nothing_was_wired_stays_as_it_is(house: House)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert theirs.read_bytes() == before
+
+
+def test_a_directory_that_stays_or_was_never_ours_is_not_said_to_go(house: House) -> None:
+    other = house.dir / ".config/other"
+    other.mkdir(parents=True)
+    (other / "mine").write_text("mine")
+    assert house.aegis("config", "init").returncode == 0
+    above, state = f"remove {house.dir}/.config ", f"remove {house.dir}/.local "
+    shown = house.aegis("uninstall", "--purge", "--dry-run")
+    done = house.aegis("uninstall", "--purge", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert (other / "mine").exists()
+    assert above not in shown.stderr + done.stderr
+    (house.dir / ".local/state").mkdir(parents=True)  # as a machine has them
+    for again in (house.aegis("uninstall", "--purge", "--dry-run"), house.aegis("uninstall", "--purge", "--yes")):
+        assert again.returncode == 0, again.stderr
+        assert (above in again.stderr, state in again.stderr) == (False, False), again.stderr
+    assert (house.dir / ".local/state").is_dir()

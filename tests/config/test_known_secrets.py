@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from aegis_daemon.config.load import ConfigFaults, loads
-from aegis_daemon.config.secrets import guard, known_secrets
+from aegis_daemon.config.secrets import SUPERSEDED, guard, known_secrets, superseded
+from aegis_daemon.daemon import reload as reloading
 
 ENV = {
     "KEY": "correct-horse-battery", "HOME": "/somewhere/over/there", "HOST": "db.internal.example", "PORT": "5432",
@@ -75,3 +76,40 @@ def test_a_setting_that_says_nothing_is_a_fault(text: str, hint: str) -> None:
     with pytest.raises(ConfigFaults) as faults:
         loads(f"secrets: {{{text}}}", "aegis.yaml")
     assert hint in str(faults.value)
+
+
+def test_a_secret_that_a_reload_replaced_stays_one(tmp_path: Path) -> None:
+    file = tmp_path / "aegis.yaml"
+    text = 'backends: {b: {url: "https://x.example", headers: {Authorization: "Bearer %s"}}}\n'
+    force = None
+    for number in range(3):
+        file.write_text(text % f"a-token-of-the-backend-{number}")
+        force = reloading.read(file, before=force)
+    assert force is not None
+    for number in range(3):
+        line = f'{{"it": "is a-token-of-the-backend-{number}"}}'.encode()
+        for cleaned in (force.runtime.secrets.heard(line), force.runtime.secrets.written(line)):
+            assert cleaned == b'{"it": "is [secret:configured]"}'
+    file.write_text("backends: {}\nsecrets: {log: off}\n")
+    assert reloading.read(file, before=force).runtime.secrets.listens
+
+
+def test_what_is_allowed_now_is_not_kept_secret_for_what_it_was() -> None:
+    config = 'backends: {b: {command: x, env: {K: "${env:KEY}"}}}\n'
+    new = loads(config + 'secrets: {allow: ["env:KEY"]}', "aegis.yaml", env=ENV).config
+    assert superseded((ENV["KEY"], "another-secret"), new) == (("another-secret",), 0)
+
+
+def test_the_oldest_of_very_many_replaced_secrets_are_forgotten_and_a_reload_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "aegis.yaml"
+    file.write_text("agents: {}")
+    before = reloading.read(file)
+    before = reloading.InForce(
+        before.config, before.runtime, file, secrets=tuple(f"secret-{n:09}" for n in range(SUPERSEDED + 2))
+    )
+    force = reloading.read(file, before=before)
+    assert force.secrets == before.secrets[2:]
+    assert [line for line in force.warnings if line.startswith("2 secrets")], force.warnings
+    assert force.runtime.secrets.heard(b'["secret-000000002"]') == b'["[secret:configured]"]'
+    long = tuple(f"{n:1000}".replace(" ", "x") for n in range(40))
+    assert superseded(long, force.config) == (long[-32:], 8), "and of long ones fewer are kept"

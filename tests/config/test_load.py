@@ -223,6 +223,10 @@ FAULTS = [
      "1:28: agents.dev.auth_token: `${file:}` names no file; name a file that holds the secret alone"),
     ("agents: {dev: {auth_token: '${file:/dev/zero}'}}\n", "1:28: agents.dev.auth_token: "
      "cannot read `/dev/zero`: not a regular file; check the path and who may read it"),
+    ("approval: {generic: {webhook_url: '${env:NOPE}'}}\n", "1:35: approval.generic.webhook_url: "
+     "the environment variable `NOPE` is not set; set it where the daemon starts, or use `${file:PATH}`"),
+    ("backends: {b: {url: '${env:NOPE}'}}\n", "1:21: backends.b.url: "
+     "the environment variable `NOPE` is not set; set it where the daemon starts, or use `${file:PATH}`"),
     ("agents: {dev: {display_name: '${env:HOME}'}}\n", "1:30: agents.dev.display_name: `${env:…}` and `${file:…}` "
      "are not "
      "replaced here; they work in tokens, secrets, urls, `args`, `env` and `headers`; write the value itself"),

@@ -207,6 +207,7 @@ def test_what_something_else_than_a_rule_ended_is_not_compared() -> None:
         ("denied", "policy"): Then("deny", "policy"),
         ("denied", "approval"): Then("ask"),
         ("denied", "withdrawn"): Then("ask"),
+        ("denied", "forward"): None,
         ("error", ""): Then("allow"),
         ("unknown", ""): Then("allow"),
     }
@@ -218,6 +219,7 @@ def test_what_something_else_than_a_rule_ended_is_not_compared() -> None:
     assert then(past(approval_result="approved")) == Then("ask")
     assert then(past(approval_result="granted")) == Then("ask")
     assert then(past(exec_status="pending", approval_result="pending")) == Then("ask")
+    assert then(past(exec_status="denied", stage="forward", approval_result="pending")) == Then("ask")
     assert then(past(would=1, stage="acl")) == Then("allow", "observe")
     tally = Tally(judge())
     tally.add(past("rm", exec_status="denied", stage="rate_limit"))

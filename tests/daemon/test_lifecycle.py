@@ -4,11 +4,14 @@ import logging
 import os
 import stat
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from manage.memory import MemoryGovernor, Served
 
+from aegis_daemon.config import whereabouts
 from aegis_daemon.config.paths import Paths
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.runtime import AgentRule
@@ -119,3 +122,26 @@ def test_a_daemon_does_not_give_way_to_what_a_governed_agent_starts() -> None:
             take_over(paths)
         held.release()
     assert [key for _, key in governor.asked] == [None], "it is judged by who asks"
+
+
+def test_a_daemon_with_another_runtime_directory_gives_way_to_the_services_too() -> None:
+    with tempfile.TemporaryDirectory(prefix="aegis-") as home:
+        ours, its = (Paths.find({"HOME": home, "XDG_RUNTIME_DIR": f"{home}/{name}"}) for name in ("ours", "its"))
+        for paths in (ours, its):
+            paths.prepare()
+        whereabouts.write(its)
+        held = Lock(Path(its.lock))
+        governor = MemoryGovernor()
+
+        def ends() -> None:
+            until = time.monotonic() + 20
+            while governor.stopped is None and time.monotonic() < until:
+                time.sleep(0.01)
+            held.release()
+
+        with Served(governor, its.manage_socket):
+            ending = threading.Thread(target=ends)
+            ending.start()
+            take_over(ours).release()
+            ending.join()
+        assert governor.stopped is True, "as for a restart: its sessions come back"

@@ -17,6 +17,7 @@ from aegis_daemon.approvals.channels.notice import Post
 from aegis_daemon.backends.http_client import HttpPool
 from aegis_daemon.core.ports import Fault
 from aegis_daemon.daemon import reach as reaching
+from aegis_daemon.daemon import sockets
 from aegis_daemon.daemon.reach import DaemonReach
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -123,7 +124,7 @@ def test_a_websocket_that_breaks_is_a_fault(run: Run) -> None:
 
 
 def test_a_websocket_takes_no_message_without_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reaching, "BODY_MAX", 1000)
+    monkeypatch.setattr(sockets, "MESSAGE_MAX", 1000)
 
     async def flood(socket: ServerConnection) -> None:
         await socket.send("x" * 2000)

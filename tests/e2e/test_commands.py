@@ -270,3 +270,37 @@ def test_what_a_server_writes_is_for_whom_the_client_meant_it(homes: Callable[..
         until(lambda written=written: written.exists() and written.read_text(), "a server that started")
         assert int(written.read_text(), 8) == mask
         agent.close()
+
+
+def test_backends_are_shown_as_they_are_and_opened_to_see_whether_they_serve(homes: Callable[..., Home]) -> None:
+    home = homes(start=False)
+    command, *arguments = home.counting()
+    home.configure(
+        f"backends:\n  work: {{command: {json.dumps(command)}, args: {json.dumps(arguments)}}}\n  brought: {{}}\n"
+        "  far: {url: 'http://127.0.0.1:9/mcp', health_url: 'http://127.0.0.1:9/'}\n"
+        "queue: {work: {enabled: true}}\n"
+        "agents: {ann: {backends: {work: {allowed: true}, brought: {allowed: true}, far: {allowed: false}}}}\n"
+    )
+    home.launch()
+    home.wrap(command, *arguments, agent="ann", backend="work").handshake()
+    listed = home.aegis("backends", "list", "--json")
+    assert listed.returncode == 1
+    rows = {row["backend_id"]: row for row in json.loads(listed.stdout)}
+    assert (rows["work"]["kind"], rows["brought"]["kind"], rows["far"]["kind"]) == ("process", "handed-over", "http")
+    assert (rows["work"]["sessions"], rows["work"]["lane"], rows["work"]["agents"]) == (1, True, ["ann"])
+    assert (rows["brought"]["health"], rows["far"]["agents"]) == ("no_health_url", [])
+    assert rows["far"]["health"].startswith("unhealthy: ")
+
+    person = home.approver()
+    found = home.json("backends", "probe", "work", env=person)
+    assert found["ok"]
+    assert found["tools"] == 14
+    assert found["latency_ms"] > 0
+    assert home.reached() == []
+    (record,) = (one for one in home.records("admin") if one["action"] == "backend_probe")
+    assert record["detail"] == "work"
+    for name, why in (("far", "nothing listens"), ("brought", "only `aegis-wrap` can bring"), ("x", "is configured")):
+        done = home.aegis("backends", "probe", name, env=person)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert why in done.stderr
+    assert "agent" in home.aegis("backends", "probe", "work").stderr  # the test is the shim's parent

@@ -48,3 +48,45 @@ def test_a_policy_fault_refuses_its_tool_until_it_is_mended(homes: Callable[...,
     assert home.ask("reload")["warnings"] == []
     assert "result" in agent.asks(call(4, "pay", key="k"))
     assert tell_of(agent.asks(call(5, "pay", key="5"))) == (-32001, "policy_denied")
+
+
+MISSPELT = """
+backends: {work: {}}
+agents: {ann: {backends: {work: {allowed: true, approval_required: [%s]}}}}
+"""
+
+
+def test_a_misspelt_name_that_opens_a_gate_is_said_by_all_that_take_the_file_up(homes: Callable[..., Home]) -> None:
+    home = homes(MISSPELT % "release")
+    agent = home.count(agent="ann").handshake()
+    agent.asks(request(1, "tools/list"))
+    home.configure(MISSPELT % "relaese")
+    done = home.aegis("daemon", "reload")
+    assert done.returncode == 0, done.stderr
+    for text in ("aegis.yaml:3:", "`work` has no tool `relaese`", "did you mean `release`?"):
+        assert text in done.stderr, done.stderr
+    assert any("relaese" in one for one in home.json("daemon", "reload")["warnings"])
+    count = "1 name of a tool in the configuration is no tool's, so what it says does nothing"
+    (warning,) = (one for one in home.ask("status")["warnings"] if count in one)
+    assert "see `aegis config validate`" in warning
+    assert count in home.aegis("status").stdout
+    assert "relaese" in (home.dir / "daemon.log").read_text()
+    found = home.aegis("doctor", "--json").stdout
+    assert found.count("relaese") >= 1
+    assert count not in found, "the doctor tells each by its name"
+
+    again = home.aegis("daemon", "restart")
+    assert "did you mean `release`?" in again.stderr, again.stderr
+    until(lambda: any(count in one for one in home.ask("status")["warnings"]), "the count in the status")
+
+    home.configure(MISSPELT % "release")
+    assert home.json("daemon", "reload")["warnings"] == []
+    assert not [one for one in home.ask("status")["warnings"] if count in one]
+
+
+def test_a_misspelt_name_is_told_once_its_server_has_said_what_it_has(homes: Callable[..., Home]) -> None:
+    home = homes(MISSPELT % "relaese")
+    assert home.json("daemon", "reload")["warnings"] == [], "of a server that nobody asked nothing is known"
+    home.count(agent="ann").handshake().asks(request(1, "tools/list"))
+    until(lambda: any("is no tool's" in one for one in home.ask("status")["warnings"]), "the count in the status")
+    until(lambda: "did you mean `release`?" in (home.dir / "daemon.log").read_text(), "the log's line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,18 @@ def test_no_file_names_the_machine_it_was_written_on(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for place in (f"/{name}/" for name in ("work", "root", "home")):
         assert place not in text
+
+
+def test_nothing_tells_to_install_the_distribution_by_its_name() -> None:
+    """An index has another project's package under it."""
+    told = re.compile(r"(?:\b(?:re)?install\b|\buvx\b|\bpipx run\b|--from|pypi\.org/)[^`\n]*\baegis-mcp\b")
+    texts = [*FILES, *(ROOT / "aegis_daemon").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "Dockerfile"]
+    texts += [path for path in (ROOT / "examples").rglob("*") if path.suffix in (".md", ".yaml", ".json", ".toml")]
+    assert told.search("`uv tool install aegis-mcp`")
+    assert not told.search("`pipx uninstall aegis-mcp`")
+    found = {}
+    for path in texts:
+        text = re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))  # literals that are one text
+        if wrong := told.findall(text):
+            found[str(path.relative_to(ROOT))] = wrong
+    assert found == {}

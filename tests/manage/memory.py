@@ -62,6 +62,8 @@ class MemoryGovernor:
         self.limit_rows: list[shapes.LimitRow] = []
         self.budget_rows: list[shapes.BudgetRow] = []
         self.queue_rows: list[shapes.QueueRow] = []
+        self.backend_rows: list[shapes.BackendRow] = []
+        self.probed: list[shapes.BackendProbe] = []
         self.faults: list[Fault] = []
         self.healthy = True
         self.mode_is = "enforce"
@@ -271,6 +273,15 @@ class MemoryGovernor:
 
     async def rotate_audit_key(self, *, by: str) -> shapes.KeyRotated:
         return shapes.KeyRotated(public="ab", note="a note")
+
+    async def backends(self) -> Sequence[shapes.BackendRow]:
+        return self.backend_rows
+
+    async def probe_backend(self, name: str, *, by: str) -> shapes.BackendProbe:
+        for row in self.probed:
+            if row.backend_id == name:
+                return row
+        raise api.NotFound(f"no backend `{name}` is configured", "see `aegis backends list`")
 
     async def flush_audit(self) -> int:
         await self.slow.wait()

@@ -146,6 +146,7 @@ async def test_every_verb_answers(governor: MemoryGovernor, path: str) -> None:
         "revoke_grant": {"all": True}, "grant_quota": {"backend": "github", "tool": "post"},
         "pin_diff": {"name": "none"}, "trust": {"name": "none", "expect": "ab"},
         "explain_refusal": {"id": "none"}, "set_mode": {"mode": "observe"}, "exports_test": {"name": "none"},
+        "probe_backend": {"name": "none"},
         "purge_audit": {"before": "2026-01-31"}, "guard": {"action": "wire", "done": "gh of amy"},
     }  # fmt: skip
     async with serving(governor, path):

@@ -14,12 +14,13 @@ import pytest
 
 from aegis_daemon.config.schema import Secret
 from aegis_daemon.manage import web
-from aegis_daemon.manage.web import CALLBACK, ROUTES, Access
+from aegis_daemon.manage.web import CALLBACK, OTHERS, ROUTES, Access
 
 from .webhouse import API_TOKEN, APPROVER_KEY, OUR_ORIGIN, READ_TOKEN, Answer, House, ask, open_house, served
 
 pytestmark = pytest.mark.anyio
 JSON = {"content-type": "application/json"}
+LOGINS = int(web.WRONG_LOGINS.split()[0])
 OPEN = {row.path for row in ROUTES if row.permit is None}
 CLOSED_GET = [row.path for row in ROUTES if row.permit is not None and row.method == "GET"]
 CLOSED_POST = ["/api/v1/approvals/K7Q2/approve", "/api/v1/approvals/K7Q2/reject", "/api/v1/config/reload"]
@@ -329,7 +330,7 @@ async def test_a_reload_may_change_the_token_at_once(house: House) -> None:
 
 
 async def test_guessing_is_stopped_for_the_address_that_guesses_and_for_no_other(house: House) -> None:
-    for number in range(web.WRONG_LOGINS.amount):
+    for number in range(LOGINS):
         problem(
             await get(house, "/api/v1/agents", f"guess-{number:016}", peer="203.0.113.9"),
             401,
@@ -344,20 +345,20 @@ async def test_guessing_is_stopped_for_the_address_that_guesses_and_for_no_other
 
 
 async def test_no_program_of_this_machine_can_keep_the_others_out_by_guessing(house: House) -> None:
-    for _ in range(2 * web.WRONG_LOGINS.amount):
+    for _ in range(2 * LOGINS):
         problem(await get(house, "/api/v1/agents", "x" * 16), 401, "unauthorized", "not valid")
     assert (await get(house, "/api/v1/agents", API_TOKEN)).status == 200
 
 
 async def test_one_customers_ipv6_addresses_count_as_one(house: House) -> None:
-    for number in range(web.WRONG_LOGINS.amount):
+    for number in range(LOGINS):
         await get(house, "/api/v1/agents", "x" * 16, peer=f"2001:db8:1:2::{number:x}")
     assert "retry-after" in (await get(house, "/api/v1/agents", API_TOKEN, peer="2001:db8:1:2:ffff::1")).headers
     assert (await get(house, "/api/v1/agents", API_TOKEN, peer="2001:db8:1:3::1")).status == 200
 
 
 async def test_those_who_show_no_credential_are_not_counted(house: House) -> None:
-    for _ in range(2 * web.WRONG_LOGINS.amount):
+    for _ in range(2 * LOGINS):
         assert (await get(house, "/api/v1/agents", None)).status == 401
     assert (await get(house, "/api/v1/agents", API_TOKEN)).status == 200
 
@@ -506,7 +507,7 @@ async def test_a_second_address_may_serve_the_page_alone(house: House) -> None:
 async def test_the_description_names_every_path_and_every_status(house: House) -> None:
     document = (await get(house, "/openapi.json", None)).json
     assert document["openapi"] == "3.1.1"
-    assert set(document["paths"]) == {*(row.path for row in ROUTES), CALLBACK}
+    assert set(document["paths"]) == {*(row.path for row in (*ROUTES, *OTHERS)), CALLBACK}
     for row in ROUTES:
         said = document["paths"][row.path][row.method.lower()]
         assert set(said["responses"]) == {"200", *map(str, row.statuses)}
@@ -551,3 +552,12 @@ def test_it_is_served_over_a_real_socket(tmp_path: Path, method: str) -> None:
         assert connection.getresponse().status == 401
         connection.close()
         assert ticket.state == "rejected"
+
+
+async def test_failures_are_counted_by_whose_fault_they_are() -> None:
+    throttle = web.Throttle("2 per minute")
+    throttle.failed("a")
+    assert throttle.blocked_s("a") == throttle.blocked_s("b") == 0
+    throttle.failed("a")
+    assert 1 <= throttle.blocked_s("a") <= 61
+    assert throttle.blocked_s("b") == 0

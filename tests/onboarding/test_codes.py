@@ -76,6 +76,17 @@ def test_every_reason_that_the_code_gives_is_explained() -> None:
     assert {word: where for word, where in given.items() if word not in REASONS} == {}
 
 
+def test_every_refusal_of_a_call_gives_a_reason_that_stays_the_same() -> None:
+    for path in (ROOT / "aegis_daemon").rglob("*.py"):
+        if path.name == "proof.py":  # the daemon's own proof, which answers nobody
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Reason":
+                codes = [key.value for key in node.keywords if key.arg == "code"]
+                assert codes, f"{path.name}:{node.lineno}"
+                assert not isinstance(codes[0], ast.JoinedStr), f"{path.name}:{node.lineno}"
+
+
 def test_no_reason_is_explained_that_nobody_gives() -> None:
     shim = {offline.UNDONE, offline.UNKNOWN, "refused", "no_daemon"}
     assert set(REASONS) - set(said()) - shim == set()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from audit.logging_by_hand import change, fill, fill_store, opened
 
@@ -191,6 +192,20 @@ def _(house: House) -> None:
     os.write(held, b"4711\n")
     fcntl.flock(held, fcntl.LOCK_EX)
     house.patch.setattr(house, "held", held, raising=False)
+
+
+@plants("daemon-out-of-reach")
+def _(house: House) -> None:
+    house.with_(status=None)
+    held = os.open(f"{house.paths.journal}/lock", os.O_RDWR | os.O_CREAT, 0o600)  # as above
+    os.write(held, b"4711\n")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    house.patch.setattr(house, "held", held, raising=False)
+
+
+@plants("runtime-elsewhere")
+def _(house: House) -> None:
+    house.with_(paths=msgspec.structs.replace(house.paths, run_dir="/run/elsewhere"))
 
 
 @plants("daemon-version")

@@ -95,7 +95,7 @@ def test_the_source_has_all_that_tests_and_scripts_need(built: Built) -> None:
         there = {
             path.relative_to(ROOT).as_posix()
             for path in (ROOT / folder).rglob("*")
-            if path.is_file() and not {"__pycache__", "node_modules"} & set(path.parts) and path.suffix != ".key"
+            if path.is_file() and not {"__pycache__", "node_modules"} & set(path.parts) and ".key" not in path.suffixes
         }
         assert there - names == set()
     assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "constraints.txt", "Dockerfile"} <= names

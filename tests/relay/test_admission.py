@@ -35,3 +35,18 @@ def test_a_server_is_told_from_others_exactly_where_something_of_it_came_from_th
     assert plan(Hello("bot", "b", **said), 1, 1, runtime, {}).handed == handed(("srv",), "/w", {"A": "1"})
     assert plan(Hello("bot", "c", **said), 1, 1, runtime, {}).handed is None
     assert plan_remote(found.principal, "b", runtime, {}).handed is None
+
+
+def test_another_users_process_does_not_learn_which_agents_there_are() -> None:
+    config = loads("agents: {bot: {identities: [7]}, ann: {}}", "aegis.yaml").config
+    runtime = build(config, digest(config))
+    texts, details = set(), set()
+    for name in ("bot", "ann", "nobody"):
+        with pytest.raises(Refused) as caught:
+            plan(Hello(name, "x"), 4242, 1, runtime, {})
+        texts.add(str(caught.value).replace(name, "N"))
+        details.add(caught.value.detail.replace(name, "N"))
+    assert len(texts) == 1
+    assert "identities" not in texts.pop()
+    assert len(details) == 2, "the daemon's log tells them apart"
+    assert all("identities" in one for one in details)

@@ -63,7 +63,10 @@ def test_a_rejected_call_is_refused_with_the_persons_note(make_play: MakePlay) -
     s.client.hears_error(1, -32004, "a person rejected this call", stage="approval", reason="rejected", retryable=False)
     s.is_quiet()
     assert play.used() == {"pay": (0, 0)}
-    play.recorded("hold", {"kind": "denied", "stage": "approval", "approval": "rejected", "approver": "ann"})
+    hold, denied = play.recorded(
+        "hold", {"kind": "denied", "stage": "approval", "approval": "rejected", "approver": "ann"}
+    )
+    assert denied.policy == hold.policy != "", "the rule that had a person asked; who rejected is told beside it"
 
 
 @pytest.mark.parametrize("restarted", [False, True])

@@ -36,6 +36,7 @@ agents: {bot: {backends: {files: {allowed: true, rate_limits: {post: 5/day}}}}}
 )
 def test_the_server_hears_nothing_until_the_intent_is_on_disk(make_play: MakePlay, frame: dict[str, Any]) -> None:
     play = make_play(CONFIG)
+    play.owns("t")
     s = play.session()
     play.log.durable = False
     s.client.says(frame)

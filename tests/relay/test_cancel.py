@@ -266,7 +266,9 @@ def test_an_answer_that_is_json_and_cannot_be_decoded_hangs_nobody(
 @pytest.mark.parametrize("depth", [900, 990, 1000, 1010, 2000, 100_000])
 @pytest.mark.parametrize("method", ["initialize", "tools/list", "tools/call", "tasks/get"])
 def test_an_answer_of_any_depth_is_answered(make_play: MakePlay, method: str, depth: int) -> None:
-    s = make_play().session()
+    play = make_play()
+    play.owns("t")
+    s = play.session()
     s.client.says(request(1, method, protocolVersion="2025-06-18", capabilities={}, name="a", taskId="t"))
     id = s.server.hears(method)["id"]
     deep = b"[" * depth + b"]" * depth

@@ -68,6 +68,28 @@ def test_a_server_that_never_started_answers_every_call_as_not_executed(make_pla
     assert play.used()["now"] == (0, 0)
 
 
+def test_a_call_that_its_server_never_saw_is_recorded_with_what_became_of_the_server(make_play: MakePlay) -> None:
+    play = make_play(LANE)
+    s = play.session().handshake()
+    play.log.durable = False
+    s.client.says(call(1, "now"))
+    s.server.cannot_start("command not found: `srv`")
+    s.client.hears_error(1, -32603, "not executed: command not found: `srv`")
+    play.log.sync()
+    _, denied = play.recorded("intent", {"kind": "denied", "stage": "forward"})
+    assert denied.reason == "command not found: `srv`", "nobody had left"
+
+    s = play.session().handshake()
+    play.log.durable = False
+    s.client.says(call(1, "now"))
+    s.server.exits(3)
+    s.client.hears_error(1, -32603, "not executed: the server ended (status 3)")
+    play.log.sync()
+    _, denied = play.recorded("intent", {"kind": "denied", "stage": "forward"})
+    assert denied.reason.startswith("the server ended (")
+    assert play.used()["now"] == (0, 0)
+
+
 def test_a_client_that_leaves_takes_along_what_waits_and_not_what_is_being_written_down(make_play: MakePlay) -> None:
     play = make_play(LANE)
     s = in_every_state(play)

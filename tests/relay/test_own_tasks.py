@@ -478,8 +478,10 @@ def test_what_looks_like_ours_and_is_not_never_reaches_a_server(make_play: MakeP
 
 
 def test_an_id_of_a_servers_own_reaches_it(make_play: MakePlay) -> None:
-    s = make_play(CONFIG).session()
+    play = make_play(CONFIG)
+    s = play.session()
     for task in ("aegis-1", "AEGIS-" + "0" * 32, "aegis-" + "0" * 33):
+        play.owns(task)
         s.client.says(about(1, "get", task))
         s.server.answers(s.server.hears("tasks/get", taskId=task), {"taskId": task, "status": "working"})
         s.client.hears_result(1)

@@ -111,6 +111,23 @@ def test_a_refusal_never_tells_whether_the_name_exists_or_what_the_rule_is(make_
     assert texts == {"the tool `N` is not available to this agent"}
 
 
+@pytest.mark.parametrize(
+    ("frame", "code", "reason"),
+    [
+        (request(1, "tools/explode"), -32601, "unknown_method"),
+        (request(1, "tools/call"), -32602, "bad_params"),
+        (modern(request(1, "initialize")), -32601, "unknown_method"),
+        (modern(request(1, "tools/call")), -32602, "bad_params"),
+    ],
+)
+def test_what_cannot_be_judged_gives_a_reason_that_is_a_word(
+    make_play: MakePlay, frame: dict[str, Any], code: int, reason: str
+) -> None:
+    error = refused(make_play(rules()).session(), frame)["error"]
+    assert (error["code"], error["data"]["reason"]) == (code, reason)
+    assert error["message"] != reason
+
+
 # --- the shape of a refusal -------------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playbook import Play, Session, call, modern, note, request, text
+
+from aegis_daemon.relay import task_owners
+from aegis_daemon.relay.load import Load
+from aegis_daemon.relay.task_owners import Owners
 
 MakePlay = Callable[..., Play]
 
@@ -180,9 +185,101 @@ def test_an_agent_can_neither_read_nor_cancel_the_task_of_another(make_play: Mak
     again.server.answers(again.server.hears("tasks/get", taskId="T"), {"taskId": "T", "status": "working"})
     again.client.hears_result(2)
     hers.client.says(modern(request(9, "tasks/get", taskId="nobody's")))
-    hers.server.answers(hers.server.hears("tasks/get"), {"taskId": "nobody's", "status": "working"})
-    hers.client.hears_result(9)
+    hers.client.hears_error(9, -31001, "not available")
+    hers.server.hears_nothing()
     mine.leave()
+
+
+BEHIND = """
+backends: {far: {url: "http://127.0.0.1:9/mcp"}}
+agents: {amy: {backends: {far: {allowed: true}}}, eve: {backends: {far: {allowed: true}}}}
+"""
+
+
+def _task(id: int, session: Session, task: str) -> None:
+    frame = call(id, "slow")
+    frame["params"]["task"] = {}
+    session.client.says(frame)
+    session.server.answers(session.server.hears("tools/call"), {"task": {"taskId": task, "status": "working"}})
+    session.client.hears_result(id)
+
+
+def test_a_restarted_daemon_still_knows_whose_a_task_is(make_play: MakePlay, tmp_path: Path) -> None:
+    play = make_play(BEHIND)
+
+    def daemon() -> tuple[Session, Session]:
+        play.owners.close()
+        play.owners = Owners(tmp_path / "owners.db")
+        play.load = Load(play.owners)
+        return play.session("amy", "far").handshake(), play.session("eve", "far").handshake()
+
+    amy, eve = daemon()
+    _task(1, amy, "hers")
+    amy.leave()
+    eve.leave()
+    amy, eve = daemon()
+    for id, method in enumerate(("tasks/get", "tasks/result", "tasks/cancel"), 2):
+        eve.client.says(request(id, method, taskId="hers"))
+        eve.client.hears_error(id, -32001, "not available")
+    eve.server.hears_nothing()
+    eve.client.says(request(7, "tasks/list"))
+    eve.server.answers(eve.server.hears("tasks/list"), {"tasks": [{"taskId": "hers"}]})
+    eve.client.hears_result(7, {"tasks": []})
+    amy.client.says(request(2, "tasks/result", taskId="hers"))
+    amy.server.answers(amy.server.hears("tasks/result"), {"content": []})
+    amy.client.hears_result(2)
+    # Another task has the id by now: who had the old one has it no more.
+    _task(8, eve, "hers")
+    amy.client.says(request(3, "tasks/result", taskId="hers"))
+    amy.client.hears_error(3, -32001, "not available")
+    amy.server.hears_nothing()
+
+
+def test_the_oldest_tasks_of_an_agent_become_nobodys(make_play: MakePlay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_owners, "OWNED", 2)
+    play = make_play(BEHIND)
+    amy, eve = play.session("amy", "far").handshake(), play.session("eve", "far").handshake()
+    for id in range(1, 4):
+        _task(id, amy, f"hers {id}")
+    for id, (session, task, known) in enumerate(
+        ((amy, "hers 1", False), (eve, "hers 1", False), (amy, "hers 2", True), (eve, "hers 2", False)), 5
+    ):
+        session.client.says(request(id, "tasks/cancel", taskId=task))
+        if known:
+            session.server.answers(session.server.hears("tasks/cancel"), {"taskId": task, "status": "cancelled"})
+            session.client.hears_result(id)
+        else:
+            session.client.hears_error(id, -32001, "not available")
+            session.server.hears_nothing()
+
+
+def test_whose_a_task_is_cannot_be_read_or_written(make_play: MakePlay, caplog: pytest.LogCaptureFixture) -> None:
+    play = make_play(BEHIND)
+    amy = play.session("amy", "far").handshake()
+    _task(1, amy, "hers")
+    play.owners._db.execute("DROP TABLE tasks")
+    amy.client.says(request(2, "tasks/get", taskId="hers"))
+    amy.client.hears_error(2, -32001, "not available")
+    amy.server.hears_nothing()
+    _task(3, amy, "another")
+    amy.client.says(request(4, "tasks/list"))
+    amy.server.answers(amy.server.hears("tasks/list"), {"tasks": [{"taskId": "hers"}, {"taskId": "another"}]})
+    amy.client.hears_result(4, {"tasks": []})
+    play.errors.clear()
+
+
+def test_news_of_a_task_goes_to_who_started_it(make_play: MakePlay) -> None:
+    play = make_play(BEHIND)
+    amy, eve = play.session("amy", "far").handshake(), play.session("eve", "far").handshake()
+    _task(1, amy, "hers")
+    for session in (amy, eve):
+        session.server.says(note("tasks/status", taskId="hers", status="working"))
+        session.server.says(note("tasks/status", taskId=7, status="working"))
+    amy.client.hears("notifications/tasks/status")
+    amy.client.hears_nothing()
+    eve.client.hears_nothing()
+    for session in (amy, eve):
+        session.talk._dropped.clear()
 
 
 def test_a_list_of_tasks_has_none_that_others_started(make_play: MakePlay) -> None:
@@ -196,7 +293,7 @@ def test_a_list_of_tasks_has_none_that_others_started(make_play: MakePlay) -> No
     amy.server.answers(amy.server.hears("tools/call"), {"task": {"taskId": "hers", "status": "working"}})
     amy.client.hears_result(1)
     tasks = [{"taskId": "hers"}, {"taskId": "nobody's"}, 7]
-    for session, own in ((amy, tasks[:2]), (eve, tasks[1:2])):
+    for session, own in ((amy, tasks[:1]), (eve, [])):
         session.client.says(request(2, "tasks/list"))
         session.server.answers(session.server.hears("tasks/list"), {"tasks": tasks})
         session.client.hears_result(2, {"tasks": own})

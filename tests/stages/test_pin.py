@@ -80,8 +80,9 @@ def test_a_resource_of_a_changed_template_is_refused_however_it_is_spelt(uri: st
     assert isinstance(gate.decide(call("resources/read", {"uri": uri}), 0.0), Deny)
 
 
-def test_a_refusal_tells_the_way_out() -> None:
+def test_a_refusal_tells_the_log_the_way_out_and_not_the_agent() -> None:
     found = Pins(Known(**{"send mail": "changed"})).decide(tool("send mail"), 0.0)
     assert isinstance(found, Deny)
-    assert "`aegis tools diff 'send mail' --backend files`" in found.reason.text
-    assert "`aegis tools trust`" in found.reason.text
+    assert "aegis tools" not in found.reason.text
+    assert "`aegis tools diff 'send mail' --backend files`" in found.reason.detail
+    assert "`aegis tools trust`" in found.reason.detail

@@ -20,6 +20,7 @@ from typing import Any
 
 from aegis_daemon.core.ports import Turned
 from aegis_daemon.core.principal import Principal
+from aegis_daemon.core.verdict import Reason
 from aegis_daemon.loop.clock import monotonic
 from aegis_daemon.loop.descriptor import Outbox
 from aegis_daemon.transports import http
@@ -122,6 +123,14 @@ class Party:
             self.left = True
             self.client.close(0)
 
+    serves = True
+
+    def refusal(self, frame: Frame, reason: Reason) -> bytes:
+        assert frame.id is not None
+        self.house.refusals.append((frame.method, reason.stage, reason.code))
+        data = {"by": "aegis", "call_id": "c1", "stage": reason.stage, "reason": reason.code}
+        return error_frame(id_text(frame.id), -32603, reason.text, data)
+
     def methods(self) -> list[str]:
         return [frame.method for frame in self.heard]
 
@@ -135,6 +144,8 @@ class House:
         self.results: dict[str, Any] = {"initialize": {"protocolVersion": "2025-11-25", "capabilities": {}}}
         self.parties: list[Party] = []
         self.drops: Counter[str] = Counter()
+        self.refusals: list[tuple[str, str, str]] = []
+        """requests that were recorded as refused: method, stage, reason"""
         self.legacy = False
         """whether the servers may be of the legacy era"""
         self.app_saw: list[tuple[str, str, bytes]] = []
@@ -172,6 +183,15 @@ class House:
 
     def dropped(self, principal: Principal, backend: str | None, session: str, reason: str) -> None:
         self.drops[reason] += 1
+
+    def refused(self, principal: Principal, backend: str | None, turned: Turned, frame: Frame | None) -> bytes:
+        if frame is None:
+            self.drops[f"turned away with status {turned.status}"] += 1
+        else:
+            self.refusals.append((frame.method, "acl", turned.reason))
+        return error_frame(
+            b"null" if frame is None or frame.id is None else id_text(frame.id), turned.code, turned.text
+        )
 
     # the port
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from fronthouse import AMY, TOKEN, Connection, House, call, initialize, mirrors, modern, note, opened, result
+from fronthouse import AMY, TOKEN, Connection, House, Party, call, initialize, mirrors, modern, note, opened, result
 
 from aegis_daemon.transports import streamable_http
 from aegis_daemon.transports.streamable_http import IDLE_S, RESUME_S, SHARED_IDLE_S, Kept
@@ -77,7 +77,8 @@ def test_a_failed_initialize_begins_no_session(run: Run) -> None:
             assert "mcp-session-id" not in answer.headers
             connection.post("/agents/amy/backends/none/mcp", initialize(5))
             answer = await connection.answer()
-            assert (answer.status, answer.value["id"]) == (403, 5)
+            assert (answer.status, answer.value["id"], answer.code) == (200, 5, -32001)
+            assert house.refusals[-1] == ("initialize", "acl", "refused")
             assert len(house.streamable) == 0
 
     run(play())
@@ -721,8 +722,21 @@ def test_what_becomes_of_our_handshake_becomes_of_the_request_behind_it(run: Run
                 assert (answer.status, answer.value["id"]) == (200, 1)
                 assert answer.value["error"] == {"code": -32000, "message": "no"}
             assert [party.left for party in house.parties] == [True, True]
+            assert house.refusals == [("tools/call", "forward", "no_session")] * 2
             connection.post("/agents/gone/mcp", call(1))
             assert "the server does not start" in (await connection.answer()).value["error"]["message"]
+            assert house.refusals[-1] == ("tools/call", "forward", "session_ended")
+
+    run(play())
+
+
+def test_where_there_is_no_server_nobody_shakes_hands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        monkeypatch.setattr(Party, "serves", False)
+        async with opened() as (house, connection):
+            connection.post(AMY, call(1))
+            assert (await connection.answer()).status == 200
+            assert house.party.methods() == ["tools/call"]
 
     run(play())
 

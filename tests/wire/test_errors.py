@@ -13,7 +13,9 @@ MODERN_APP_CODES = range(-31999, -30999)
 
 
 def refused(stage: str, era: Era, *, method: str = "tools/call", style: str = "auto", **more: Any) -> dict[str, Any]:
-    raw = refusal_frame(7, stage=stage, text="no: x", call_id="c" * 32, era=era, method=method, style=style, **more)
+    raw = refusal_frame(
+        7, stage=stage, text="no: x", reason="why", call_id="c" * 32, era=era, method=method, style=style, **more
+    )
     answer = parse_from_server(raw)
     assert isinstance(answer, Answer)
     assert answer.id == 7
@@ -27,12 +29,12 @@ def refused(stage: str, era: Era, *, method: str = "tools/call", style: str = "a
     [("acl", -32001), ("policy", -32001), ("rate_limit", -32002), ("queue", -32003), ("approval", -32004)],
 )
 def test_a_legacy_refusal_has_the_seeds_code(stage: str, code: int) -> None:
-    value = refused(stage, Era.LEGACY, retryable=True, retry_after_ms=1500, reason="word")
+    value = refused(stage, Era.LEGACY, retryable=True, retry_after_ms=1500)
     assert value["error"] == {
         "code": code,
         "message": "no: x",
         "data": {
-            "by": "aegis", "call_id": "c" * 32, "stage": stage, "reason": "word", "retryable": True,
+            "by": "aegis", "call_id": "c" * 32, "stage": stage, "reason": "why", "retryable": True,
             "retry_after_ms": 1500,
         },
     }  # fmt: skip
@@ -60,7 +62,7 @@ def test_a_modern_tool_refusal_is_a_tool_result_that_says_why(stage: str) -> Non
     assert "structuredContent" not in result
     denial = result["_meta"][DENIAL_KEY]
     assert denial["code"] in MODERN_APP_CODES
-    assert (denial["stage"], denial["call_id"], denial["reason"]) == (stage, "c" * 32, "no: x")
+    assert (denial["stage"], denial["call_id"], denial["reason"]) == (stage, "c" * 32, "why")
 
 
 @pytest.mark.parametrize("stage", sorted(SEED_STAGES))

@@ -8,7 +8,6 @@ Sources: libnotify's `notify-send`, the Desktop Notifications Specification (mar
 
 from __future__ import annotations
 
-import html
 import os
 import sys
 from typing import Final
@@ -53,7 +52,9 @@ class Desktop:
         else:
             options.append("--urgency=normal")
         # notify-send expands backslashes of the body after we have made them, so each is doubled.
-        return ("notify-send", *options, "--", title(notice), html.escape(text).replace("\\", "\\\\"))
+        from html import escape  # here, since its table of entities is large
+
+        return ("notify-send", *options, "--", title(notice), escape(text).replace("\\", "\\\\"))
 
     def pressed(self, notice: Notice, line: bytes) -> Heard | None:
         """Which button: the program prints its name. Its first line is the notification's number."""

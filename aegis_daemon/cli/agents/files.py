@@ -20,6 +20,7 @@ from aegis_daemon.clients.catalog import Client
 from aegis_daemon.clients.documents import Document
 from aegis_daemon.clients.ledger import Ledger
 from aegis_daemon.config.paths import Paths
+from aegis_daemon.core.extras import INSTALL, REINSTALL
 from aegis_daemon.service import person
 
 EPHEMERAL: Final = ("/.cache/uv/", "/uv/archive-v0/", "/uv/builds-v0/", "/pipx/.cache/", "/_npx/")
@@ -75,12 +76,12 @@ def wrapper() -> str:
     beside = os.path.join(os.path.dirname(sys.executable), standing.WRAPPER)
     found = beside if os.access(beside, os.X_OK) else shutil.which(standing.WRAPPER)
     if found is None:
-        raise Problem("`aegis-wrap` is not installed beside `aegis`", "install aegis-mcp again, with pipx or `uv tool`")
+        raise Problem("`aegis-wrap` is not installed beside `aegis`", f"install it again: {REINSTALL}")
     found = _link_to(os.path.abspath(found))
     if any(part in found or part in os.path.realpath(found) for part in EPHEMERAL):
         raise Problem(
             f"`{found}` is there only for the moment, and a client would not find it later",
-            "install it for good with `uv tool install aegis-mcp` or `pipx install aegis-mcp`, then repeat this",
+            f"install it for good with {INSTALL}, then repeat this",
         )
     return found
 
@@ -107,7 +108,7 @@ def unlasting(path: str) -> str:
         return ""
     return (
         f"`{visible(path)}` is part of the checkout {visible(place)}, and goes with it: install it for good with "
-        "`pipx install aegis-mcp` or `uv tool install aegis-mcp`, and repeat this with that one"
+        f"{INSTALL}, and repeat this with that one"
     )
 
 

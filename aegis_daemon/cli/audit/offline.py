@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.console import Problem, interactive
+from aegis_daemon.cli.console import AWAY, Problem, interactive
 from aegis_daemon.cli.decision import own_key
 from aegis_daemon.manage.client import DaemonAway, approver_key
 
@@ -57,4 +57,5 @@ def _person() -> None:
         raise Problem(
             "no daemon runs, so nobody knows who asks",
             "start it (`aegis daemon start`), use a terminal, or let AEGIS_APPROVER_KEY name the approver key",
+            AWAY,
         )

@@ -160,6 +160,7 @@ def checkpoint(
         str | None, typer.Option("--out", metavar="FILE", help="Append it to this file instead of printing it.")
     ] = None,
     db: Db = None,
+    as_json: Json = False,
 ) -> None:
     """The newest signed checkpoint, to be kept elsewhere for `verify --trusted`."""
     with opened(db) as reader:
@@ -167,7 +168,7 @@ def checkpoint(
     if note is None:
         raise Problem("nothing of this log was signed yet", "a running daemon signs every 10 s; see `aegis status`")
     if out is None:
-        print(note, end="")
+        emit(_parts(note)) if as_json else print(note, end="")
         return
     try:
         with open(out, "a", encoding="utf-8") as file:
@@ -175,6 +176,22 @@ def checkpoint(
     except OSError as error:
         raise Problem(f"`{out}` cannot be written: {error.strerror}", "name another file") from None
     say(f"appended to {visible(out)}")
+    if as_json:
+        emit(_parts(note))
+
+
+def _parts(note: str) -> dict[str, Any]:
+    """A checkpoint for programs; `note` is the text that is signed, with its signatures. Raises `Problem`."""
+    from base64 import b64encode
+
+    from aegis_daemon.audit.checkpoint import NoteError, read_checkpoint, read_note
+
+    try:
+        point = read_checkpoint(read_note(note).text)
+    except NoteError as error:
+        raise Problem(f"the store's newest checkpoint cannot be read: {error}", "see `aegis audit verify`") from None
+    root = b64encode(point.root).decode()
+    return {"origin": point.origin, "size": point.size, "root": root, "at": point.at or None, "note": note}
 
 
 # --- what is believed -------------------------------------------------------------------------------------------------

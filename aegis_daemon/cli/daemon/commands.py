@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.config import checked
+from aegis_daemon.cli.config import checked, tell
 from aegis_daemon.cli.console import AWAY, DONE, USAGE, Problem, emit, say, visible
 from aegis_daemon.cli.decision import own_key
 from aegis_daemon.cli.options import Config, Json, new_app
@@ -28,6 +28,7 @@ from aegis_daemon.manage import ancestry
 from aegis_daemon.manage.client import UNSERVED, DaemonAway, Refused, ask
 
 if TYPE_CHECKING:
+    from aegis_daemon.config.load import Loaded
     from aegis_daemon.service.machine import Machine
     from aegis_daemon.service.person import Service
 
@@ -65,7 +66,7 @@ def stop() -> int:
     try:
         pid = end(paths, service=service)
     except DaemonAway as away:
-        raise Problem(str(away), "there is nothing to stop", AWAY) from None
+        raise Problem(*link.away(str(away), "there is nothing to stop"), AWAY) from None
     say(f"the daemon (process {pid}) has stopped")
     return DONE
 
@@ -206,7 +207,7 @@ def check(config: str | None) -> Paths:
     """Where things are, once the configuration there was found good. A file that was asked for must exist."""
     paths = link.paths(config)
     if config is not None or os.environ.get("AEGIS_CONFIG") or os.path.lexists(paths.config):
-        checked(config)
+        _tell_misspelt(checked(config), paths)
     else:
         say(f"there is no configuration at {visible(paths.config)}: everything is denied until `aegis config init`")
     try:
@@ -215,6 +216,15 @@ def check(config: str | None) -> Paths:
     except PathError as error:
         raise Problem(str(error)) from None
     return paths
+
+
+def _tell_misspelt(loaded: Loaded, paths: Paths) -> None:
+    """Names that are no tool's, as far as a daemon that ran before has seen its servers' tools."""
+    from aegis_daemon.config.fitting import Pinned
+    from aegis_daemon.config.slips import slips
+
+    with suppress(OSError):  # the machine's state is not everybody's to read; its daemon logs them
+        tell((), tuple(slips(loaded, Pinned(paths.state_db).tools())))
 
 
 def ask_leave() -> None:
@@ -314,7 +324,8 @@ def _in_background(config: str | None, paths: Paths, heard: IO[bytes] | None) ->
         ended = child.poll()
         if ended:
             words = (_read(heard) if heard is not None else "") + _since(paths, said)
-            raise Problem("the daemon ended as it started" + _last_words(words), "see also `aegis logs`")
+            text, hint = link.away("the daemon ended as it started" + _last_words(words), "see also `aegis logs`")
+            raise Problem(text, hint)
         if time.monotonic() > until:
             child.returncode = child.returncode or 0
             raise Problem(f"the daemon does not answer after {START_S:.0f} s", "see `aegis logs` for the cause")

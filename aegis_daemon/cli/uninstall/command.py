@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from typing import Annotated, Any
@@ -31,6 +32,8 @@ from aegis_daemon.service import person
 from aegis_daemon.service.steps import Step, Unable
 
 app = new_app()
+ENDS_S = 5.0
+"""How long a helper of a daemon that has ended may have its log open."""
 
 
 @app.command()
@@ -51,6 +54,8 @@ def uninstall(
     guard("unwire")
     service = person.find(paths, os.environ)
     found = link.running()
+    if found is None:
+        _no_other(paths)
     listed: list[Step] = []
     if found is not None:
         listed.append(Step("stop", f"the daemon (process {found['pid']})", "and every server that it runs"))
@@ -106,9 +111,21 @@ def _carry_out(
         rows += [_taken(step, tell) for step in listed]
         if link.running() is not None:
             raise Problem("another daemon was started meanwhile", "end the agents that did, then repeat this")
+        _no_other(paths, ENDS_S)
         # Looked for again: the copies of what was just unwired are among them.
         rows += [_taken(step, tell) for step in (purging.files(paths) if purge else [])]
     return rows
+
+
+def _no_other(paths: Paths, patience: float = 0.0) -> None:
+    """Raises `Problem` while a process has the log open: a daemon that does not answer here would run without it."""
+    until = time.monotonic() + patience
+    while (pid := link.holder(paths)) is not None:
+        if time.monotonic() >= until:
+            told, end = (f"process {pid}", f"`kill {pid}`") if pid else ("a process", "end it")
+            text, _ = link.away(f"{told} has `{paths.journal}` open")
+            raise Problem(f"{text}; nothing of it is removed under it", f"{end}, then repeat this")
+        time.sleep(0.05)
 
 
 def _stuck(paths: Paths) -> list[str]:

@@ -36,10 +36,11 @@ _TABLES: Final = {
 }
 """A table that a database of ours has, and columns of it."""
 _STATE: Final = re.compile(
-    r"links\.key|(?:daemon|start|wired)\.lock|wired\.json|(?:aegis|manage)\.sock|daemon\.log(?:\.new|\.\d+)?"
-    r"|\.(?:wired\.json|links\.key|doctor)\.[0-9a-f]{16}"
+    r"links\.key|(?:daemon|start|wired)\.lock|wired\.json|daemon\.at|(?:aegis|manage)\.sock|daemon\.log(?:\.new|\.\d+)?"
+    r"|\.(?:wired\.json|links\.key|daemon\.at|doctor)\.[0-9a-f]{16}"
 )
 """Names of files that the daemon and the commands make for sockets and state."""
+_CONDITION: Final = "if nothing else is in it"
 _KEYS: Final = ("approver.key", "audit.key", "audit.key.next", "links.key")
 _RING: Final = {
     "audit.key.pub": re.compile(rb'\s*|\{"public":"[0-9a-f]{64}".*', re.S),
@@ -82,7 +83,22 @@ def files(paths: Paths) -> list[Step]:
         mine = path in own or (path in (paths.state_dir, paths.run_dir) and path != os.path.expanduser("~"))
         if mine and os.path.isdir(path):
             found.append(_emptied(path))
-    return [*found, *_completions(), *(_emptied(path) for path in _above(usual))]
+    return _empty_then([*found, *_completions()], [_emptied(path) for path in _above(usual)])
+
+
+def _empty_then(found: list[Step], above: list[Step]) -> list[Step]:
+    """Without the directories that will not be empty by then; of those above ours, without those we had nothing in."""
+    gone: set[str] = set()
+    kept: list[Step] = []
+    for step in [*found, *above]:
+        if step.detail == _CONDITION:
+            names = _names(step.target)
+            if any(f"{step.target}/{name}" not in gone for name in names) or (step in above and not names):
+                continue
+        if step.step == "remove":
+            gone.add(step.target)
+        kept.append(step)
+    return kept
 
 
 def staying(paths: Paths) -> list[str]:
@@ -252,7 +268,7 @@ def _tree(path: str) -> None:
 
 
 def _emptied(path: str) -> Step:
-    return Step("remove", path, "if nothing else is in it", partial(_bare, path))
+    return Step("remove", path, _CONDITION, partial(_bare, path))
 
 
 def _bare(path: str) -> None:

@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import Final
 
-from aegis_daemon.config.paths import SOCKET_PATH_MAX
-from aegis_daemon.manage.client import UNSERVED, lock_holder
+from aegis_daemon.config import whereabouts
+from aegis_daemon.config.paths import SOCKET_PATH_MAX, Paths
+from aegis_daemon.manage.client import MISSPELT, UNSERVED, lock_holder
 from aegis_daemon.onboarding.scene import Finding, Scene
 
 START_S: Final = 10.0
@@ -32,11 +33,17 @@ def check(scene: Scene) -> Iterator[Finding]:
             process = f"process {holder}" if holder else "a process"
             text = f"{process} holds `{scene.paths.lock}`: {scene.silent or 'it gives no answer'}"
             yield Finding("daemon-deaf", text, scene.paths.manage_socket)
+        elif (pid := lock_holder(os.path.join(scene.paths.journal, "lock"))) is not None:
+            yield _out_of_reach(scene, pid)
         else:
             yield Finding("daemon-away", f"nothing answers on `{scene.paths.manage_socket}`")
             if scene.here.http and taken(scene.here.http):
                 yield Finding("http-unserved", f"another program listens at {scene.here.http} already", scene.here.http)
         return
+    usual = Paths.find(scene.env)
+    if not scene.paths.doors and scene.paths.run_dir != usual.run_dir:
+        text = f"its sockets are in `{scene.paths.run_dir}`, and this shell's XDG_RUNTIME_DIR means `{usual.run_dir}`"
+        yield Finding("runtime-elsewhere", text, scene.paths.run_dir)
     if status["version"] != scene.version:
         yield Finding("daemon-version", f"the daemon is {status['version']}, this command is {scene.version}")
     used = status["config"]
@@ -51,7 +58,20 @@ def check(scene: Scene) -> Iterator[Finding]:
     if status["mode"] == "observe":
         yield Finding("mode-observe", "nothing is refused")
     for warning in map(str, status["warnings"]):
+        if any(text in warning for text in MISSPELT):
+            continue  # the check of the configuration tells each
         yield Finding("http-unserved" if warning.startswith(UNSERVED) else "daemon-warns", warning)
+
+
+def _out_of_reach(scene: Scene, pid: int) -> Finding:
+    """A daemon that has the log open, and no socket that anybody finds."""
+    there = whereabouts.said(scene.paths) or scene.paths
+    told = f"process {pid}" if pid else "a process"
+    text = f"{told} has `{scene.paths.journal}` open, and nothing answers on `{there.manage_socket}`"
+    if there.run_dir != scene.paths.run_dir:
+        text += f", nor on `{scene.paths.manage_socket}`"
+    fix = f"`kill {pid}`, then `aegis daemon start`" if pid else ""
+    return Finding("daemon-out-of-reach", text, there.manage_socket, fix)
 
 
 def taken(address: str) -> bool:

@@ -28,12 +28,12 @@ _STORES: Final = ("audit.db", "state.db", "exports.db")
 _OURS: Final = re.compile(
     r"aegis\.yaml(?:\.bak|\.before-allow)?|(?:approver|audit|links)\.key(?:\.pub|\.next|\.signed)?"
     r"|(?:audit|state|exports)\.db(?:-wal|-shm|-journal)?|daemon\.log(?:\.\d+)?|(?:daemon|start|wired)\.lock"
-    r"|(?:aegis|manage)\.sock|wired\.json|journal|backups|secrets|run"
+    r"|(?:aegis|manage)\.sock|wired\.json|daemon\.at|journal|backups|secrets|run"
 )
 """Names of what is made in a directory of ours."""
 _SEGMENT: Final = re.compile(r"seg-\d+\.(?:jnl|new)|damaged-\d+\.jnl|(?:writer\.)?lock|shed")
 _LEFT: Final = re.compile(
-    r"\.(?:wired\.json|aegis\.yaml|(?:approver|audit|links)\.key|doctor)\.[0-9a-f]{16}"
+    r"\.(?:wired\.json|daemon\.at|aegis\.yaml|(?:approver|audit|links)\.key|doctor)\.[0-9a-f]{16}"
     r"|\..*-[0-9a-f]{8}\.\d{8}T\d{6}Z(?:\.\d+)?\.[0-9a-f]{16}", re.S
 )  # fmt: skip
 """What is written beside a file of ours before it takes its place: see `clients.files` and `daemon.lifecycle`."""
