@@ -172,7 +172,10 @@ def _approval(said: dict[str, Any], body: str | None) -> str:
 
 
 def _intent(said: dict[str, Any], body: str | None) -> str:
-    parts = [f"rules {said.get('acl') or '-'}", f"limits {said.get('limit') or 'none'}"]
+    usual = (None, "", "allowed", "none")
+    parts = [
+        f"{word} {said[name]}" for name, word in (("acl", "rules"), ("limit", "limits")) if said.get(name) not in usual
+    ]
     if said.get("approval") not in (None, "", "not_required"):
         parts.append(f"approval {said['approval']}" + (f" by {said['approver']}" if said.get("approver") else ""))
     if said.get("judged_us"):
@@ -182,9 +185,8 @@ def _intent(said: dict[str, Any], body: str | None) -> str:
         parts.append(f"queued{place} for {took(said['queue_wait_us'])}")
     if said.get("note"):
         parts.append(str(said["note"]))
-    return "allowed, and sent to the backend once this was committed: " + ", ".join(
-        [*parts, *_body(said, body, "arguments")]
-    )
+    parts += _body(said, body, "arguments")
+    return "allowed, and sent to the backend once this was committed" + (": " if parts else "") + ", ".join(parts)
 
 
 def _denied(said: dict[str, Any], body: str | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from aegis_daemon.cli import editing, link
+from aegis_daemon.cli import editing, link, typos
 from aegis_daemon.cli.console import (
     AWAY,
     DONE,
@@ -74,12 +74,11 @@ def allow(
     as_json: Json = False,
 ) -> int:
     """Change the configuration so that a refused call passes, and nothing else; shows the change first."""
-    if not (yes or dry_run or interactive()):
-        raise Problem("`aegis allow` asks on a terminal, and this is none", "pass `--yes`, or `--dry-run`", USAGE)
     key = own_key()
     with link.connect() as daemon:
         asked: dict[str, Any] = daemon.call("explain_refusal", id=call.strip(), key=key)
         _for_lists(asked)
+        _there(daemon, asked)
         status: dict[str, Any] = daemon.call("status")
         path = _file(config, status)
         in_force = status["config"] is not None and os.path.realpath(path) == os.path.realpath(status["config"])
@@ -94,6 +93,8 @@ def allow(
             if as_json:
                 emit(row)
             return DONE
+        if not (yes or dry_run or interactive()):
+            raise Problem("`aegis allow` asks on a terminal, and this is none", "pass `--yes`, or `--dry-run`", USAGE)
         _show(asked, path, row, edited, fresh=fresh, as_json=as_json)
         if dry_run:
             if as_json:
@@ -127,6 +128,18 @@ def _for_lists(asked: dict[str, Any]) -> None:
     raise Problem(f"there is no rule to change: {why}{said}", hint)
 
 
+def _there(daemon: Connection, asked: dict[str, Any]) -> None:
+    """Raises `Problem` for a tool that its server does not have: a rule for it would let nothing pass."""
+    if asked["subject"] != "tool":
+        return
+    backend = asked["backend_id"]
+    known = {row["name"] for row in daemon.call("pins", backend=backend, kind="tool")}
+    for name in asked["names"]:
+        message, hint = typos.no_tool(backend, name, known)
+        if message:
+            raise Problem(message, hint)
+
+
 def _file(config: str | None, status: dict[str, Any]) -> str:
     if config is not None or os.environ.get("AEGIS_CONFIG"):
         return link.paths(config).config
@@ -137,10 +150,21 @@ def _file(config: str | None, status: dict[str, Any]) -> str:
 
 def _edited(path: str, asked: dict[str, Any]) -> tuple[bytes, Edited]:
     """The file as it is, and as it is to be. Raises `Problem`."""
-    from aegis_daemon.config.edit import Asked, permit
+    from aegis_daemon.config.edit import Anything, Asked, permit
+    from aegis_daemon.config.load import loads
 
     wanted = Asked(asked["agent_id"], asked["backend_id"], asked["method"], asked["subject"], tuple(asked["names"]))
-    return editing.edited(path, lambda text: permit(text, path, wanted, base=os.path.dirname(os.path.abspath(path))))
+    base = os.path.dirname(os.path.abspath(path))
+
+    def edit(text: str) -> Edited:
+        config = loads(text, path, base=base, env=Anything()).config
+        for what, name, known in (("agent", wanted.agent, config.agents), ("backend", wanted.backend, config.backends)):
+            message, hint = typos.stranger(what, name, known)
+            if message:
+                raise Problem(message, hint)
+        return permit(text, path, wanted, base=base)
+
+    return editing.edited(path, edit)
 
 
 def _row(asked: dict[str, Any], path: str, old: bytes, edited: Edited) -> dict[str, Any]:

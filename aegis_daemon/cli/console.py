@@ -194,11 +194,13 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empty: s
         screen.print(table)
         return
     cells.insert(0, [heading.upper() for heading in columns.values()])
-    widths = [min(CELL_MAX, max(len(row[at]) for row in cells)) for at in range(len(columns))]
+    widths = [min(PADDED, max(len(row[at]) for row in cells)) for at in range(len(columns))]
     for row in cells:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
+PADDED: Final = 1000
+"""A pipe gets every cell whole, and columns in line, unless one is longer than that."""
 WHOLE: Final = frozenset({"call_id", "created_at", "id", "seq", "ticket"})
 """fields that stand on one line however narrow the terminal is: half of one cannot be copied"""
 NARROW: Final = 16

@@ -80,6 +80,10 @@ def decide(
     if len(note) > NOTE_MAX:
         raise Problem(f"the note has {len(note)} characters", f"{NOTE_MAX} are kept; shorten it", USAGE)
     if not yes and not interactive():
+        with suppress(DaemonAway), link.connect() as daemon:
+            for typed in ids:
+                if _waiting(daemon, typed) is None:
+                    raise Problem(f"nothing that waits is called `{typed}`", "see `aegis pending`")
         raise Problem(f"`aegis {word}` asks on a terminal, and this is none", "pass `--yes` in scripts", USAGE)
     key = own_key()
     rows: list[dict[str, Any]] = []
@@ -282,14 +286,18 @@ def what(ticket: dict[str, Any]) -> str:
     return name if ticket["method"] == "tools/call" else f"{ticket['method']} {name}"
 
 
-def _asked(daemon: Connection, typed: str, word: str, grant: dict[str, Any] | None = None) -> str | None:
-    """The call id of the ticket once a person has seen it and said yes; None for no."""
+def _waiting(daemon: Connection, typed: str) -> dict[str, Any] | None:
+    """The ticket of that name, or of the call of that id."""
     from aegis_daemon.approvals.ticket import spoken
 
     wanted = (spoken(typed), typed.strip().lower())
-    ticket = next(
-        (t for t in daemon.call("pending") if t["id"] == wanted[0] or t["call_id"].lower() == wanted[1]), None
-    )
+    tickets: list[dict[str, Any]] = daemon.call("pending")
+    return next((t for t in tickets if t["id"] == wanted[0] or t["call_id"].lower() == wanted[1]), None)
+
+
+def _asked(daemon: Connection, typed: str, word: str, grant: dict[str, Any] | None = None) -> str | None:
+    """The call id of the ticket once a person has seen it and said yes; None for no."""
+    ticket = _waiting(daemon, typed)
     if ticket is None:
         return typed  # unknown, or decided before: the daemon says which
     for line in describe(ticket):

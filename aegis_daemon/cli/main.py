@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from aegis_daemon import __version__
+from aegis_daemon.cli import helping
 from aegis_daemon.cli.console import AWAY, USAGE, WRONG, Problem, complain, remedy
 from aegis_daemon.cli.options import new_app
 from aegis_daemon.core.extras import REINSTALL
@@ -88,6 +89,7 @@ class Root(TyperGroup):
         command.help = help_text if not command.help else command.help
         command.short_help = help_text
         lighten(command)
+        helping.dress(command, cmd_name)
         return command
 
     def format_commands(self, ctx: Context, formatter: Any) -> None:

@@ -35,12 +35,12 @@ def asked(verb: str, **args: Any) -> list[dict[str, Any]]:
 
 def agents(incomplete: str) -> list[str]:
     """Agents of the configuration."""
-    return _offered(_keys("agents"), incomplete)
+    return _offered(keys("agents"), incomplete)
 
 
 def backends(incomplete: str) -> list[str]:
     """Backends of the configuration."""
-    return _offered(_keys("backends"), incomplete)
+    return _offered(keys("backends"), incomplete)
 
 
 def clients(incomplete: str) -> list[tuple[str, str]]:
@@ -56,7 +56,7 @@ def clients(incomplete: str) -> list[tuple[str, str]]:
 
 def wired(incomplete: str) -> list[str]:
     """Agents of which entries are wired, and those of the configuration."""
-    return _offered(iter([*(one.agent for one in _records()), *_keys("agents")]), incomplete)
+    return _offered(iter([*(one.agent for one in _records()), *keys("agents")]), incomplete)
 
 
 def undoable(incomplete: str) -> list[tuple[str, str]]:
@@ -103,7 +103,7 @@ def _offered(names: Iterator[str], incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete) and harmless(name)][:OFFERED]
 
 
-def _keys(section: str) -> Iterator[str]:
+def keys(section: str) -> Iterator[str]:
     """The keys right below a top-level key of a YAML file in block style; what is written otherwise is not seen."""
     try:
         with open(link.paths().config, encoding="utf-8", errors="replace") as file:

@@ -308,7 +308,7 @@ class Governor:
             ),
             servers_alive=self._nursery.alive,
             reaped_late=self._nursery.late,
-            pending=len(self._desk.pending()),
+            pending=self.waiting(),
             paused=self._standing.paused() if self._standing is not None else (),
             audit=shapes.AuditState(
                 seq=self._journal.last_seq,

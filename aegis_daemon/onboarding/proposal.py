@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
@@ -39,6 +40,8 @@ _MARK: Final = "aegis-setup-writes-here"
 _YAML_WORDS: Final = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n"))
 _REASON_MAX: Final = 90
 _LIKE_A_PATTERN: Final = "its name reads like a pattern, so it can have no limit"
+NEAR_MOST: Final = 2_000
+"""Names among which one is looked for that was mistyped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,10 @@ def changed_rows(rows: Sequence[Row], said: str) -> tuple[tuple[Row, ...], int, 
     how = _PATTERN if re.search(r"[*?\[]", what) and not any(_called(what, row) for row in rows) else _NAME
     made, count, kept = _set(rows, action, how, lambda row: _means(what, row))
     if not count and not kept:
-        raise Wrong(f"no class and no tool is called `{visible(what[:60])}`; the classes are {', '.join(CLASSES)}")
+        known = [*CLASSES, *(name for row in rows for name in (row.tool, f"{row.backend}.{row.tool}"))]
+        near = get_close_matches(what[:80], known[:NEAR_MOST], 1)
+        hint = f"did you mean `{visible(near[0])}`?" if near else f"the classes are {', '.join(CLASSES)}"
+        raise Wrong(f"no class and no tool is called `{visible(what[:60])}`; {hint}")
     if action == "allow" and count > 1 and any(_means(what, row) and row.risk in BY_ROW for row in rows):
         raise Wrong(f"`{visible(what[:60])}` means some of {', '.join(BY_ROW)}: let those through one by one")
     return made, count, kept

@@ -390,6 +390,24 @@ def test_clients_that_reach_one_server_alike_share_a_backend_whoever_has_its_nam
     assert found == {"claude-code": "remote", "cursor": "remote-cursor", "windsurf": "remote-cursor"}
 
 
+def test_one_server_under_two_names_is_one_backend_unless_the_configuration_names_both(
+    cursor: Path, user: Path, home: str, aegis: Aegis
+) -> None:
+    same = {"command": "npx", "args": ["server-everything"]}
+    (user / ".claude.json").write_text(servers(("everything", same)))
+    cursor.write_text(servers(("extra", same), ("other", {**same, "env": {"A": "1"}})))
+    done = aegis("agents", "wire", "--yes", "--no-probe", "--dry-run", "--json")
+    found = {row["server"]: row["backend_id"] for row in json.loads(done.stdout)}
+    assert found == {"everything": "everything", "extra": "everything", "other": "other"}
+    assert (
+        "`extra` of Cursor is the same server as the backend `everything`, so it is the backend `everything`"
+        in done.stderr
+    )
+    Path(home, "aegis.yaml").write_text("backends: {extra: {}}\n")
+    done = aegis("agents", "wire", "--yes", "--no-probe", "--dry-run", "--json")
+    assert {row["server"]: row["backend_id"] for row in json.loads(done.stdout)}["extra"] == "extra"
+
+
 def test_a_file_that_is_gone_is_forgotten_by_name(cursor: Path, user: Path, aegis: Aegis) -> None:
     wire(aegis)
     cursor.unlink()

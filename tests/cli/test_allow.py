@@ -295,3 +295,37 @@ def test_a_directory_that_takes_no_file_leaves_the_old_one(
     assert "no space left on device" in done.stderr
     assert text(keeper) == FILE
     assert sorted(name for name in os.listdir(os.path.dirname(keeper.path)) if "aegis.yaml" in name) == ["aegis.yaml"]
+
+
+def pinned(name: str) -> shapes.PinRow:
+    return shapes.PinRow(
+        backend_id="github", kind="tool", name=name, state="trusted", trusted=("a",), offered="a", seen_at="2026-01-31"
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ({"tool_name": "nonsense"}, ["`github` has no tool `nonsense` (2 are known)", "aegis tools list"]),
+        ({"tool_name": "delete_rpo"}, ["`github` has no tool `delete_rpo`", "did you mean `delete_repo`?"]),
+        ({"agent_id": "claud"}, ["there is no agent `claud`; did you mean `claude`?", "mend `--agent`"]),
+        ({"backend_id": "githb"}, ["there is no backend `githb`; did you mean `github`?", "mend `--backend`"]),
+    ],
+)
+def test_what_an_agent_mistyped_becomes_no_rule(
+    keeper: Keeper, aegis: Aegis, call: dict[str, Any], says: list[str]
+) -> None:
+    keeper.pin_rows += [pinned("delete_repo"), pinned("merge")]
+    keeper.call = call
+    for words in (["--dry-run"], ["--yes"], []):
+        done = aegis("allow", "c0ffee", *words)
+        assert done.exit_code == 1
+        assert done.stdout == ""
+        assert all(text in done.stderr for text in says)
+    assert text(keeper) == FILE
+
+
+def test_of_a_server_that_was_never_listed_any_tool_may_be_allowed(keeper: Keeper, aegis: Aegis) -> None:
+    keeper.call = {"backend_id": "gitlab", "tool_name": "nonsense"}
+    keeper.pin_rows += [pinned("delete_repo")]
+    assert aegis("allow", "c0ffee", "--dry-run").exit_code == 0

@@ -24,6 +24,7 @@ from aegis_daemon.audit.record import Admin, Approval, Denied, Intent, Outcome, 
 from aegis_daemon.audit.store import Reader, ensure_schema
 from aegis_daemon.audit.writer import WriterHandle
 from aegis_daemon.exports.log import Log
+from aegis_daemon.manage import api
 
 from .conftest import Aegis
 from .terminal import AEGIS
@@ -113,10 +114,13 @@ def test_what_agents_wrote_cannot_steer_the_terminal(aegis: Aegis) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_one_call_is_shown_with_its_records_by_the_beginning_of_its_id(aegis: Aegis) -> None:
+def test_one_call_is_shown_as_a_story_then_as_facts_by_the_beginning_of_its_id(aegis: Aegis) -> None:
     shown = aegis("audit", "show", "ccc").stdout
-    for text in (THREE, "boom", "arguments", "intent", "outcome"):
-        assert text in shown
+    order = [THREE, "sent to the backend", "boom", "agent ", "cursor", "github.delete_repo", "arguments"]
+    places = [shown.index(text) for text in order]
+    assert places == sorted(places)
+    for plain in ("would", "tenant", "False", "not_required", "rules allowed", "limits none"):
+        assert plain not in shown
     found = json.loads(aegis("audit", "show", THREE, "--json").stdout)
     assert [record["record"]["kind"] for record in found["records"]][-1] == "outcome"
     several = aegis("audit", "show", "a")
@@ -202,6 +206,26 @@ def test_records_that_the_daemon_speaks_of_and_the_file_lacks_are_missing(
     done = aegis("audit", "verify")  # its flush speaks of 12 records
     assert done.exit_code == 1
     assert "8 to 12" in done.stdout
+    assert aegis("audit", "verify", "--db", log).exit_code == 0
+
+
+def test_a_log_whose_newest_records_cannot_be_seen_is_not_said_to_be_whole(
+    served: Served, aegis: Aegis, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full() -> int:
+        await asyncio.sleep(0.3)
+        raise api.Unavailable("the store's disk is full", "make room")
+
+    monkeypatch.setattr("aegis_daemon.cli.audit.log.SLOW_S", 0.05)
+    served.governor.config_show = lambda: {"audit": {"db_path": None}}  # type: ignore[method-assign]
+    served.governor.flush_audit = full  # type: ignore[method-assign]
+    done = aegis("audit", "verify")
+    assert done.exit_code == 1
+    told = [done.stderr.index(text) for text in ("waiting for the daemon", "disk is full", "could not be looked at")]
+    assert told == sorted(told)
+    found = aegis("audit", "verify", "--json")
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["remarks"] == ["the newest records were not seen: the store's disk is full"]
     assert aegis("audit", "verify", "--db", log).exit_code == 0
 
 
@@ -304,7 +328,14 @@ def as_nobody(path: Path) -> Iterator[None]:
 def test_a_call_is_shown_by_the_number_of_a_record_as_tail_has_it(aegis: Aegis) -> None:
     assert THREE in aegis("audit", "show", "5").stdout
     assert THREE[:12] in aegis("audit", "tail", "-n", "1").stdout
-    assert aegis("audit", "show", "6").exit_code == 1  # no call's
+    assert THREE in aegis("audit", "show", "#5").stdout
+    for number in ("6", "#6"):  # no call's
+        none = aegis("audit", "show", number)
+        assert none.exit_code == 1
+        assert "record 6, " in none.stderr
+        assert "admin reload d; it belongs to no call" in none.stderr
+    assert "there is no record #99" in aegis("audit", "show", "#99").stderr
+    assert "no call `99`" in aegis("audit", "show", "99").stderr
     assert "judged_us" not in aegis("audit", "show", "5").stdout
     assert rows(aegis, "search", '"number": 7')  # as it is shown; stored without the space
 
@@ -315,6 +346,35 @@ def test_a_purged_log_says_so_instead_of_none(aegis: Aegis, log: str) -> None:
         db.execute("INSERT INTO leaves VALUES (7, x'00')")
         db.commit()
     assert "no call is kept (records 1 to 7 were purged)" in aegis("audit", "search").stderr
+
+
+def test_the_hint_to_allow_is_given_only_where_there_is_something_to_allow(aegis: Aegis, home: str, log: str) -> None:
+    hint = f"aegis allow {TWO[:12]}"
+    assert hint in aegis("audit", "show", TWO).stderr
+    with closing(sqlite3.connect(f"{home}/state.db", isolation_level=None)) as db:
+        db.execute("CREATE TABLE pins (backend, kind, name, state, trusted, text)")
+        db.execute("INSERT INTO pins VALUES ('github', 'tool', 'get_issue', 'changed', '[]', '')")
+    told = aegis("audit", "show", TWO).stderr
+    assert hint not in told
+    assert "`github` has no tool `drop\\x1b[2Jtable` (1 is known); there is nothing to allow" in told
+    Path(f"{home}/aegis.yaml").write_text("agents:\n  claud:\n    roles: []\n")
+    assert "there is no agent `claude`; did you mean `claud`?" in aegis("audit", "show", TWO).stderr
+
+
+def test_what_is_to_be_erased_is_looked_for_before_a_terminal_is_missed(
+    served: Served, aegis: Aegis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = aegis("audit", "erase", "abc")
+    assert asks.exit_code == 2
+    assert "asks on a terminal" in asks.stderr
+
+    async def none(ask: Any, *, by: str) -> Any:
+        raise api.NotFound("no call `zzz` in the audit log")
+
+    monkeypatch.setattr(served.governor, "erase_audit", none)
+    wrong = aegis("audit", "erase", "zzz")
+    assert wrong.exit_code == 1
+    assert "no call `zzz`" in wrong.stderr
 
 
 def test_what_changes_the_log_wants_a_daemon_where_nobody_knows_who_asks(aegis: Aegis, log: str) -> None:

@@ -85,3 +85,11 @@ def test_a_row_takes_one_line_as_far_as_ids_stay_whole(cells: list[list[str]], r
 )
 def test_a_file_that_cannot_be_written_comes_with_the_step_for_that(number: int, hint: str) -> None:
     assert hint in remedy(OSError(number, os.strerror(number), "/x"))
+
+
+def test_a_cell_that_is_long_does_not_move_the_columns_of_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"what": "a" * 300, "count": 1}, {"what": "b", "count": 2}]
+    console.show(rows, {"what": "what", "count": "count"}, "")
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert [line.index(digit) for line, digit in zip(lines, "12", strict=True)] == [head.index("COUNT")] * 2
+    assert lines[0].startswith("a" * 300)

@@ -59,6 +59,10 @@ def test_without_a_terminal_and_without_yes_nothing_is_decided(governor: MemoryG
     done = aegis("approve", "AAAA", input="y\n")
     assert done.exit_code == 2
     assert "--yes" in done.stderr
+    for word in ("approve", "reject"):
+        wrong = aegis(word, "AAAA", "XXXX")
+        assert wrong.exit_code == 1
+        assert "nothing that waits is called `XXXX`" in wrong.stderr
     assert not governor.decided
 
 

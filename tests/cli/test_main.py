@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from manage.memory import Served
 from typer.testing import CliRunner
 
-from aegis_daemon.cli import main
+from aegis_daemon.cli import helping, main
 from aegis_daemon.cli.completion import BASH
 from aegis_daemon.cli.main import COMMANDS, app
 
@@ -66,6 +67,30 @@ def test_the_help_names_arguments_and_not_what_python_makes_of_them(aegis: Aegis
     assert "Arguments:" in shown
     for ugly in ("<str>", "list[", "[[", "......"):
         assert ugly not in shown
+
+
+@pytest.mark.parametrize("path", helping.EXAMPLES)
+def test_an_example_in_the_help_is_a_command_with_options_that_are_there(aegis: Aegis, path: str) -> None:
+    example = helping.EXAMPLES[path]
+    assert f"Example: {example}\n" in aegis(*path.split(), "--help").stdout
+    words = shlex.split(example)
+    assert words[: 1 + len(path.split())] == ["aegis", *path.split()]
+    done = aegis(*words[1:], "--help")
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("group", ["audit", "agents", "config", "daemon", "policy", "tools"])
+def test_the_help_of_a_group_tells_whole_sentences(aegis: Aegis, group: str) -> None:
+    shown = aegis(group, "--help").stdout
+    assert "..." not in shown.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [("approve", "ID…"), ("mode", "[MODE]"), ("policy validate", "[FILE…]"), ("audit erase", "[CALL…]")],
+)
+def test_the_usage_line_can_be_read(aegis: Aegis, words: str, usage: str) -> None:
+    assert aegis(*words.split(), "--help").stdout.startswith(f"Usage: aegis {words} [OPTIONS] {usage}\n")
 
 
 @pytest.mark.parametrize("words", READING)

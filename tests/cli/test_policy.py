@@ -146,6 +146,12 @@ def test_policies_and_rules_are_held_against_the_tools_that_are_pinned(aegis: Ae
     mended = aegis("policy", "validate", "--config", config)
     assert mended.exit_code == 0
     assert "held against 1 tool" in mended.stderr
+    bare = FITTED[: FITTED.index("policy:")]
+    Path(config).write_text(bare)
+    assert aegis("policy", "validate", "--config", config).stderr == "there are no policies\n"
+    Path(config).write_text(bare + FITTED[FITTED.index("constraints:") :])
+    said = aegis("policy", "validate", "--config", config).stderr
+    assert said == "there are no policies; the rules on arguments were held against 1 tool\n"
 
 
 def test_what_a_daemon_keeps_and_cannot_be_read_is_told(aegis: Aegis, home: str, config: str) -> None:
@@ -189,3 +195,14 @@ def test_names_that_the_file_does_not_have_are_told(aegis: Aegis, config: str) -
     assert "did you mean `files`?" in done.stderr
     assert "did you mean `bot`?" in done.stderr
     assert "--agent" in aegis("policy", "explain", "files.get", "--config", config).stderr
+
+
+def test_a_tool_that_the_server_does_not_have_is_told_with_the_one_that_was_meant(
+    aegis: Aegis, home: str, config: str
+) -> None:
+    pin(home, {"type": "object"})
+    done = aegis("policy", "explain", "files.gett", "--agent", "bot", "--config", config)
+    assert "`files` has no tool `gett`; did you mean `get`?" in done.stderr
+    other = aegis("policy", "explain", "files.zzzz", "--agent", "bot", "--config", config)
+    assert "`files` has no tool `zzzz`; 1 other is known" in other.stderr
+    assert "no tool" not in aegis("policy", "explain", "files.get", "--agent", "bot", "--config", config).stderr

@@ -186,6 +186,50 @@ def test_a_question_mark_tells_what_the_answers_mean(monkeypatch: pytest.MonkeyP
     assert "observe: every call passes" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("word", ["q", "quit", "Q"])
+def test_a_person_can_leave_at_a_question(user: Path, home: str, word: str) -> None:
+    cursor(user, work=("get_a", "delete_b"))
+    before = tree(user, home)
+    with Terminal("setup", PATH="/usr/bin:/bin") as screen:
+        screen.expect("change", BOUND_S)
+        screen.send(f"{word}\r")
+        assert screen.end() == 1
+        assert "nothing was changed" in strip(screen.shown)
+    assert tree(user, home) == before
+
+
+def test_what_only_reads_is_told_in_a_line_until_a_person_asks_for_all(user: Path, home: str, aegis: Aegis) -> None:
+    reads = tuple(f"get_{at}" for at in range(12))
+    path = cursor(user, work=(*reads, "delete_b"))
+    with Terminal("setup", PATH="/usr/bin:/bin") as screen:
+        shown = strip(screen.expect("change:", BOUND_S))
+        assert "asking 1 server" in shown
+        assert "Cursor: work: 13 tools" in shown
+        assert "read · allow: 12 tools" in shown
+        assert f"work: {', '.join(reads)}" in shown.replace("\r\n      ", " ")
+        assert "60/minute" not in shown
+        screen.send("show\r")
+        assert strip(screen.expect("change:")).count("60/minute") == 12
+        screen.send("q\r")
+        assert screen.end() == 1
+    whole = aegis("setup", "--dry-run").stdout
+    assert sum(line.startswith("work ") for line in whole.splitlines()) == 13
+    short = aegis("setup", "--yes")
+    assert short.exit_code == 0, short.stderr
+    assert "tool_allowlist" not in short.stdout
+    assert f"in {home}/aegis.yaml (new): " in short.stdout
+    assert f"Cursor, {path}: `work` will be wired" in short.stdout
+    assert len(short.stdout.splitlines()) < 10
+    assert aegis("daemon", "stop").exit_code == 0
+
+
+def test_a_server_that_cannot_start_is_named_with_its_client_and_file(user: Path, aegis: Aegis) -> None:
+    path = user / ".cursor" / "mcp.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"mcpServers": {"work": {"command": "/no/such/program"}}}))
+    assert f"Cursor: work ({path}): " in aegis("setup", "--dry-run").stderr
+
+
 def test_what_was_so_already_does_not_count_as_changed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from aegis_daemon.onboarding.proposal import propose
     from aegis_daemon.onboarding.risk import Judged
@@ -206,7 +250,7 @@ def test_on_a_narrow_terminal_nothing_of_a_row_is_cut(user: Path) -> None:
         assert screen.end(BOUND_S) == 0
         shown = strip(screen.shown)
     assert f"work.{name}" in shown.replace("\r\n", "\n").replace("\n", "")
-    assert "destroy · ask · the word `delete`" in shown
+    assert shown.index("destroy · ask\r\n") < shown.index("work.delete_b · ")
 
 
 def test_an_interrupt_while_servers_are_asked_is_told(user: Path, home: str) -> None:
@@ -235,11 +279,21 @@ def test_a_configuration_with_faults_is_not_built_upon(user: Path, home: str, ae
 
 @pytest.mark.parametrize(
     "words",
-    [("--url", "ftp://x"), ("--url", "https://x/mcp", "--server", "work"), ("--agent", "a b"), ("--client", "cursr")],
+    [
+        ("--url", "ftp://x"),
+        ("--url", "notaurl"),
+        ("--url", "http://[x"),
+        ("--url", "https://x/mcp", "--server", "work"),
+        ("--agent", "a b"),
+        ("--client", "cursr"),
+    ],
 )
 def test_what_makes_no_sense_is_told(user: Path, aegis: Aegis, words: tuple[str, ...]) -> None:
     cursor(user, work=("get_a",))
-    assert aegis("setup", "--dry-run", *words).exit_code == 2
+    for more in ((), ("--dry-run",)):
+        done = aegis("setup", *more, *words)
+        assert done.exit_code == 2
+        assert "terminal" not in done.stderr
 
 
 def test_whoever_leads_entries_to_another_daemon_is_asked_of_by_the_one_that_they_lead_to(
@@ -298,7 +352,7 @@ def test_rules_are_changed_by_class_and_by_tool_and_shown_before(user: Path, hom
         screen.expect("change", BOUND_S)
         for said, told in (
             ("destroy allow", "tool by tool only"), ("write allow", "2 changed"), ("work.create_d ask", "1 changed"),
-            ("delete_b deny", "1 changed"), ("nonsense", "write a class"), ("write deny", "1 changed"),
+            ("delete_b deny", "1 changed"), ("nonsense", "write a class"), ("write deny", "1 changed"), ("delte_b ask", "did you mean `delete_b`?"),
             ("show", "delete_b"), ("write allow", "work.create_d stays ask"),
         ):  # fmt: skip
             screen.send(f"{said}\r")

@@ -259,6 +259,7 @@ def test_killed_while_a_ticket_waits_without_its_client(homes: Callable[..., Hom
     before = left(home, agent)
     if approved:
         home.decide(before["id"])
+    assert home.ask("status")["pending"] == (0 if approved else 1)
     kill_daemon(home)
     (after,) = home.pending()
     assert (after["id"], after["state"]) == (before["id"], "approved" if approved else "pending")

@@ -77,7 +77,7 @@ class MemoryGovernor:
     def status(self) -> shapes.Status:
         return shapes.Status(
             version="9.9.9", pid=os.getpid(), uptime_s=61, tier="advisory", mode=self.mode_is, config="/c/aegis.yaml",
-            config_digest="d" * 64, socket="/r/aegis.sock", durability="full", pending=len(self.tickets), paused=tuple(self.pauses),
+            config_digest="d" * 64, socket="/r/aegis.sock", durability="full", pending=sum(row.state == "pending" for row in self.tickets), paused=tuple(self.pauses),
             sessions=(
                 shapes.Session(
                     session="s1", agent_id="claude\x1b[31m", backend_id="github", way="relay", era="legacy",

@@ -185,7 +185,8 @@ def _backend_names(
         usual = plans.backend_name(entry.name)
         before = record.backend if record is not None else claimed if plans.backend_name(claimed) == claimed else ""
         alike = [name for name, others in work.servers.items() if any(_same(one, server) for one in others)]
-        for name in _candidates(usual, agent, before, alike):
+        known = usual in work.servers
+        for name in _candidates(usual, agent, before, alike, known=known):
             there = work.servers.setdefault(name, [])
             if not there or any(one.is_also(server) for one in there):
                 break
@@ -197,8 +198,10 @@ def _backend_names(
             says = f"names the backend `{visible(claimed)}`, which is another server"
             _once(work, f"{of} {says}, so it is the backend `{visible(name)}`")
         elif name != usual and said is None and record is None:
-            of = f"`{visible(entry.name)}` of {target.client.name}"
-            _once(work, f"{of} is another server than the backend `{usual}`, so it is the backend `{visible(name)}`")
+            of, why = f"`{visible(entry.name)}` of {target.client.name}", f"another server than the backend `{usual}`"
+            if not known:
+                why = f"the same server as the backend `{visible(name)}`"
+            _once(work, f"{of} is {why}, so it is the backend `{visible(name)}`")
     return found
 
 
@@ -207,12 +210,17 @@ def _same(one: Server, other: Server) -> bool:
     return replace(one, ruled=False) == replace(other, ruled=False)
 
 
-def _candidates(usual: str, agent: str, before: str, alike: Iterable[str]) -> Iterator[str]:
-    """Names for a backend, the best first. `alike`: backends that are that server already."""
+def _candidates(usual: str, agent: str, before: str, alike: Iterable[str], *, known: bool) -> Iterator[str]:
+    """Names for a backend, the best first. `alike`: backends that are that server already.
+
+    `known`: the usual name is a backend's. Where it is none's, a server that has another name already keeps that.
+    """
     if before:
         yield before
-    yield usual
+    if known:
+        yield usual
     yield from alike
+    yield usual
     own = f"{usual[: plans.NAME_MAX - len(agent) - 6]}-{agent}"
     yield own
     yield from (f"{own}-{number}" for number in itertools.count(2))
@@ -333,15 +341,20 @@ def missing(names: set[str] | None, plans: list[Plan], found: list[Target]) -> N
         )
 
 
-def show_changes(work: Work, rows: list[Row], left: list[tuple[Plan, Left]], *, as_json: bool) -> None:
-    """Everything that is going to change, and what stays and why."""
+def show_changes(
+    work: Work, rows: list[Row], left: list[tuple[Plan, Left]], *, brief: bool = False, as_json: bool
+) -> None:
+    """Everything that is going to change (`brief`: without its lines), and what stays and why."""
     from aegis_daemon.config.edit import difference as config_difference
 
     if work.config_new != work.config_old and rows:
         new = "" if work.config_old else " (new)"
-        heading(f"in {visible(work.paths.config)}{new}:", as_json=as_json)
-        if not as_json:
-            show_difference(config_difference(work.config_old.decode(), work.config_new.decode()))
+        lines = config_difference(work.config_old.decode(), work.config_new.decode())
+        more, less = (sum(line[:1] == sign for line in lines) for sign in "+-")
+        counts = f" {more} new line{'s' * (more != 1)}" + (f", {less} gone" if less else "") if brief else ""
+        heading(f"in {visible(work.paths.config)}{new}:{counts}", as_json=as_json)
+        if not as_json and not brief:
+            show_difference(lines)
     for path in work.secrets:
         say(f"{visible(path)} will be made, for nobody else to read: it holds a secret that the configuration names")
     for plan in work.plans:
@@ -349,7 +362,7 @@ def show_changes(work: Work, rows: list[Row], left: list[tuple[Plan, Left]], *, 
             note = f" ({visible(change.note)})" if change.note else ""
             what = f"{plan.client.name}, {visible(plan.path)}: `{visible(change.name)}`"
             heading(f"{what} {_becomes(change)}{note}", as_json=as_json)
-            if not as_json:
+            if not as_json and not brief:
                 show_difference(difference(change.keys, change.before, change.after))
     for plan, one in left:
         say(f"{visible(plan.path)}: `{visible(one.name)}` stays as it is: {visible(one.why)}")

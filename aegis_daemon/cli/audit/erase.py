@@ -48,8 +48,6 @@ def erase(
         )
     if len(note) > NOTE_MAX:
         raise Problem(f"the note has {len(note)} characters", f"{NOTE_MAX} are kept; shorten it", USAGE)
-    if not yes and not dry_run and not interactive():
-        raise Problem("`aegis audit erase` asks on a terminal, and this is none", "pass `--yes`", USAGE)
     which: dict[str, Any] = {
         "ids": ids or [],
         "agent": agent,
@@ -69,6 +67,8 @@ def erase(
         else:
             say("nothing to erase: no such call has arguments or results")
         return 0
+    if not yes and not dry_run and not interactive():
+        raise Problem("`aegis audit erase` asks on a terminal, and this is none", "pass `--yes`", USAGE)
     say(f"{found['bodies']} arguments and results of {found['calls']} calls would be gone")
     say("the records stay, and with them names of tools, URIs of resources, ids of requests and error texts")
     for place in found["elsewhere"]:

@@ -80,7 +80,7 @@ def export(
             return False
         return not wants or _concerns(event, wants)
 
-    path = db if db is not None else usual()[0]
+    path = db if db is not None else usual().path
     with reading(path):
         pass  # says it as everywhere else where there is no such log, or none that this version reads
     if format == "parquet":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -28,6 +29,8 @@ NAMES: Final = {
     "tenant": "tenant_id",
 }
 """fields of a record → the names that rows have everywhere else"""
+SLOW_S: Final = 1.0
+"""After that a person is told what is being waited for."""
 WHO: Final = ("agent_id", "backend_id", "tool_name", "method")
 Db = Annotated[
     str | None, typer.Option("--db", metavar="FILE", help="Another audit database, such as a copy; else the usual one.")
@@ -38,7 +41,7 @@ Count = Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="A
 @contextmanager
 def opened(db: str | None) -> Iterator[Reader]:
     """The log's reader, with all that a running daemon has recorded by now. Raises `Problem`."""
-    with reading(db or usual()[0]) as reader:
+    with reading(db or usual().path) as reader:
         yield reader
 
 
@@ -58,11 +61,26 @@ def reading(path: str) -> Iterator[Reader]:
         raise Problem(f"the audit store `{path}` cannot be read: {error}", "read a copy of it that is whole") from None
 
 
-def usual() -> tuple[str, int | None]:
-    """Where the log is (as the running daemon says, else the configuration), and a record that must be in it."""
+class Usual(NamedTuple):
+    """Where the log is (as the running daemon says, else the configuration), and a record that must be in it.
+
+    `missing`: why the newest records of a daemon that runs may not be in it.
+    """
+
+    path: str
+    newest: int | None = None
+    missing: str = ""
+
+
+def usual() -> Usual:
+    """The log of this installation, once all that was recorded by now is in it."""
     paths = link.paths()
     found: str | None = None
     newest: int | None = None
+    missing = ""
+    waits = threading.Timer(SLOW_S, say, ["waiting for the daemon to write what it has recorded to the store …"])
+    waits.daemon = True
+    waits.start()
     try:
         with link.connect() as daemon:
             found = daemon.call("config_show")["audit"]["db_path"]
@@ -75,8 +93,11 @@ def usual() -> tuple[str, int | None]:
         except ConfigFaults:
             say(f"the configuration has faults (`aegis config validate`); reading {visible(paths.audit_db)}")
     except Refused as refused:
-        say(f"the newest records may be missing: {visible(refused.message)}")
-    return found or paths.audit_db, newest
+        missing = refused.message
+        say(f"the newest records may be missing: {visible(missing)}")
+    finally:
+        waits.cancel()
+    return Usual(found or paths.audit_db, newest, missing)
 
 
 def micros(text: str | None) -> int | None:

@@ -87,11 +87,11 @@ def stats(
         names = {"name": by if by != "policy" else "rule", "calls": "calls", "success": "ran", "error": "failed"}
         names |= {"denied": "refused", "unknown": "unknown", "pending": "waits", "would": "would be refused"}
         if by != "policy":
-            names |= {"exec": "p50 / p95 / p99", "queue": "queued", "approval": "for a person"}
+            names |= {"exec": "took", "queue": "queued", "approval": "for a person"}
         empty = "no call was recorded in that time"
         show(rows, names, (nobody(agent=agent, backend=backend) if db is None else "") or empty)
         if rows and by != "policy":
-            say("times: half, 19 of 20 and 99 of 100 calls within; how long in the queue and for a person likewise")
+            say("times are p50 / p95 / p99: half of the calls, 95 and 99 of 100 took no longer")
     if refused and by != "policy":
         print("\ntop denials")
         show(

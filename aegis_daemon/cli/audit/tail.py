@@ -55,7 +55,7 @@ def tail(
             return False
         return all(fnmatchcase(str(row.get(field) or ""), str(want)) for field, want in wants)
 
-    path = db or usual()[0]
+    path = db or usual().path
     try:
         with opened(path) as reader:
             # Filters leave few of many: look back far enough that there is something to show.

@@ -17,7 +17,7 @@ import msgspec
 import typer
 
 from aegis_daemon.cli import link
-from aegis_daemon.cli.audit.log import Db, opened, reading, usual
+from aegis_daemon.cli.audit.log import Db, Usual, opened, reading, usual
 from aegis_daemon.cli.console import DONE, USAGE, WRONG, Problem, complain, emit, rich, say, visible
 from aegis_daemon.cli.options import Json
 
@@ -61,9 +61,9 @@ def verify(
     db: Db = None,
     as_json: Json = False,
 ) -> int:
-    """Recompute every hash, link, body, call row and checkpoint of the log. 1 where anything was changed."""
-    path, newest = (db, None) if db is not None else usual()
-    remarks: list[str] = []
+    """Recompute every hash, link, body, call row and checkpoint of the log. 1 where anything was changed or unseen."""
+    path, newest, unseen = Usual(db) if db is not None else usual()
+    remarks: list[str] = [f"the newest records were not seen: {unseen}"] if unseen else []
     trust = _trust(path, trusted or [], trusted_key, remarks, own=db is None)
     with reading(path) as reader:
         if sys.stderr.isatty() and not as_json:
@@ -84,7 +84,7 @@ def verify(
     if as_json:
         remarks += [nothing] if nothing else []
         emit({**msgspec.to_builtins(report), "unwitnessed": report.unwitnessed, "remarks": remarks})
-        return WRONG if report.faults or missing or (nothing and not fresh) else DONE
+        return WRONG if report.faults or missing or unseen or (nothing and not fresh) else DONE
     for remark in remarks:
         say(f"note: {visible(remark)}")
     for fault in report.faults[:SHOWN]:
@@ -106,6 +106,9 @@ def verify(
         say(nothing)
     else:
         _tell(report, since, given=trust.key is not None, own=bool(trust.ring))
+    if unseen:
+        complain("the newest records of the log could not be looked at", "see `aegis status`")
+        return WRONG
     if missing:
         complain(
             "no witness has seen any of this log",

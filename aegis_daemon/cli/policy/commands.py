@@ -65,7 +65,12 @@ def validate(
         say(f"{len(faults)} fault{'s' * (len(faults) != 1)} found; nothing was changed")
         return WRONG
     valid = f"{count} polic{'y is' if count == 1 else 'ies are'} valid" if count else "there are no policies"
-    say(valid + (f", and held against {tools} tool{'s' * (tools != 1)}" if tools else ""))
+    against = f"held against {tools} tool{'s' * (tools != 1)}"
+    if tools and count:
+        valid += f", and {against}"
+    elif tools and loaded.config.constraints:
+        valid += f"; the rules on arguments were {against}"
+    say(valid)
     return DONE
 
 
@@ -155,7 +160,8 @@ def explain(
     agent, backend, method, params = _asked(call, agent, args, method, db)
     loaded = checked(config).config
     try:
-        runtime = fitted(build(loaded, ""), loaded, Pinned(link.paths(config).state_db))
+        pinned = Pinned(link.paths(config).state_db)
+        runtime = fitted(build(loaded, ""), loaded, pinned)
     except Unread as error:
         raise Problem(str(error), "start the daemon once, which mends or refuses it") from None
     try:
@@ -181,21 +187,27 @@ def explain(
             else ""
         )
         print(visible(f"{'allowed' if verdict == 'allow' else 'refused' if decided else 'held'}{by}"))
-        for note in _unknown(loaded, agent, backend):
+        tool = str(params.get("name", "")) if method == "tools/call" else ""
+        for note in _unknown(loaded, agent, backend, tool, pinned.tools().get(backend, set())):
             say(note)
         if runtime.pipeline.observe and decided is not None:
             say("mode is `observe`: it would pass, and be recorded as refused")
     return WRONG if verdict == "deny" else DONE
 
 
-def _unknown(config: Any, agent: str, backend: str) -> list[str]:
-    """Names that the file does not have, for people."""
+def _unknown(config: Any, agent: str, backend: str, tool: str, tools: set[str]) -> list[str]:
+    """Names that the file does not have, and a tool that the server does not, as far as that is known; for people."""
     told = []
     for what, name, known in (("agent", agent, config.agents), ("backend", backend, config.backends)):
         if name not in known:
             near = difflib.get_close_matches(name[:80], list(known)[:1000], 1)
             hint = f"; did you mean `{visible(near[0])}`?" if near else ""
             told.append(f"the file names no {what} `{visible(name)}`{hint}")
+    if tool and tools and tool not in tools:
+        near = difflib.get_close_matches(tool[:80], sorted(tools)[:2000], 1)
+        known = "1 other is known" if len(tools) == 1 else f"{len(tools)} others are known"
+        hint = f"did you mean `{visible(near[0])}`?" if near else known
+        told.append(f"`{visible(backend)}` has no tool `{visible(tool)}`; {hint}")
     return told
 
 

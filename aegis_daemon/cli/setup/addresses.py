@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from aegis_daemon.cli.agents import configuration, planning
 from aegis_daemon.cli.agents import files as agents_files
@@ -43,10 +43,10 @@ class Given:
         return "URL" if configuration.secretive(self.entry.url) else shlex.quote(self.entry.url)
 
 
-def given(url: str, config: Any, agent: str | None) -> Given:
-    """The server at an address, and a backend's name for it. Raises `Problem`."""
-    parts = urlsplit(url)
+def checked(url: str) -> SplitResult:
+    """The parts of a server's address. Raises `Problem` where it is none."""
     try:
+        parts = urlsplit(url)
         good = parts.scheme in ("http", "https", "ws", "wss") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
@@ -54,6 +54,12 @@ def given(url: str, config: Any, agent: str | None) -> Given:
         raise Problem(
             f"`{visible(plain_word(url), 80)}` is no address of a server", "write it like `https://host/mcp`", USAGE
         )
+    return parts
+
+
+def given(url: str, config: Any, agent: str | None) -> Given:
+    """The server at an address, and a backend's name for it. Raises `Problem`."""
+    parts = checked(url)
     known = config.backends if config is not None else {}
     there = next((name for name, one in known.items() if one.url is not None and text(one.url) == url), "")
     name = there or _name(parts.hostname or "")

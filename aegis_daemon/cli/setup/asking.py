@@ -70,9 +70,11 @@ def asked(found: Found, trusted: frozenset[str]) -> None:
     }
 
     called: dict[object, dict[str, None]] = {}
+    files: dict[object, dict[str, None]] = {}
     for path in waiting:
         if path.server is not None:
-            called.setdefault(path.server.key, {})[path.backend] = None
+            called.setdefault(path.server.key, {})[_named(path)] = None
+            files.setdefault(path.server.key, {})[path.file] = None
 
     def told(server: Server, offer: Offer) -> None:
         name = visible(", ".join(called[server.key]))
@@ -86,7 +88,8 @@ def asked(found: Found, trusted: frozenset[str]) -> None:
             if offer.more:
                 tell(f"    {counted(offer.more, 'tool')} more than anybody reads: not looked at, and so refused")
         else:
-            tell(f"  {name}: {visible(offer.why)}")
+            where = ", ".join(visible(file) for file in files[server.key] if file)
+            tell(f"  {name}{f' ({where})' if where else ''}: {visible(offer.why)}")
             tell(f"    {visible(offer.fix)}")
 
     def waits(server: Server) -> None:
@@ -108,6 +111,11 @@ def asked(found: Found, trusted: frozenset[str]) -> None:
         if path.client is not None or path.known:
             only_new(found, path)
     _without_the_silent(found)
+
+
+def _named(path: Route) -> str:
+    """A server with the client whose it is."""
+    return path.backend if path.client is None else f"{path.client.name}: {path.name}"
 
 
 def only_new(found: Found, path: Route) -> None:

@@ -7,16 +7,17 @@ what only reads passes and the rest waits for a person, so that nothing has to r
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
-from aegis_daemon.cli.agents import planning
+from aegis_daemon.cli.agents import files, planning
 from aegis_daemon.cli.console import USAGE, WRONG, Problem, interactive, visible
 from aegis_daemon.cli.decision import guard, guard_named
 from aegis_daemon.cli.names import clients as client_names
 from aegis_daemon.cli.options import Json, new_app
-from aegis_daemon.cli.setup import asking, doing, finding, rules
+from aegis_daemon.cli.setup import addresses, asking, doing, finding, rules
 from aegis_daemon.cli.setup.questions import tell
 
 app = new_app()
@@ -62,14 +63,18 @@ def setup(
     Nothing changes before you have seen all of it and agreed. Running it again is safe: it asks of what is new alone,
     and leaves rules that are there. `aegis agents undo` gives the clients' files back.
     """
-    if not (yes or dry_run or interactive()):
-        raise Problem("`aegis setup` asks on a terminal, and this is none", "pass `--yes`, or `--dry-run`", USAGE)
     if agent is not None and not planning.ID.fullmatch(agent):
         raise Problem(f"`{visible(agent, 60)}` cannot be an agent's id", "use letters, digits, `-`, `_` or `.`", USAGE)
     if url is not None and server:
         raise Problem("`--url` and `--server` both name a server", "give one of them", USAGE)
     if file is not None and client and len(client) > 1:
         raise Problem("one `--file`, and several clients", "name one client, or none", USAGE)
+    if url is not None:
+        addresses.checked(url)
+    for name in client or []:
+        files.client_of(name)
+    if not (yes or dry_run or interactive()):
+        raise Problem("`aegis setup` asks on a terminal, and this is none", "pass `--yes`, or `--dry-run`", USAGE)
     asks = not (yes or dry_run)
     guard("wire")
     found = finding.find(url, file, client or [], server, agent, asks=asks)
@@ -78,7 +83,7 @@ def setup(
         tell("nothing was started, and nothing was changed")
         return WRONG
     asking.asked(found, frozenset(trust or ()))
-    rules.shown_rows(found, as_json=as_json)
+    rules.shown_rows(found, whole=dry_run and not sys.stdout.isatty(), as_json=as_json)
     if asks and any(path.rows for path in found.paths):
         rules.changed_by_person(found)
     rules.given_to_clients(found, asks=asks)

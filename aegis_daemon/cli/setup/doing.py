@@ -35,7 +35,10 @@ def done(found: Found, *, asks: bool, dry_run: bool, as_json: bool) -> int:
         heading(f"in {visible(work.paths.config)}{'' if work.config_old else ' (new)'}:", as_json=as_json)
         if not as_json:
             show_difference(difference(work.config_old.decode(), work.config_new.decode()))
-    planning.show_changes(work, rows, found.left, as_json=as_json)
+    brief = not asks and not dry_run
+    planning.show_changes(work, rows, found.left, brief=brief, as_json=as_json)
+    if brief and rows:
+        tell("`--dry-run` shows each line before it is written, `--json` what became of each tool")
     for line in found.kept:
         tell(line)
     silent = [path for path in found.paths if path.offer is not None and not path.offer.ok and path.offer.asked]

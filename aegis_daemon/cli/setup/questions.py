@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = {"backend": "server", "tool": "tool", "class": "class", "proposal": "proposal", "why": "why"}
 _NARROWEST: Final = 20
+FOLDED: Final = 4
+"""So many tools that read and pass are told in a line for each server, until a person asks for all."""
+LEAVE: Final = ("q", "quit", "exit")
 LINKS_PORT: Final = 18071
 HELP: Final = """\
   write allow             every tool of that class: destroy, execute, money, message, write, unknown, read
   github.create_issue deny    one tool; without `github.` of whichever server; `*` stands for any text
   what you said of a tool by its name stays when you change its class
   allow: passes · ask: waits for your yes, each time · deny: hidden, and refused by name
-  show: the table again · Enter: go on"""
+  show: the table again, with every tool · Enter: go on · q: leave, and nothing is changed"""
 
 
 @dataclass(frozen=True)
@@ -65,29 +69,42 @@ def _width() -> int:
     return max(_NARROWEST, shutil.get_terminal_size().columns - 1)
 
 
-def table(rows: Sequence[Row], unasked: Mapping[str, str]) -> None:
-    """The rows on stdout, and the servers whose tools nobody knows, with why. Nothing is cut.
+def table(rows: Sequence[Row], unasked: Mapping[str, str], *, whole: bool = True) -> None:
+    """The rows on stdout by class, worst first, and the servers whose tools nobody knows, with why. Nothing is cut.
 
-    Where a line of the table would not fit, each row takes several.
+    Where a line of the table would not fit, each class is a heading. `whole`: what reads and passes is not folded.
     """
+    from aegis_daemon.onboarding.risk import CLASSES
+
+    reads = [row for row in rows if row.risk == "read" and row.action == "allow"]
+    folded = [] if whole or len(reads) < FOLDED else reads
     shown = [
         {
             "backend": row.backend, "tool": row.tool, "class": row.risk,
             "proposal": row.action + (f" ({row.limit})" if row.limit else ""), "why": row.why,
         }
-        for row in rows
+        for row in sorted(rows, key=lambda row: CLASSES.index(row.risk)) if not (folded and row in reads)
     ]  # fmt: skip
     shown += [
         {"backend": name, "tool": "(any)", "class": "unknown", "proposal": "ask", "why": why}
         for name, why in unasked.items()
     ]
     if shown and not _fits(shown):
-        for line in shown:
-            print(visible(f"{line['backend']}.{line['tool']}"))
-            about = visible(f"{line['class']} · {line['proposal']} · {line['why']}")
-            print(_broken(about, "    ", "    ") if sys.stdout.isatty() else f"    {about}", flush=True)
-        return
-    show(shown, COLUMNS, "the servers have no tools")
+        for (risk, proposal), group in groupby(shown, key=lambda line: (line["class"], line["proposal"])):
+            print(f"{risk} · {proposal}")
+            for line in group:
+                _wrapped(visible(f"{line['backend']}.{line['tool']} · {line['why']}"))
+    elif shown or not folded:
+        show(shown, COLUMNS, "the servers have no tools")
+    if folded:
+        print(f"read · allow: {counted(len(folded), 'tool')}")
+        for name, group_of in groupby(sorted(folded, key=lambda row: row.backend), key=lambda row: row.backend):
+            _wrapped(f"{visible(name)}: {', '.join(visible(row.tool) for row in group_of)}")
+
+
+def _wrapped(text: str) -> None:
+    """A line on stdout below a heading."""
+    print(_broken(text, "      ", "  ") if sys.stdout.isatty() else f"  {text}", flush=True)
 
 
 def _fits(shown: Sequence[Mapping[str, str]]) -> bool:
@@ -101,14 +118,17 @@ def rows(given: tuple[Row, ...], unasked: Mapping[str, str]) -> tuple[Row, ...]:
     """The rows once a person is content with them."""
     from aegis_daemon.onboarding.proposal import Wrong, changed_rows
 
-    tell("Enter takes this; `write allow` or `SERVER.TOOL deny` changes a class or a tool; `?` tells more")
+    tell(
+        "Enter takes this; `write allow` or `SERVER.TOOL deny` changes a class or a tool; `show` lists every tool, "
+        "`?` tells more, `q` leaves"
+    )
     while True:
         said = _line("change")
         if not said:
             return given
-        if said in ("?", "help", "h"):
+        if said.lower() in ("?", "help", "h"):
             tell(HELP)
-        elif said in ("show", "s"):
+        elif said.lower() in ("show", "s"):
             table(given, unasked)
         else:
             try:
@@ -140,7 +160,10 @@ def mode() -> str:
 
 
 def _line(what: str, default: str = "") -> str:
-    return str(typer.prompt(what, default=default, show_default=bool(default), err=True)).strip()
+    said = str(typer.prompt(what, default=default, show_default=bool(default), err=True)).strip()
+    if said.lower() in LEAVE:
+        raise typer.Abort
+    return said
 
 
 def _one_of(what: str, choices: Sequence[str], default: str, means: Mapping[str, str] | None = None) -> str:

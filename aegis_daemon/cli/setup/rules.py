@@ -32,11 +32,11 @@ def _unasked(found: Found) -> dict[str, str]:
     return {name: offer.why for name, offer in offers.items() if not offer.ok and not offer.asked}
 
 
-def shown_rows(found: Found, *, as_json: bool) -> None:
-    """What is proposed, as a table and in figures."""
+def shown_rows(found: Found, *, whole: bool, as_json: bool) -> None:
+    """What is proposed, as a table and in figures. `whole`: every tool has a line."""
     rows, unasked = every_row(found), _unasked(found)
     if (rows or unasked) and not as_json:
-        questions.table(rows, unasked)
+        questions.table(rows, unasked, whole=whole)
     if rows or unasked:
         counts = {action: sum(row.action == action for row in rows) for action in ("allow", "ask", "deny")}
         counts["ask"] += len(unasked)  # each call there waits
