@@ -250,7 +250,9 @@ def test_numbers_are_never_used_again(make_play: MakePlay) -> None:
 
 
 def test_a_request_of_another_kind_than_a_tool_travels_the_same_way(make_play: MakePlay) -> None:
-    s = make_play().session().handshake()
+    play = make_play()
+    play.owns("t")
+    s = play.session().handshake()
     for method, params in (
         ("resources/read", {"uri": "file:///a"}),
         ("prompts/get", {"name": "p"}),
