@@ -671,7 +671,8 @@ class Server(Section):
         default=256, description="Calls that one session may have open, at most 270; more are refused."
     )
     max_sessions_agent: Count = Field(
-        default=256, description="Sessions, each with a server of its own, that one agent may have."
+        default=256,
+        description="Sessions that one agent may have; one at its own address counts once, with all of its servers.",
     )
     max_in_flight_agent: Count = Field(
         default=1024, description="Calls that one agent may have open over all its sessions."

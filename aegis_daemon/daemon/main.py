@@ -293,7 +293,7 @@ class Daemon:
             links_key=links_key,
             changes=self._approved,
             http=lambda: self._network.address,
-            unserved=lambda: self._network.trouble,
+            unserved=lambda: (*self._network.trouble, *self._sessions.warnings()),
             orders=self._orders,
             pins=self._pins,
             notifier=self._notifier,

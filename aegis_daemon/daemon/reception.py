@@ -165,9 +165,18 @@ class Reception:
 
         def open_branch(name: str, branch: Client) -> Conversation:
             planned = plan_remote(principal, name, self._shell.runtime, os.environ)
-            return self._sessions.open(planned, branch, client.way, shared=shared)
+            return self._sessions.open(planned, branch, client.way, shared=shared, leg=True)
 
+        try:
+            self._sessions.enter(principal.agent)
+        except Refused as refused:
+            raise self._no_session(principal, refused) from None
         self._count += 1
+
+        def ended(hub: Hub) -> None:
+            self._hubs.discard(hub)
+            self._sessions.leave(principal.agent)
+
         hub = Hub(
             f"h{self._count:x}-{os.urandom(3).hex()}",
             principal,
@@ -179,7 +188,7 @@ class Reception:
             ids=self._sessions.ids,
             key=self._key,
             shared=shared,
-            on_end=self._hubs.discard,
+            on_end=ended,
         )
         self._hubs.add(hub)
         return hub
@@ -192,8 +201,12 @@ class Reception:
             planned = plan_remote(principal, backend, runtime, os.environ)
             return self._sessions.open(planned, client, client.way, shared=shared)
         except Refused as refused:
-            _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused.detail)
-            raise Turned(403, _DENIED, str(refused), detail=refused.detail) from None
+            raise self._no_session(principal, refused) from None
+
+    @staticmethod
+    def _no_session(principal: Principal, refused: Refused) -> Turned:
+        _log.warning("refused a session of `%.128s`: %.1000s", principal.agent, refused.detail)
+        return Turned(403, _DENIED, str(refused), detail=refused.detail)
 
     def apart(self, principal: Principal, backend: str | None) -> bool:
         """See `core.ports.Reception`."""

@@ -34,6 +34,7 @@ class Session(msgspec.Struct):
     """One agent's end and its conversation. `agent_process` is the process that started the shim: the agent itself.
 
     `planned` is what its server was made by, and `plan` makes the same by today's rules (raises `Refused`).
+    A `leg` of a hub is none of its agent's places: the hub has one for all of its legs.
     """
 
     conversation: Conversation
@@ -45,6 +46,7 @@ class Session(msgspec.Struct):
     planned: Plan
     plan: Callable[[], Plan]
     stderr: int = STDERR
+    leg: bool = False
 
 
 class Sessions:
@@ -61,6 +63,8 @@ class Sessions:
         self._load = Load(owners)
         self._own_uid = os.geteuid()
         self._sessions: dict[str, Session] = {}
+        self._places: Counter[str] = Counter()
+        """taken, by agent"""
         self._count = 0
         self.stopping = False
 
@@ -103,21 +107,29 @@ class Sessions:
         self._sessions[conversation.session] = Session(
             conversation, client, hello.way, peer.pid, above, wall(), planned, again, stderr
         )
+        self._places[planned.principal.agent] += 1
         attachment.control.on_gone = conversation.shim_gone
         attachment.control.say(greeting.say_ok(conversation.session, hello.way))
         agent = planned.principal.agent
         _log.info("session %s: `%s` to `%s` by %s", conversation.session, agent, planned.backend, hello.way)
         conversation.start()
 
-    def open(self, planned: Plan, client: Client, way: str, *, shared: bool) -> Conversation:
-        """A session for an agent's end that came over the network. Raises `Refused`."""
-        self._check_room(planned.principal.agent)
+    def open(self, planned: Plan, client: Client, way: str, *, shared: bool, leg: bool = False) -> Conversation:
+        """A session for an agent's end that came over the network. Raises `Refused`.
+
+        The `leg` of a hub always has room: who took a place with `enter` is given all of its backends, or none.
+        """
+        if not leg:
+            self._check_room(planned.principal.agent)
         conversation = self._make(planned, client, STDERR, bridged=True, shared=shared)
 
         def again() -> Plan:
             return plan_remote(planned.principal, planned.backend, self._shell.runtime, os.environ)
 
-        self._sessions[conversation.session] = Session(conversation, client, way, None, None, wall(), planned, again)
+        self._sessions[conversation.session] = Session(
+            conversation, client, way, None, None, wall(), planned, again, leg=leg
+        )
+        self._places[planned.principal.agent] += not leg
         _log.info("session %s: `%s` to `%s` by %s", conversation.session, planned.principal.agent, planned.backend, way)
         conversation.start()
         return conversation
@@ -126,15 +138,42 @@ class Sessions:
         """See `Servers.is_modern`."""
         return self._servers.is_modern(backend)
 
+    def enter(self, agent: str) -> None:
+        """Takes a place for a hub. Raises `Refused`."""
+        self._check_room(agent)
+        self._places[agent] += 1
+
+    def leave(self, agent: str) -> None:
+        """Gives it back."""
+        self._places[agent] -= 1
+        if not self._places[agent]:
+            del self._places[agent]
+
     def _check_room(self, agent: str) -> None:
         runtime = self._shell.runtime
-        most, agents = runtime.sessions_limit, [one.conversation.principal.agent for one in self]
-        # Those that are not configured count as one: whoever may be any of them may be all of them.
-        known = agent in runtime.agents
-        if sum(one == agent if known else one not in runtime.agents for one in agents) >= most:
+        most, known = runtime.sessions_limit, agent in runtime.agents
+        if (self._places[agent] if known else self._strangers()) >= most:
             who = f"the agent `{agent}` has" if known else "the agents that are not configured have"
             text = f"{who} {most} sessions already; end one"
             raise Refused(text, f"{text}, or raise `server.max_sessions_agent`")
+
+    def _strangers(self) -> int:
+        """Places of those that are not configured. They count as one: whoever may be any may be all of them."""
+        agents = self._shell.runtime.agents
+        return sum(taken for agent, taken in self._places.items() if agent not in agents)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Who gets no more sessions now."""
+        runtime = self._shell.runtime
+        full = [f"the agent `{name}` has" for name in runtime.agents if self._places[name] >= runtime.sessions_limit]
+        if self._strangers() >= runtime.sessions_limit:
+            full.append("the agents that are not configured have")
+        return tuple(
+            f"{who} all of the {runtime.sessions_limit} sessions that one agent may have, and is refused more; "
+            "end some in their clients (what is left idle over HTTP ends after half an hour), or raise "
+            "`server.max_sessions_agent`"
+            for who in full
+        )
 
     def _make(self, planned: Plan, client: Client, stderr: int, *, bridged: bool, shared: bool = False) -> Conversation:
         self._count += 1
@@ -160,7 +199,10 @@ class Sessions:
         return start_server
 
     def _ended(self, conversation: Conversation) -> None:
-        if self._sessions.pop(conversation.session, None) is not None:
+        session = self._sessions.pop(conversation.session, None)
+        if session is not None:
+            if not session.leg:
+                self.leave(conversation.principal.agent)
             _log.info("session %s ended after %d requests", conversation.session, conversation.calls)
 
     def sweep(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from playbook import Play
@@ -76,16 +75,14 @@ def test_inventing_names_gives_nobody_more_sessions_than_one_agent_has(play: Pla
     play.reload(f"server: {{max_sessions_agent: 2}}\ndefaults: {{unlisted: observe}}\nbackends: {{files: {{}}}}\n{BOT}")
     sessions = Sessions(None, play.shell, None, None, play.owners)  # type: ignore[arg-type]
 
-    def has(name: str, agent: str) -> None:
-        talk: Any = SimpleNamespace(principal=SimpleNamespace(agent=agent))
-        sessions._sessions[name] = SimpleNamespace(conversation=talk)  # type: ignore[assignment]
-
-    has("s1", "one")
-    sessions._check_room("two")
-    has("s2", "two")
+    sessions.enter("one")
+    sessions.enter("two")
     with pytest.raises(Refused, match="not configured"):
-        sessions._check_room("three")
-    sessions._check_room("bot")
+        sessions.enter("three")
+    assert "not configured" in sessions.warnings()[0]
+    sessions.enter("bot")
+    sessions.leave("one")
+    sessions.enter("three")
 
 
 def test_whoever_is_turned_away_is_recorded_and_a_flood_of_names_is_not_one_of_records(play: Play) -> None:

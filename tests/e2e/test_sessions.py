@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from http.client import HTTPConnection
+from pathlib import Path
 
 from .conftest import OPEN
-from .house import Home, call, note, request, until
+from .house import BOUND_S, Home, call, note, request, until
+from .test_refused_at_the_door import asks
 
 
 def test_an_agent_has_no_more_sessions_than_it_may_and_gets_the_place_of_one_that_ended(
@@ -22,6 +26,44 @@ def test_an_agent_has_no_more_sessions_than_it_may_and_gets_the_place_of_one_tha
     assert first.close() == 0
     until(lambda: len(home.ask("status")["sessions"]) == 1, "the end of the first")
     assert home.count().handshake().asks(call("c", "look", key="k"))["result"]
+
+
+def test_a_session_with_several_backends_is_one_and_has_all_of_them_or_is_refused(
+    homes: Callable[..., Home],
+) -> None:
+    server = f"{{command: {sys.executable}, args: [{Path(__file__).with_name('counting.py')}, /dev/null]}}"
+    access = ", ".join(f"{name}: {{allowed: true}}" for name in "abc")
+    home = homes(
+        f"server: {{max_sessions_agent: 2}}\nbackends: {{a: {server}, b: {server}, c: {server}}}\n"
+        f"agents: {{bot: {{backends: {{{access}}}}}}}\n"
+    )
+
+    def begins() -> str:
+        can = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
+        _, headers, answer = asks(home, "bot/mcp", request("i", "initialize", **can))
+        return str(headers["mcp-session-id"]) if "result" in answer else str(answer["error"]["message"])
+
+    first, second = begins(), begins()
+    for session in (first, second):
+        _, _, answer = asks(home, "bot/mcp", request("l", "tools/list"), **{"Mcp-Session-Id": session})
+        assert {tool["name"].partition("__")[0] for tool in answer["result"]["tools"]} == set("abc")
+    assert "the agent `bot` has 2 sessions already" in begins()
+    warned = [one for one in home.ask("status")["warnings"] if "max_sessions_agent" in one]
+    assert len(warned) == 1
+    assert warned[0].startswith("the agent `bot` has all of the 2 sessions")
+    ends(home, "bot/mcp", first)
+    until(lambda: len(home.ask("status")["sessions"]) == 3, "the end of the first")
+    assert not [one for one in home.ask("status")["warnings"] if "max_sessions_agent" in one]
+    ends(home, "bot/mcp", begins())
+    ends(home, "bot/mcp", second)
+    until(lambda: not home.ask("status")["sessions"], "the end of all")
+
+
+def ends(home: Home, path: str, session: str) -> None:
+    connection = HTTPConnection(home.ask("status")["http"], timeout=BOUND_S)
+    connection.request("DELETE", f"/agents/{path}", headers={"Mcp-Session-Id": session})
+    assert connection.getresponse().status in (200, 202, 204)
+    connection.close()
 
 
 def test_a_user_that_a_reload_takes_off_an_agents_list_loses_the_session(homes: Callable[..., Home]) -> None:
