@@ -895,6 +895,14 @@ class Conversation:
 
     def sweep(self, now: float) -> None:
         """Ends requests whose time is over; called about once a second."""
+        if self.to_server or self.to_client:  # most sessions wait for nothing most of the time
+            self._sweep_open(now)
+        self.unsettled.sweep(now)
+        self.listing.sweep(now)
+        self.renewal.check()
+        self._report_dropped()
+
+    def _sweep_open(self, now: float) -> None:
         for requests in (self.to_server, self.to_client):
             for opened in requests.all():
                 if opened.state is State.SENT and opened.deadline <= now and opened.waiter is not None:
@@ -904,10 +912,6 @@ class Conversation:
                 self.cancel_waiting(opened, "the audit log cannot be written in time")
                 if self.leaving:
                     self.moved()
-        self.unsettled.sweep(now)
-        self.listing.sweep(now)
-        self.renewal.check()
-        self._report_dropped()
 
     def _time_out(self, requests: OpenRequests, opened: Open) -> None:
         requests.answered(opened.number)

@@ -99,6 +99,8 @@ class Unsettled:
 
     def sweep(self, now: float) -> None:
         """Settles tasks whose time is over."""
+        if not self._tasks:
+            return
         for task_id, (settle, until) in list(self._tasks.items()):
             if until <= now:
                 del self._tasks[task_id]
