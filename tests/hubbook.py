@@ -18,6 +18,7 @@ from aegis_daemon.core.session import OpenRequests
 from aegis_daemon.relay.branch import Branch
 from aegis_daemon.relay.conversation import Conversation
 from aegis_daemon.relay.hub import Hub
+from aegis_daemon.relay.lateness import Lateness
 from aegis_daemon.wire.jsonrpc import parse
 
 CONFIG = """
@@ -66,6 +67,7 @@ class HubSession:
         *,
         agent: str = "bot",
         key: bytes = KEY,
+        lateness: Lateness | None = None,
         shared: bool = False,
     ) -> None:
         self.play = play
@@ -90,6 +92,7 @@ class HubSession:
             play.clock,  # type: ignore[arg-type]
             ids=play.ids,
             key=key,
+            lateness=lateness or Lateness(),
             shared=shared,
             on_end=self._ended,
         )

@@ -382,6 +382,8 @@ class Governor:
             planned = self._prober.plan(name, force.runtime.backend(name))
             self._journal.append(Admin(action="backend_probe", by=by, detail=name))
             found = await self._prober.probe(planned)
+            if found.ok:
+                self._sessions.lateness.forget(name)
         except AuditUnavailable as error:
             raise api.Unavailable(f"it cannot be recorded: {error}", "see `aegis status`") from None
         except Refused as refused:

@@ -121,6 +121,8 @@ class Metering:
         return [
             _gauge("aegis_build_info", "The version that runs.", {(__version__,): 1}, ("version",), ("aegis.version",)),
             _gauge("aegis_sessions", "Sessions, by backend.", by, names, otel),
+            _gauge("aegis_backend_late", "Backends that sessions with several do not wait for, since they were late.",
+                   {(name,): 1 for name in parts.sessions.lateness.since()}, names, otel),
             _gauge("aegis_calls_in_flight", "Requests that are open, by backend.", flying, names, otel),
             _gauge("aegis_approvals_pending", "Calls that wait for a person.", {(): parts.pending()}),
             _gauge("aegis_channel_waiting", "Messages to people that are not delivered yet, by channel.",

@@ -29,6 +29,7 @@ from aegis_daemon.transports.websocket import WebSockets
 _log = logging.getLogger("aegis.http")
 HEALTH_S = 5.0
 """How long a backend may take to say how it is."""
+LATE = "unhealthy: it does not answer sessions in time"
 
 
 class Network:
@@ -128,13 +129,15 @@ class Network:
             _no_agents_here(exchange)
 
     async def health(self) -> Mapping[str, str]:
-        """What each backend says of itself: `healthy`, `no_health_url` or `unhealthy: …`."""
+        """What each backend says of itself, or sessions of it: `healthy`, `no_health_url` or `unhealthy: …`."""
         backends = self._in_force().config.backends
         asked = [self._ask(reveal(one.health_url)) for one in backends.values() if one.health_url is not None]
         answers = iter(await asyncio.gather(*asked))
-        return {
+        said = {
             name: next(answers) if one.health_url is not None else "no_health_url" for name, one in backends.items()
         }
+        late = dict.fromkeys(self._reception.late & said.keys(), LATE)
+        return said | {name: why for name, why in late.items() if not said[name].startswith("unhealthy")}
 
     async def _ask(self, url: str) -> str:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Set
 from typing import Any
 from weakref import WeakSet
 
@@ -34,6 +35,10 @@ MOST_NAMES = 64
 WRONG_TOKENS = "20 per minute"
 """Wrong tokens that one address may show before it is told to wait; a right one is taken even then, since an agent
 shares its address with whoever guesses."""
+AGAIN_S = 60.0
+"""After how long a backend that is late is tried again for those who have gone on without it."""
+AGAIN_MOST = 20
+"""How many sessions a second begin with one that is well again."""
 
 STRANGER = (
     "no agent is admitted under this name with what it showed; send its `auth_token` with each request "
@@ -62,6 +67,7 @@ class Reception:
         self._backends = shell.runtime.backends
         """as the hubs know them"""
         self._hubs: set[Hub] = set()
+        self._tried: dict[str, float] = {}
         self._single: WeakSet[Conversation] = WeakSet()
         """sessions at an agent's own address, which had one backend when they began"""
 
@@ -123,6 +129,8 @@ class Reception:
         before, self._backends = self._backends, runtime.backends
         others = {name for name, rule in runtime.backends.items() if not _same_server(rule, before.get(name))}
         self._agents = runtime.agents
+        for name in (*others, *(before.keys() - runtime.backends.keys())):
+            self._sessions.lateness.forget(name)
         for hub in list(self._hubs):
             hub.reloaded(runtime.routes(hub.principal.agent), others)
         told: Counter[tuple[str, str]] = Counter()
@@ -134,6 +142,11 @@ class Reception:
             f"`{backend}` alone, whose names have no prefix: the others are reached by sessions that begin from now on"
             for (agent, backend), number in sorted(told.items())
         )
+
+    @property
+    def late(self) -> Set[str]:
+        """Backends that sessions with several do not wait for."""
+        return self._sessions.lateness.since().keys()
 
     def suits(self, principal: Principal, backend: str | None, party: Party) -> bool:
         """See `core.ports.Reception`."""
@@ -187,6 +200,7 @@ class Reception:
             self._sessions.loop,
             ids=self._sessions.ids,
             key=self._key,
+            lateness=self._sessions.lateness,
             shared=shared,
             on_end=ended,
         )
@@ -243,6 +257,23 @@ class Reception:
             counts, self._dropped = self._dropped, Counter()
             for (agent, backend, session, reason), count in counts.items():
                 self._shell.audit.dropped(agent, backend, session, "to_server", reason, count)
+        missing = [hub for hub in self._hubs if hub.missing]
+        if missing:
+            self._try_again(missing)
+
+    def _try_again(self, hubs: list[Hub]) -> None:
+        """One session tries a backend that is late; where it is well again, the others follow."""
+        late, now, left = self._sessions.lateness.since(), self._shell.now(), AGAIN_MOST
+        for hub, name in [(one, name) for one in hubs for name in one.missing]:
+            if name not in late:
+                if not left:
+                    continue
+                left -= 1
+            elif now < self._tried.get(name, 0.0):
+                continue
+            else:
+                self._tried[name] = now + AGAIN_S
+            hub.again(name)
 
 
 def _same_server(one: BackendRule, other: BackendRule | None) -> bool:

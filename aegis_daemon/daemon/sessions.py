@@ -17,6 +17,7 @@ from aegis_daemon.manage import ancestry
 from aegis_daemon.relay.admission import Plan, Refused, plan, plan_remote
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.lateness import Lateness
 from aegis_daemon.relay.load import CallIds, Load
 from aegis_daemon.relay.ports import Backend, Client, StartServer
 from aegis_daemon.relay.task_owners import Owners
@@ -60,6 +61,7 @@ class Sessions:
         self._servers = servers
         self._outbox = outbox
         self.ids = CallIds()
+        self.lateness = Lateness()
         self._load = Load(owners)
         self._own_uid = os.geteuid()
         self._sessions: dict[str, Session] = {}
@@ -163,12 +165,18 @@ class Sessions:
         return sum(taken for agent, taken in self._places.items() if agent not in agents)
 
     def warnings(self) -> tuple[str, ...]:
-        """Who gets no more sessions now."""
+        """Who gets no more sessions now, and whom they do not wait for."""
         runtime = self._shell.runtime
         full = [f"the agent `{name}` has" for name in runtime.agents if self._places[name] >= runtime.sessions_limit]
         if self._strangers() >= runtime.sessions_limit:
             full.append("the agents that are not configured have")
-        return tuple(
+        now = self._shell.now()
+        late = tuple(
+            f"the backend `{name}` has not answered in time for {_lasting(now - since)}: sessions with several backends do "
+            f"not wait for it any more, and hear when it comes; `aegis backends probe {name}` says how it is"
+            for name, since in sorted(self.lateness.since().items())
+        )
+        return late + tuple(
             f"{who} all of the {runtime.sessions_limit} sessions that one agent may have, and is refused more; "
             "end some in their clients (what is left idle over HTTP ends after half an hour), or raise "
             "`server.max_sessions_agent`"
@@ -286,3 +294,7 @@ class Sessions:
             if isinstance(session.client, ShimClient):
                 session.client.bye(restart)
             session.conversation.shim_gone()
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

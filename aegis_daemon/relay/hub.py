@@ -11,7 +11,8 @@ What a request becomes, by method (`_ROUTES`, at the end):
   resources, in order; "not found" and "not available to this agent" lead on to the next, any other answer stands;
 - lists are asked for everywhere at once and given page by page, with a cursor of ours that holds everybody's;
 - the handshake, the log level and subscriptions go to everybody. Whoever has not answered ten seconds after the
-  first answer is left out, and a list change tells the client when it comes after all.
+  first answer is left out, and a list change tells the client when it comes after all; the next time nobody waits
+  for it (`relay.lateness`), until it answers in time.
 
 Every leg of a request goes out under the client's own id, since each conversation has ids of its own. A backend that
 ended, or could not begin, is opened again when it is next used, at most once a second; resources that a legacy client
@@ -38,6 +39,7 @@ from aegis_daemon.relay.asks import Asks, with_param
 from aegis_daemon.relay.branch import Branch, Seat
 from aegis_daemon.relay.carry import Shell
 from aegis_daemon.relay.conversation import Conversation
+from aegis_daemon.relay.lateness import LATE_S, Lateness
 from aegis_daemon.relay.legs import Asked, Gather, Leg, Listen, Ours, Probe, Request
 from aegis_daemon.relay.load import CallIds
 from aegis_daemon.relay.own_tasks import is_ours
@@ -81,6 +83,9 @@ _LISTS: Final = {
 }
 """List → the capability of those who have one, the key of its items, and the key of an item's name."""
 _ANSWERS: Final = frozenset({"requestState", "inputResponses"})
+_BEGINNINGS: Final = frozenset({"initialize", "server/discover"})
+_AT_ONCE: Final = frozenset({"refused", "connect", "connection_lost", "server_exited", "server_not_started"})
+"""Reasons of a backend that is not there, which nobody has to wait for."""
 _TASK: Final = b"askId"
 """What a frame that names a task holds."""
 
@@ -108,6 +113,7 @@ class Hub:
         *,
         ids: CallIds,
         key: bytes,
+        lateness: Lateness,
         shared: bool = False,
         on_end: Callable[[Hub], None] = lambda hub: None,
     ) -> None:
@@ -119,6 +125,7 @@ class Hub:
         self.era = Era.NONE
         self._open_backend = open
         self._ids = ids
+        self._lateness = lateness
         self._shared = shared
         self._on_end = on_end
         self._limit = shell.runtime.agent_limit if shared else shell.runtime.session_limit
@@ -139,6 +146,8 @@ class Hub:
         self._level: Frame | None = None
         self._kinds: frozenset[str] = frozenset()
         """the lists whose changes a legacy client was promised to hear of"""
+        self.missing: set[str] = set()
+        """backends that did not begin in their time; see `again`"""
         self._full = self._leaving = self._over = False
         self._dropped: dict[tuple[str, str], int] = {}
         self._reporting: asyncio.TimerHandle | None = None
@@ -217,7 +226,8 @@ class Hub:
             self._open[asked.slot] = request
             if not self._shared:
                 self._by_id[asked.id] = request
-        legs = [Leg(request, seat, frame, next(self._slots)) for seat, frame in targets]
+        now = self.shell.now()
+        legs = [Leg(request, seat, frame, next(self._slots), now) for seat, frame in targets]
         request.legs.extend(legs)
         if also is not None:
             also.extend(legs)
@@ -241,6 +251,25 @@ class Hub:
             self.client.send(frame, slot)
         else:
             self.client.free_slot(slot)
+
+    def timed(self, leg: Leg, answer: Answer | None) -> None:
+        """What a backend's answer, or that there is none, says of the time it takes."""
+        name, begins = leg.seat.name, leg.request.asked.row.name in _BEGINNINGS
+        if self._seats.get(name) is not leg.seat or leg.request.cancelled or self._full:
+            return  # a client that does not read lets its own requests wait
+        _, _, stage, reason = (0, "", "", "") if answer is None or answer.ok else merge.error_of(answer)
+        now = self.shell.now()
+        if reason == "timeout" or now - leg.since >= LATE_S - 0.1:  # timers are a little early
+            self._lateness.late(name, self.principal.agent, now, begins=begins)
+        elif answer is not None and (not stage or reason in _AT_ONCE):
+            self._lateness.in_time(name, begins=begins)
+            if leg.request.asked.era is Era.MODERN:  # where nothing has to begin
+                self._lateness.in_time(name, begins=True)
+
+    def will_be_late(self, leg: Leg) -> bool:
+        """Whether its backend has been so far."""
+        begins, lived = leg.request.asked.row.name in _BEGINNINGS, leg.branch is not None and leg.branch.lived
+        return self._lateness.expected(leg.seat.name, self.principal.agent, begins=begins, lived=lived)
 
     def first(self, frames: Mapping[str, bytes]) -> bytes:
         """That of the backend that comes first in the configuration."""
@@ -399,6 +428,8 @@ class Hub:
         if result is None:
             said = "" if answer is None else merge.error_of(answer)[1]
             branch.leave(said.partition(";")[0][:300] or "it did not take up the handshake")
+            if self._lateness.expected(seat.name, self.principal.agent, begins=True, lived=False):
+                self.missing.add(seat.name)
             return
         seat.offers = merge.offers(result)
         branch.begin(self._initialized)
@@ -604,6 +635,13 @@ class Hub:
         elif self._handshake is not None:
             self._show(seat, self._handshake, partial(self._joined, tell=True))
         return seat.branch
+
+    def again(self, backend: str) -> None:
+        """Tries one of the missing, which the client may never ask for: it has not seen what is there."""
+        self.missing.discard(backend)
+        seat = self._seats.get(backend)
+        if seat is not None:
+            self._use(seat)
 
     def closed(self, branch: Branch) -> None:
         """A conversation is over."""

@@ -11,6 +11,7 @@ import msgspec
 
 from aegis_daemon.relay import merge
 from aegis_daemon.relay.branch import Branch, Seat
+from aegis_daemon.relay.lateness import LATE_S, SOON_S
 from aegis_daemon.wire.errors import INVALID_PARAMS, METHOD_NOT_FOUND
 from aegis_daemon.wire.jsonrpc import Answer, Frame, Id, notification_frame
 from aegis_daemon.wire.methods import META_SUBSCRIPTION, Era, Method
@@ -18,8 +19,6 @@ from aegis_daemon.wire.methods import META_SUBSCRIPTION, Era, Method
 if TYPE_CHECKING:
     from aegis_daemon.relay.hub import Hub
 
-LATE_S: Final = 10.0
-"""How long after the first answer the others are waited for."""
 _ELSEWHERE: Final = frozenset({-32002, INVALID_PARAMS, METHOD_NOT_FOUND})
 """A server's way to say that it has no such resource: in either era, or that it has none at all."""
 _NOT_REACHED: Final = frozenset({"no_server", "server_not_started"})
@@ -38,13 +37,14 @@ class Asked(msgspec.Struct, frozen=True):
 class Leg:
     """One request to one backend; `slot` is unique in its hub."""
 
-    __slots__ = ("branch", "frame", "request", "seat", "slot")
+    __slots__ = ("branch", "frame", "request", "seat", "since", "slot")
 
-    def __init__(self, request: Request, seat: Seat, frame: Frame, slot: int) -> None:
+    def __init__(self, request: Request, seat: Seat, frame: Frame, slot: int, since: float) -> None:
         self.request = request
         self.seat = seat
         self.frame = frame
         self.slot = slot
+        self.since = since
         self.branch: Branch | None = None
 
     def landed(self, frame: bytes) -> None:
@@ -82,7 +82,9 @@ class Ours(Request):
     def landed(self, leg: Leg, frame: bytes) -> None:
         """Nobody else waits for it."""
         self.over = True
-        self._then(leg, merge.answer_in(frame))
+        answer = merge.answer_in(frame)
+        self.hub.timed(leg, answer)
+        self._then(leg, answer)
 
 
 class Probe(Request):
@@ -147,11 +149,12 @@ class Gather(Request):
         self._merged = merged
         self._heard = heard
         self._timer: asyncio.TimerHandle | None = None
-        self._overdue = False
+        self._overdue = self._hasty = False
 
     def landed(self, leg: Leg, frame: bytes) -> None:
         """One more."""
         answer, late = merge.answer_in(frame), self.over
+        self.hub.timed(leg, answer)
         if answer is not None:
             result = merge.result_of(answer)
             if result is None:
@@ -164,15 +167,26 @@ class Gather(Request):
             return
         if not self.legs or (self._overdue and self.results):
             self._finish()
-        elif self._timer is None and not self._overdue:
-            self._timer = self.hub.loop.call_later(LATE_S, self._time_is_up)
+        elif not self._overdue:
+            self._wait()
+
+    def _wait(self) -> None:
+        """For the others; not long for those that are always late, once nobody else is left."""
+        hasty = all(map(self.hub.will_be_late, self.legs))
+        if self._timer is None or (hasty and not self._hasty):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._hasty = hasty
+            self._timer = self.hub.loop.call_later(SOON_S if hasty else LATE_S, self._time_is_up)
 
     def _time_is_up(self) -> None:
         self._timer, self._overdue = None, True
-        if self.results:
+        if self.results or (self._hasty and self._errors):
             self._finish()
 
     def _finish(self) -> None:
+        for leg in self.legs:
+            self.hub.timed(leg, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -202,7 +216,7 @@ class Listen(Request):
         self._narrow = narrow
         self._quiet: list[Leg] = []
         self._granted: dict[str, Any] = {}
-        self._told = False
+        self._told = self._hasty = False
         self._timer: asyncio.TimerHandle | None = None
         self._last = b""
         self._farewell = b""
@@ -224,8 +238,8 @@ class Listen(Request):
             self._grant(leg, value["params"].get("notifications"))
             if not self._quiet:
                 self._acknowledge()
-            elif self._timer is None and not self._told:
-                self._timer = self.hub.loop.call_later(LATE_S, self._acknowledge)
+            elif not self._told and (self._timer is None or not self._hasty):
+                self._wait()
 
     def changed(self, kind: str) -> None:
         """A list changed, since a backend came or went."""
@@ -251,6 +265,13 @@ class Listen(Request):
             self.hub.finish(self, self._last)
         elif not self._quiet:
             self._acknowledge()
+
+    def _wait(self) -> None:
+        hasty = all(map(self.hub.will_be_late, self._quiet))
+        if self._timer is None or hasty:
+            self._stop_waiting()
+            self._hasty = hasty
+            self._timer = self.hub.loop.call_later(SOON_S if hasty else LATE_S, self._acknowledge)
 
     def _grant(self, leg: Leg, granted: Any) -> None:
         if type(granted) is dict:

@@ -10,9 +10,10 @@ import pytest
 from playbook import Play
 
 from aegis_daemon.core.ports import Turned
-from aegis_daemon.daemon.reception import WRONG_TOKENS, Reception
+from aegis_daemon.daemon.reception import AGAIN_MOST, AGAIN_S, WRONG_TOKENS, Reception
 from aegis_daemon.daemon.sessions import Sessions
 from aegis_daemon.relay.admission import Refused
+from aegis_daemon.relay.lateness import Lateness
 
 TOKEN, WRONG = "0123456789abcdef", "fedcba9876543210"
 BOT = f"agents: {{bot: {{auth_token: {TOKEN}, backends: {{files: {{allowed: true}}}}}}}}"
@@ -83,6 +84,35 @@ def test_inventing_names_gives_nobody_more_sessions_than_one_agent_has(play: Pla
     sessions.enter("bot")
     sessions.leave("one")
     sessions.enter("three")
+
+
+def test_one_session_tries_a_backend_that_is_late_and_the_others_follow_where_it_is_well(play: Play) -> None:
+    late = Lateness()
+    front = Reception(SimpleNamespace(stopping=False, lateness=late), play.shell)  # type: ignore[arg-type]
+    tried: list[int] = []
+
+    class Waiting:
+        def __init__(self, number: int) -> None:
+            self.number = number
+            self.missing = {"files"}
+
+        def again(self, name: str) -> None:
+            self.missing.discard(name)
+            tried.append(self.number)
+
+    front._hubs.update(Waiting(number) for number in range(AGAIN_MOST + 5))  # type: ignore[misc]
+    late.late("files", "bot", 0.0, begins=True)
+    for _ in range(3):
+        front.sweep()
+    assert len(tried) == 1
+    play.advance(AGAIN_S)
+    front.sweep()
+    assert len(tried) == 2
+    late.in_time("files", begins=True)
+    front.sweep()
+    assert len(tried) == 2 + AGAIN_MOST
+    front.sweep()
+    assert sorted(tried) == list(range(AGAIN_MOST + 5))
 
 
 def test_whoever_is_turned_away_is_recorded_and_a_flood_of_names_is_not_one_of_records(play: Play) -> None:

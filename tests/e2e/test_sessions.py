@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
+from time import monotonic
 
 from .conftest import OPEN
 from .house import BOUND_S, Home, call, note, request, until
@@ -38,25 +39,50 @@ def test_a_session_with_several_backends_is_one_and_has_all_of_them_or_is_refuse
         f"agents: {{bot: {{backends: {{{access}}}}}}}\n"
     )
 
-    def begins() -> str:
-        can = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
-        _, headers, answer = asks(home, "bot/mcp", request("i", "initialize", **can))
-        return str(headers["mcp-session-id"]) if "result" in answer else str(answer["error"]["message"])
-
-    first, second = begins(), begins()
+    first, second = begun(home, "bot/mcp"), begun(home, "bot/mcp")
     for session in (first, second):
         _, _, answer = asks(home, "bot/mcp", request("l", "tools/list"), **{"Mcp-Session-Id": session})
         assert {tool["name"].partition("__")[0] for tool in answer["result"]["tools"]} == set("abc")
-    assert "the agent `bot` has 2 sessions already" in begins()
+    assert "the agent `bot` has 2 sessions already" in begun(home, "bot/mcp")
     warned = [one for one in home.ask("status")["warnings"] if "max_sessions_agent" in one]
     assert len(warned) == 1
     assert warned[0].startswith("the agent `bot` has all of the 2 sessions")
     ends(home, "bot/mcp", first)
     until(lambda: len(home.ask("status")["sessions"]) == 3, "the end of the first")
     assert not [one for one in home.ask("status")["warnings"] if "max_sessions_agent" in one]
-    ends(home, "bot/mcp", begins())
+    ends(home, "bot/mcp", begun(home, "bot/mcp"))
     ends(home, "bot/mcp", second)
     until(lambda: not home.ask("status")["sessions"], "the end of all")
+
+
+def test_one_backend_that_hangs_holds_up_no_second_session_and_is_told_of(homes: Callable[..., Home]) -> None:
+    server = f"{{command: {sys.executable}, args: [{Path(__file__).with_name('counting.py')}, /dev/null]}}"
+    access = ", ".join(f"{name}: {{allowed: true}}" for name in ("well", "hung"))
+    home = homes(
+        f"backends: {{well: {server}, hung: {{command: sleep, args: ['1000'], timeout: 1s}}}}\n"
+        f"agents: {{bot: {{backends: {{{access}}}}}}}\n"
+    )
+    for number in range(2):
+        session = begun(home, "bot/mcp")
+        began = monotonic()
+        _, _, answer = asks(home, "bot/mcp", request("l", "tools/list"), **{"Mcp-Session-Id": session})
+        assert {tool["name"].partition("__")[0] for tool in answer["result"]["tools"]} == {"well"}
+        assert not number or monotonic() - began < 1
+        ends(home, "bot/mcp", session)
+    assert [one for one in home.ask("status")["warnings"] if one.startswith("the backend `hung` has not answered")]
+    connection = HTTPConnection(home.ask("status")["http"], timeout=BOUND_S)
+    for path, said in (("/metrics", b'aegis_backend_late{backend="hung"} 1'), ("/health", b"does not answer sessions")):
+        connection.request("GET", path)
+        assert said in connection.getresponse().read()
+    connection.close()
+    until(lambda: not home.ask("status")["sessions"], "the end of all")
+
+
+def begun(home: Home, path: str) -> str:
+    """The id of a session, or why there is none."""
+    can = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
+    _, headers, answer = asks(home, path, request("i", "initialize", **can))
+    return str(headers["mcp-session-id"]) if "result" in answer else str(answer["error"]["message"])
 
 
 def ends(home: Home, path: str, session: str) -> None:

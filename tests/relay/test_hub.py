@@ -10,6 +10,7 @@ from hubbook import CONFIG, HubSession
 from playbook import Play, call, cancel, error, like, modern, note, raw, request, result, text
 
 from aegis_daemon.relay.admission import Refused
+from aegis_daemon.relay.lateness import Lateness
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
 from aegis_daemon.wire.methods import META_SUBSCRIPTION, TO_SERVER
 
@@ -373,6 +374,93 @@ def test_a_late_list_is_told_of_once(make_play: MakePlay) -> None:
                 s.client.hears(f"notifications/{kind}/list_changed")
     s.client.hears_nothing()
     assert names(lists(s, 5, "tools/list", git=tools("log"), mail=tools())) == ["git__log"]
+
+
+def test_nobody_waits_twice_for_a_backend_that_hangs_until_it_answers_in_time(make_play: MakePlay) -> None:
+    play, late = make_play(CONFIG), Lateness()
+
+    def begins() -> HubSession:
+        s = HubSession(play, lateness=late)
+        hello(s)
+        s.joins("mail")
+        return s
+
+    first = begins()
+    first["git"].hears("initialize")
+    play.advance(10)
+    first.client.hears_result("init")
+    assert late.since() == {"git": play.clock.now}
+    second = begins()
+    second.client.hears_nothing()
+    play.advance(0.3)
+    second.client.hears_result("init")
+    second.client.says(request(1, "tools/list"))
+    second["mail"].answers(second["mail"].hears("tools/list"), tools("a"))
+    play.advance(0.3)
+    assert names(second.client.hears_result(1)) == ["mail__a"]
+    second.joins("git")
+    second["git"].answers(second["git"].hears("tools/list"), tools("log"))
+    for kind in ("tools", "prompts", "resources") * 2:  # it joined, and its list came
+        second.client.hears(f"notifications/{kind}/list_changed")
+    assert late.since() == {}
+    third = begins()
+    play.advance(5)
+    third.client.hears_nothing()
+    third.joins("git")
+    third.client.hears_result("init")
+    for s in (first, second, third):
+        s.leave()
+
+
+def test_one_that_was_late_and_is_well_again_is_there_at_once(make_play: MakePlay) -> None:
+    play, late = make_play(CONFIG), Lateness()
+    late.late("git", "bot", 0.0, begins=True)
+    s = HubSession(play, lateness=late)
+    hello(s)
+    s.joins("mail")
+    s.joins("git")
+    assert "tools" in s.client.hears_result("init")["capabilities"]
+    assert late.since() == {}
+
+
+def test_where_only_those_that_are_late_may_have_it_the_others_errors_stand(make_play: MakePlay) -> None:
+    play, late = make_play(CONFIG), Lateness()
+    s = HubSession(play, lateness=late).handshake()
+    late.late("git", "bot", 0.0, begins=False)
+    s.client.says(request(1, "prompts/list"))
+    s["mail"].fails(s["mail"].hears("prompts/list"), -32050, "broken")
+    s["git"].hears("prompts/list")
+    play.advance(0.3)
+    s.client.hears_error(1, -32050, "broken")
+
+
+def test_one_that_gave_up_is_tried_again_and_told_of(make_play: MakePlay) -> None:
+    play, late = make_play(CONFIG), Lateness()
+    s = HubSession(play, lateness=late)
+    hello(s)
+    s.joins("mail")
+    s["git"].hears("initialize")
+    play.advance(121)
+    s.client.hears_result("init")
+    assert s.hub.missing == {"git"}
+    s.hub.again("git")
+    assert s.hub.missing == set()
+    s.joins("git")
+    assert late.since() == {}
+    for kind in ("tools", "prompts", "resources"):
+        s.client.hears(f"notifications/{kind}/list_changed")
+
+
+def test_a_subscription_does_not_wait_for_one_that_is_late(make_play: MakePlay) -> None:
+    play, late = make_play(CONFIG), Lateness()
+    late.late("git", "bot", 0.0, begins=True)
+    s = HubSession(play, lateness=late)
+    s.client.says(listen(1, toolsListChanged=True))
+    acknowledges(s, "mail", s["mail"].hears("subscriptions/listen"), toolsListChanged=True)
+    s["git"].hears("subscriptions/listen")
+    play.advance(0.3)
+    s.client.hears("notifications/subscriptions/acknowledged", notifications={"toolsListChanged": True})
+    s.client.leaves()
 
 
 def test_a_list_is_asked_of_those_that_have_one(make_play: MakePlay) -> None:
