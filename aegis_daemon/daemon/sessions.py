@@ -172,8 +172,8 @@ class Sessions:
             full.append("the agents that are not configured have")
         now = self._shell.now()
         late = tuple(
-            f"the backend `{name}` has not answered in time for {_lasting(now - since)}: sessions with several backends do "
-            f"not wait for it any more, and hear when it comes; `aegis backends probe {name}` says how it is"
+            f"the backend `{name}` has not answered in time for {_lasting(now - since)}: sessions with several "
+            f"backends no longer wait for it, and hear when it comes; `aegis backends probe {name}` says how it is"
             for name, since in sorted(self.lateness.since().items())
         )
         return late + tuple(

@@ -36,7 +36,7 @@ class Seat:
         self.again = 0.0
         """when there may be one, in the shell's seconds"""
         self.late = False
-        """the client was told that a list came late; of a backend that always is late it is told once"""
+        """the last list came late; of a backend that always is late the client is told once"""
 
     def may(self, capability: str) -> bool:
         """Whether it has this capability, as far as known."""
@@ -156,6 +156,11 @@ class Branch:
         self.refuse_waiting(self.seat.why)
         for leg in list(self._legs.values()):
             self._land(leg.slot, self.hub.away(leg, self.seat.why))
+
+    @property
+    def open_legs(self) -> int:
+        """How many requests it has not answered."""
+        return len(self._legs)
 
     # --- towards the conversation -------------------------------------------------------------------------------
 

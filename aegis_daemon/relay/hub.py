@@ -74,6 +74,8 @@ from aegis_daemon.wire.methods import (
 
 REOPEN_S: Final = 1.0
 """The least time between two beginnings of one backend."""
+CLOGGED: Final = 8
+"""Requests that a backend which is late may leave open before it is given no more lists to answer."""
 _LISTS: Final = {
     "tools/list": ("tools", "tools", "name"),
     "prompts/list": ("prompts", "prompts", "name"),
@@ -359,13 +361,29 @@ class Hub:
         gather = Gather(self, asked, merged, self._list_heard)
         if places:
             targets = [(self._seats[name], with_param(asked.frame, "cursor", at)) for name, at in places.items()]
-            self.send(gather, targets)
+            self.send(gather, self._able(targets, begins=False))
         else:
             self.client.send(merged(gather), asked.slot)
 
+    def _able(self, targets: list[tuple[Seat, Frame]], *, begins: bool) -> list[tuple[Seat, Frame]]:
+        """Without those that are late and have enough to answer already, which would take all of an agent's room."""
+
+        def clogged(seat: Seat) -> bool:
+            branch = seat.branch
+            return (
+                branch is not None
+                and branch.open_legs >= CLOGGED
+                and self._lateness.expected(seat.name, self.principal.agent, begins=begins, lived=branch.lived)
+            )
+
+        return [target for target in targets if not clogged(target[0])] or targets
+
     def _list_heard(self, leg: Leg, answer: Answer, late: bool) -> None:
         seat = leg.seat
-        if late and answer.ok and not seat.late and self._seats.get(seat.name) is seat:
+        if not answer.ok:
+            return
+        soon = self.shell.now() - leg.since < LATE_S  # it is waited for again, if the client lists again
+        if late and (soon or not seat.late) and self._seats.get(seat.name) is seat:
             self._changed(seat)
         seat.late = late
 
@@ -410,8 +428,11 @@ class Hub:
     def _everybody(
         self, asked: Asked, merged: Callable[[Gather], bytes], heard: Callable[[Leg, Answer, bool], None]
     ) -> None:
-        if self._seats:
-            self.send(Gather(self, asked, merged, heard), [(seat, asked.frame) for seat in self._seats.values()])
+        targets = [(seat, asked.frame) for seat in self._seats.values()]
+        if asked.row.name != "initialize":
+            targets = self._able(targets, begins=True)
+        if targets:
+            self.send(Gather(self, asked, merged, heard), targets)
         else:
             self._nobody(asked)
 

@@ -10,6 +10,7 @@ from hubbook import CONFIG, HubSession
 from playbook import Play, call, cancel, error, like, modern, note, raw, request, result, text
 
 from aegis_daemon.relay.admission import Refused
+from aegis_daemon.relay.hub import CLOGGED
 from aegis_daemon.relay.lateness import Lateness
 from aegis_daemon.wire.jsonrpc import MAX_FRAME_OUT
 from aegis_daemon.wire.methods import META_SUBSCRIPTION, TO_SERVER
@@ -410,6 +411,47 @@ def test_nobody_waits_twice_for_a_backend_that_hangs_until_it_answers_in_time(ma
     third.client.hears_result("init")
     for s in (first, second, third):
         s.leave()
+
+
+def test_a_backend_that_hangs_takes_no_room_from_the_others(make_play: MakePlay) -> None:
+    play, late = make_play(CONFIG), Lateness()
+    s = HubSession(play, lateness=late).handshake()
+    late.late("git", "bot", 0.0, begins=False)
+    asked = []
+    for n in range(CLOGGED + 3):
+        s.client.says(request(n, "tools/list"))
+        s["mail"].answers(s["mail"].hears("tools/list"), tools("a"))
+        if n < CLOGGED:
+            asked.append(s["git"].hears("tools/list"))
+            play.advance(0.3)
+        assert names(s.client.hears_result(n)) == ["mail__a"]
+    s["git"].hears_nothing()
+    s["git"].fails(asked[0])
+    s["git"].answers(asked[1], tools("log"))
+    for kind in ("tools", "prompts", "resources"):
+        s.client.hears(f"notifications/{kind}/list_changed")
+    for one in asked[2:]:
+        s["git"].fails(one)
+    assert names(lists(s, "again", "tools/list", git=tools("log"), mail=tools("a"))) == ["git__log", "mail__a"]
+
+
+def test_what_comes_late_after_what_never_came_is_told(make_play: MakePlay) -> None:
+    play, late = make_play(CONFIG), Lateness()
+    s = HubSession(play, lateness=late).handshake()
+    s.client.says(request(1, "tools/list"))
+    s["mail"].answers(s["mail"].hears("tools/list"), tools("a"))
+    s["git"].hears("tools/list")
+    play.advance(121)
+    s.client.hears_result(1)
+    s["git"].hears("notifications/cancelled")
+    s.client.says(request(2, "tools/list"))
+    s["mail"].answers(s["mail"].hears("tools/list"), tools("a"))
+    git = s["git"].hears("tools/list")
+    play.advance(1)
+    s.client.hears_result(2)
+    s["git"].answers(git, tools("log"))
+    for kind in ("tools", "prompts", "resources"):
+        s.client.hears(f"notifications/{kind}/list_changed")
 
 
 def test_one_that_was_late_and_is_well_again_is_there_at_once(make_play: MakePlay) -> None:
