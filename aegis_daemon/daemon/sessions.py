@@ -27,8 +27,6 @@ from aegis_daemon.transports.unix_relay import Attachment
 from aegis_shim import hello as greeting
 
 _log = logging.getLogger("aegis.sessions")
-SESSIONS = 8192
-"""How many there may be over all agents, whatever names they give themselves."""
 
 
 class Session(msgspec.Struct):
