@@ -318,6 +318,12 @@ REASONS: Final = {
             "the text has the server's own words; see the server's log",
         ),
         Denial(
+            "server_replaced",
+            "a reload put another server in the place of the one that the call was for",
+            "The text says whether the call was executed.",
+            "repeat it if it was not; if nobody can tell, look first",
+        ),
+        Denial(
             "server_exited",
             "the server ended before it answered",
             "Its stderr went to the client's log.",

@@ -600,7 +600,7 @@ class Conversation:
         # It says whether the other end is well, and nothing else: what it may ask for beside goes nowhere.
         id_json = id_text(opened.request_id)
         if answer.ok:
-            side.answer(opened, result_frame(id_json, b"{}"))
+            side.answer(opened, answer.with_id(id_json) if answer.body == b"{}" else result_frame(id_json, b"{}"))
             return
         code = error_code(answer.body) or INTERNAL_ERROR
         side.answer(opened, error_frame(id_json, code, "the other end answers a ping with an error"))

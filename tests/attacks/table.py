@@ -44,7 +44,7 @@ WHY = {
     "server-impersonation": ELSEWHERE,
     "supply-chain-poisoning": ELSEWHERE,
     "system-prompt-leakage": TEXT,
-    "task-authz-bypass": "a task of another agent is refused, an id that Aegis never saw is passed on",
+    "task-authz-bypass": "a task of another agent is refused, and so is an id that Aegis never saw",
     "tool-poisoning": TEXT + "; later changes are stopped",
     "tool-shadowing": "`aegis tools list` flags it, and a call goes to the backend that it names",
     "tool-transfer": "a credential is taken out of the answer, of its harmless twin's as well; the rest is words",

@@ -99,7 +99,7 @@ def test_a_tool_is_refused_as_soon_as_it_is_seen_not_to_fit_and_no_other_one(hou
     assert "did you mean `path`?" in reason.detail
     assert "aegis.yaml:8:" in reason.detail
     assert not any(word in reason.text for word in ("pth", "path", "typo"))
-    assert house.calls("READ", path="/x") == "policy_fault", "which a server may take for `read`"
+    assert house.calls("READ", path="/x") == "not_allowed", "which a server may take for `read`, and never listed"
     assert house.calls("write", path="/x") == "allowed"
     assert house.calls("other") == "allowed"
 
