@@ -134,8 +134,10 @@ class _State:
         self.error_is_last = False
         self.deaf = ""
         self.last_ok: float | None = None
-        self._pace = 0.0
+        self.pace = 0.0
         """seconds between two messages; none before a channel has asked for less"""
+        self.turn = asyncio.Lock()
+        """of a channel that is slowed down: who holds it sends next"""
         self._next = 0.0
         self._slowed = 0.0
 
@@ -144,29 +146,30 @@ class _State:
         """Whether what more is to be told has to wait."""
         return len(self.tasks) >= WAITING_MAX or len(self.shown) >= SHOWN_MAX
 
-    def turn(self, now: float) -> float:
-        """Takes the next turn for a message, and says in how many seconds it comes."""
-        if now - self._next > CALM_S:
-            self._pace = 0.0
-        if not self._pace:
-            return 0.0
-        turn = max(now, self._next)
-        self._next = turn + self._pace
-        return turn - now
+    def pause(self, now: float) -> float:
+        """Seconds until the next message may leave; none takes a place before it does."""
+        if abs(now - self._next) > max(CALM_S, 2 * self.pace):  # long ago, or the clock was set
+            self.pace = 0.0
+        return max(0.0, self._next - now) if self.pace else 0.0
+
+    def left(self, now: float) -> None:
+        """A message leaves."""
+        if self.pace:
+            self._next = now + self.pace
 
     def slow(self, now: float, began: float, told: float | None) -> None:
         """A message that left at `began` was one too many; `told`: the pause that the channel asks for."""
         if told is not None and told > 0:
-            self._pace = min(max(told, 1.0), TOLD_MAX_S)
-        elif began > self._slowed or not self._pace:  # else one of the same burst
-            self._pace = min(max(1.0, 2 * self._pace), PAUSES_S[-1])
-        self._next = max(self._next, now + self._pace)
+            self.pace = min(max(told, 1.0), TOLD_MAX_S)
+        elif began > self._slowed or not self.pace:  # else one of the same burst
+            self.pace = min(max(1.0, 2 * self.pace), PAUSES_S[-1])
+        self._next = max(self._next, now + self.pace)
         self._slowed = now
 
     def well(self, now: float, *, message: bool = True) -> None:
-        self._pace *= 0.9 if self._pace <= 2.0 else 0.7
-        if self._pace < 0.1:
-            self._pace = 0.0
+        self.pace *= 0.9 if self.pace <= 2.0 else 0.7
+        if self.pace < 0.1:
+            self.pace = 0.0
         self.sent += message
         self.last_ok = now
         self.error_is_last = False
@@ -417,23 +420,27 @@ class Notifier:
         What the channel calls the message, "" where it calls it nothing; None where it was not taken.
         """
         tries = 0
-        pause = state.turn(self._wall())
+        pause = 0.0
         while True:
             if pause:
                 await self._sleep(pause)
-            async with state.room:
-                if not wanted():
+            async with state.turn if state.pace else state.room:
+                if not wanted():  # of many that wait, those that are over take nobody's turn
                     return None
+                if (rest := state.pause(self._wall())) > 0:
+                    await self._sleep(rest)
+                    if not wanted():
+                        return None
                 began = self._wall()
+                state.left(began)
                 made = await self._try(state.channel, post)
             if not made.why:
                 state.well(self._wall(), message=message)
                 return self._handle(state.channel, made.body)
             if made.too_many:
-                now = self._wall()
-                state.slow(now, began, made.told)
+                state.slow(self._wall(), began, made.told)
                 if lasting:
-                    pause = state.turn(now)
+                    pause = 0.0
                     continue
             tries += 1
             if tries == TRIES or not made.again:

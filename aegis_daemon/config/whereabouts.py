@@ -12,6 +12,8 @@ import os
 import secrets
 import socket
 import stat
+import struct
+import sys
 from contextlib import suppress
 from typing import Final
 
@@ -79,17 +81,24 @@ def elsewhere(paths: Paths) -> Paths | None:
     there = said(paths)
     if there is None or there.run_dir == paths.run_dir or listens(paths.manage_socket):
         return None
-    return there if listens(there.manage_socket) else None
+    return there if listens(there.manage_socket, own=True) else None
 
 
-def listens(path: str) -> bool:
-    """Whether somebody listens on a socket."""
+def listens(path: str, *, own: bool = False) -> bool:
+    """Whether somebody listens on a socket; with `own`, a process of this user."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
         one.settimeout(_LOOK_S)
         try:
             one.connect(path)
+            return not own or _uid_of(one) == os.geteuid()
         except TimeoutError:
-            return True  # its queue is full
+            return not own  # its queue is full, and whose it is cannot be asked
         except OSError:
             return False
-    return True
+
+
+def _uid_of(connection: socket.socket) -> int:
+    """Who listens at the other end, as the kernel knows it."""
+    if sys.platform == "darwin":
+        return int(struct.unpack_from("II", connection.getsockopt(0, 1, 76))[1])  # LOCAL_PEERCRED: struct xucred
+    return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])

@@ -46,6 +46,8 @@ _VALUE: Final = re.compile(r"[^\s;|&`()<>'\"]+")
 """A value that runs nothing, whatever reads the word: a shell, an interpreter behind `-c` or `-e`, or nobody."""
 _HEADER: Final = re.compile(r"[^\r\n;|&`()<>'\"]+")
 """The same of a header, whose value has spaces (`Authorization: Bearer …`); no shell or interpreter takes one."""
+_WORD_LIKE: Final = re.compile(r"[\w.$/=+-]+")
+"""A value that runs nothing behind an assignment in a language either."""
 _PLAIN: Final = re.compile(r"[\w@%+=:,./~-]+")
 """A word that a shell takes as it stands."""
 
@@ -74,16 +76,16 @@ def handed(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> Handed:
     kept = sorted((name, value) for name, value in env.items() if name not in PASSING)
     mark = hashlib.sha256(json.dumps([list(argv), cwd, kept]).encode()).hexdigest()
     parts = {_COMMAND: _short(json.dumps(list(argv))), _DIRECTORY: _short(cwd)}
-    parts |= {name[:_NAME]: _short(value) for name, value in kept[:_VARIABLES]}
+    parts |= {f"${name[:_NAME]}": _short(value) for name, value in kept[:_VARIABLES]}
     return Handed(mark, shown(argv), _cut(cwd), json.dumps(parts))
 
 
 def differing(parts: str, others: str) -> str:
-    """What is different about two servers, in words: `the directory, DATABASE_URL (new)`; their `parts`."""
+    """What is different about two servers, in words: `$DATABASE_URL (new), its directory`; their `parts`."""
     one: dict[str, str] = json.loads(parts)
     other: dict[str, str] = json.loads(others)
     told = [
-        name + (" (new)" if name not in other else " (gone)" if name not in one else "")
+        _named(name) + (" (new)" if name not in other else " (gone)" if name not in one else "")
         for name in sorted(one.keys() | other.keys())
         if one.get(name) != other.get(name)
     ]
@@ -112,9 +114,14 @@ def shown(argv: Sequence[str]) -> str:
             words.append(_quoted(_ADDRESS.sub(_address, word)))
         size += len(words[-1]) + 1
         before = word
-        option = word.startswith("-") and found is None and _is_secret(word)
+        option = word.startswith("-") and found is None and _is_secret(word) and not _CODE.fullmatch(word)
         named = word.lstrip("-") if option else ""
     return _cut(" ".join(words))
+
+
+def _named(part: str) -> str:
+    """A variable's name may be a sentence; then it stands in quotes."""
+    return json.dumps(part) if part.startswith("$") and not re.fullmatch(r"\$[A-Za-z_][A-Za-z0-9_]*", part) else part
 
 
 def _is_secret(name: str) -> bool:
@@ -123,8 +130,9 @@ def _is_secret(name: str) -> bool:
 
 def _runs_nothing(found: re.Match[str], before: str) -> bool:
     """Whether the value of `NAME=VALUE` or `Name: value`, a word behind the word `before`, is no code."""
-    header = ":" in found["is"] and not _CODE.fullmatch(before)
-    return (_HEADER if header else _VALUE).fullmatch(found["value"]) is not None
+    if _CODE.fullmatch(before):  # or a variable, as for `docker run -e`
+        return "=" in found["is"] and _WORD_LIKE.fullmatch(found["value"]) is not None
+    return (_HEADER if ":" in found["is"] else _VALUE).fullmatch(found["value"]) is not None
 
 
 def _short(text: str) -> str:

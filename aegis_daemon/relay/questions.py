@@ -34,6 +34,8 @@ PAGES: Final = -32042
 """The code of an error with addresses that the client is to send its person to."""
 MOST: Final = 64
 """Questions in one message: each is judged apart."""
+MEMBERS: Final = 1024
+"""Members of the largest result, or of what it says of a task, in which questions are looked for."""
 _SLOWLY: Final = 2 << 20
 """Bytes of the largest result that is read where it may ask for something and is not spelled as we do."""
 NOT_ALLOWED: Final = "server_request_not_allowed"
@@ -73,6 +75,8 @@ class Withheld(Exception):
 
 def may_stand_in(keys: Collection[str]) -> bool:
     """Whether an object with these keys may hold a question."""
+    if len(keys) > MEMBERS:
+        return True  # folding each of a million holds everybody else up: who looks closer withholds it
     return not _PLAIN.issuperset(keys) and any(word(key) in _TELLING for key in keys if key not in _PLAIN)
 
 
@@ -84,6 +88,8 @@ def within(found: Any) -> list[Any]:
         one = left.pop()
         if type(one) is not dict:
             continue
+        if len(one) > MEMBERS:
+            raise _unreadable(f"it has more than {MEMBERS} members")
         for key, value in one.items():
             what = word(key)
             if what not in _TELLING:

@@ -256,6 +256,25 @@ def test_a_message_that_fails_is_tried_again_with_growing_pauses(run: Run, troub
     run(go())
 
 
+def test_what_is_over_takes_no_turn_of_a_slow_channel(run: Run) -> None:
+    async def go() -> None:
+        house = House(Wire(chat=[(429, b"", 30.0), (200, b"m1")]), Chat())
+        house.patience = asyncio.Event()
+        over = [house.ask(call_id=f"{number:032x}") for number in range(20)]
+        await until(lambda: house.pauses)
+        for one in over:
+            house.end(one, REJECTED)
+        waits = house.ask(call_id="f" * 32)
+        house.patience.set()
+        await house.idle()
+        told = [sent for sent in house.wire.of(CHAT) if "how" not in sent]
+        assert told[-1]["proof"] == links.proof(KEY, links.binding(waits))
+        assert len(told) <= notifier.AT_ONCE + 1, "those that were on their way, and the one that still waits"
+        assert len(house.pauses) <= 2 + 1, "nobody waits for the turns of those that are over"
+
+    run(go())
+
+
 def test_a_channel_that_wants_messages_slower_gets_each_once_and_no_try_is_counted(run: Run) -> None:
     async def go() -> None:
         now, taken = 5000.0, [4990.0]

@@ -174,7 +174,9 @@ def test_uninstall_ends_one_that_is_elsewhere_and_takes_its_sockets_with_it(hous
     assert not list((house.dir / "one").iterdir())
 
 
-def test_what_it_says_counts_only_as_our_own_and_where_somebody_listens(house: House) -> None:
+def test_what_it_says_counts_only_as_our_own_and_where_somebody_listens(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     house.state.mkdir(parents=True, mode=0o700)
     paths = Paths.find(house.env("one"))
     there = Paths.find(house.env("two"))
@@ -186,6 +188,9 @@ def test_what_it_says_counts_only_as_our_own_and_where_somebody_listens(house: H
         listener.bind(there.manage_socket)
         listener.listen()
         assert whereabouts.elsewhere(paths) == there
+        with monkeypatch.context() as patch:
+            patch.setattr(whereabouts, "_uid_of", lambda connection: os.geteuid() + 1)
+            assert whereabouts.elsewhere(paths) is None, "somebody else listens there now"
         note = house.state / "daemon.at"
         note.chmod(0o666)
         assert whereabouts.said(paths) is None, "anybody could have written it"

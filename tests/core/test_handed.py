@@ -49,6 +49,10 @@ def test_another_window_is_no_other_server() -> None:
         (["python3", "-c", "key=1\nimport e"], "python3 -c 'key=1\nimport e'"),
         (["perl", "-ne", "key: unlink glob q.x."], "perl -ne 'key: unlink glob q.x.'"),
         (["x", "--password-command", "evil"], "x --password-command evil"),
+        (["bash", "-passc", "evil"], "bash -passc evil"),
+        (["perl", "-e", "KEY:exec+q{/e}"], "perl -e 'KEY:exec+q{/e}'"),
+        (["perl", "-e", "KEY:exec+e"], "perl -e KEY:exec+e"),
+        (["ruby", "-e", "key=%x{e}"], "ruby -e 'key=%x{e}'"),
         (["env", "GIT_ASKPASS=/tmp/e", "git"], "env GIT_ASKPASS=/tmp/e git"),
     ],
 )  # fmt: skip
@@ -59,11 +63,17 @@ def test_people_see_what_runs_and_no_secret(argv: list[str], seen: str) -> None:
 def test_what_differs_about_two_servers_is_named_and_never_shown() -> None:
     usual = handed(["db"], "/a", {"URL": "dev", "A": "1"})
     other = handed(["db", "--all"], "/b", {"URL": "prod", "LD_PRELOAD": "x"})
-    assert differing(other.parts, usual.parts) == "A (gone), LD_PRELOAD (new), URL, its command line, its directory"
+    assert differing(other.parts, usual.parts) == "$A (gone), $LD_PRELOAD (new), $URL, its command line, its directory"
     assert differing(usual.parts, handed(["db"], "/a", {"A": "1", "URL": "dev", "TERM": "x"}).parts) == ""
     many = handed(["db"], "/a", {f"V{at:04}": "1" for at in range(5000)})
-    assert differing(many.parts, handed(["db"], "/a", {}).parts).endswith("V0011 (new) and 988 more")
-    assert differing(handed(["db"], "/a", {"x" * 10_000: "1"}).parts, usual.parts).startswith("A (gone)")
+    assert differing(many.parts, handed(["db"], "/a", {}).parts).endswith("$V0011 (new) and 988 more")
+    assert differing(handed(["db"], "/a", {"x" * 10_000: "1"}).parts, usual.parts).startswith(
+        "$A (gone), $URL (gone), $xxx"
+    )
+    odd = handed(["evil"], "/a", {"its command line": "1", "X, and nothing that matters": "1"})
+    assert differing(odd.parts, handed(["db"], "/a", {}).parts) == (
+        '"$X, and nothing that matters" (new), "$its command line" (new), its command line'
+    )
     for told in (usual, other):
         assert "dev" not in told.parts + told.command
         assert "prod" not in told.parts + told.command

@@ -43,7 +43,7 @@ def test_what_was_agreed_to_for_one_server_is_asked_anew_for_another(make_play: 
     plain = held(play, None)
     assert {ticket.state for ticket in play.desk.pending()} == {"approved", "pending"}
     assert [ticket.server for ticket in play.desk.pending()] == [DEV.mark, PROD.mark, ""]
-    assert [ticket.unlike for ticket in play.desk.pending()] == ["", "DATABASE_URL", ""], "no value of a variable"
+    assert [ticket.unlike for ticket in play.desk.pending()] == ["", "$DATABASE_URL", ""], "no value of a variable"
     for each in (other, plain):
         each.server.hears_nothing()
     again = play.session(handed=handed(ARGV, "/w", {"DATABASE_URL": "postgres://dev", "TERM": "x"})).handshake()

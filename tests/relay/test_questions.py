@@ -350,3 +350,10 @@ def test_the_answer_to_a_ping_asks_for_nothing(make_play: MakePlay) -> None:
     s.client.says(request(2, "ping"))
     s.server.says({**error(s.server.hears("ping")["id"]), "error": PAGES})
     assert "data" not in s.client.hears_error(2, -32042)
+
+
+def test_a_result_of_very_many_members_is_withheld_before_each_is_folded(make_play: MakePlay) -> None:
+    many = {f"K{at}": 1 for at in range(questions.MEMBERS + 1)}
+    assert is_withheld(asked(make_play(CLOSED), "tools/call", {**many, "content": []}))
+    del many["K0"], many["K1"]
+    assert "result" in asked(make_play(CLOSED), "tools/call", {**many, "content": []})
