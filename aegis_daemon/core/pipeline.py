@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from aegis_daemon.core.call import Call
+from aegis_daemon.core.names import effort
 from aegis_daemon.core.principal import Principal
 from aegis_daemon.core.stage import Gate
 from aegis_daemon.core.verdict import _MINT, Allow, Ask, Claim, Deny, Hold, Pass, Permit, Reason, Verdict
@@ -17,6 +18,8 @@ from aegis_daemon.wire.methods import Era, is_last_word
 
 _log = logging.getLogger("aegis.pipeline")
 _REMEMBERED = 8192
+_EFFORT = 1000
+"""Of one list: the unusual names (`names.effort`) that are judged. A server must not hold everyone up with more."""
 _FAULTS = frozenset({"params", "internal"})
 """Stages of refusals that no observing lets pass: the call could not be judged."""
 
@@ -159,7 +162,7 @@ class Pipeline:
     def clean_list(self, call: Call, body: bytes) -> bytes:
         """The result of a list method without what is hidden and with labels; the same bytes where nothing changed.
 
-        Raises `Unreadable`.
+        Unusual names beyond what one list may cost are hidden unjudged. Raises `Unreadable`.
         """
         row = call.row
         assert row.items is not None
@@ -176,10 +179,18 @@ class Pipeline:
             raise Unreadable("it asks the client for something, which no list may")
         kept: list[Any] = []
         changed = False
+        left = _EFFORT
+        unjudged = 0
         for item in items:
             name = item.get(row.key) if type(item) is dict else None
             if type(name) is not str or disguised(item, row.key):
                 raise Unreadable(f"an item of `{row.items}` has no `{row.key}`, or a second one in disguise")
+            cost = 0 if self._observe else effort(name)
+            if cost > left:
+                unjudged += 1
+                changed = True
+                continue
+            left -= cost
             if not self.visible(call.principal, call.backend, row.subject, name):
                 changed = True
                 continue
@@ -191,6 +202,8 @@ class Pipeline:
                     prefix = f"[{'|'.join(labels)}]"
                     item = {**item, "description": f"{prefix} {text}" if type(text) is str and text else prefix}
             kept.append(item)
+        if unjudged:
+            _log.warning("`%s` of `%s`: %d unusual names too many; they are hidden", row.name, call.backend, unjudged)
         # What one agent may see is not for another's cache, nor for longer than today's policy: all of it, too.
         fresh = {"cacheScope": "private", "ttlMs": 0} if call.era is Era.MODERN else {}
         if not changed and fresh.items() <= {key: result.get(key) for key in fresh}.items():

@@ -37,7 +37,7 @@ class Lists(msgspec.Struct, frozen=True):
             plain, *others = meanings(uri)
         except ValueError:  # nobody can tell what it names
             return False
-        if self.deny is not None and any(one in self.deny for one in (uri, plain, *others)):
+        if self.deny is not None and any(one in self.deny for one in {uri, plain, *others}):
             return False
         return self.allow is None or (uri in self.allow and plain in self.allow)
 

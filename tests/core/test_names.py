@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aegis_daemon.core import names
-from aegis_daemon.core.names import Names, Restricted, bare, legible, meanings, plain_name, plain_uri
+from aegis_daemon.core.names import Names, Restricted, bare, effort, legible, meanings, plain_name, plain_uri
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_a_restriction_never_holds_less_than_the_same_list_would(patterns: list[
         ("notes:///b", "notes:///b"),
         ("notes:/b", "notes:/b"),
         ("notes:b", "notes:b"),
-        ("notes://Host/a/../b?q=/../x#f", "notes://host/b?q=/../x#f"),
+        ("notes://Host/a/../b?q=/./x#f", "notes://host/b?q=/./x#f"),
         ("  NOTES:///a//b", "notes:///a/b"),
         ("notes://@b:/c", "notes://b/c"),
         ("https://EXAMPLE.com/a/../b", "https://example.com/b"),
@@ -205,6 +206,78 @@ def test_what_is_no_uri_is_told_so() -> None:
 def test_what_readers_take_for_different_things_means_nothing(uri: str) -> None:
     with pytest.raises(ValueError, match=r"host|address|seen|escapes|codepoint|Empty|character|label"):
         meanings(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///tmp/x?/../secret/a",
+        "file:///tmp/x#/../secret/a",
+        "file:///tmp/x?a#b/../../secret/a",
+        "file:///tmp/x?/%2e%2e/secret/a",
+        "file:///tmp/x?%2f.%252e%5csecret/a",
+        "file:///tmp/x%3f/../secret/a",
+        "file:///tmp/x?\\..\\secret",
+        "notes://pub/x?/../../secret/a",
+        "notes:x#y/..",
+        "x?/../../secret",
+    ],
+)
+def test_a_uri_that_goes_up_behind_its_path_means_nothing_outside_the_web(uri: str) -> None:
+    with pytest.raises(ValueError, match="goes up"):
+        meanings(uri)
+    for usual in ("file:///a?b..c", "notes://a/b?to=../c", "notes:///a?...", "https://a.example/x?/../b#/../c"):
+        assert meanings(usual)
+
+
+def test_only_unusual_names_take_effort() -> None:
+    for name in ("read_file", "file:///a%20b/c%2Fd?e#f", "https://a.example/b", "notes:///{id}", "100%", ""):
+        assert effort(name) == 0
+    for name in (
+        "https://\u24d0.x/",
+        "https://XN--bcher-kva.example/",
+        "file:///%2541",
+        "file:///%C3%BC",
+        "https%3a//%78n--a",
+        "l\u00f6schen",
+        "a\0",
+        "%20" * 17,
+    ):
+        assert effort(name) == 1
+    assert effort("file:///" + "a" * 8000) == 32
+
+
+_PIECES = (
+    "file:",
+    "notes:",
+    "https:",
+    "//",
+    "/",
+    "..",
+    "a",
+    " ",
+    "?",
+    "#",
+    "%2e",
+    "%2f",
+    "%25",
+    "%20",
+    "%3f",
+    "%3a",
+    "%",
+)
+
+
+@given(st.lists(st.sampled_from(_PIECES)))
+def test_the_cheap_way_leaves_no_meaning_out(parts: list[str]) -> None:
+    uri = "".join(parts)
+    try:
+        made = meanings(uri)
+    except ValueError:
+        return
+    text = uri.strip(" ")
+    for one, undo in ((text, unquote), (names._unescaped(text).strip(" "), unquote)):
+        assert set(names._forms(one, undo)) <= set(made)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,21 @@ def test_one_gate_that_hides_is_enough() -> None:
     assert json.loads(listed({"tools": TOOLS}, *gates))["tools"] == [{"name": "b"}]
 
 
+def test_of_a_list_only_so_many_unusual_names_are_judged(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Says()
+    for method, items, key, start in (
+        ("resources/list", "resources", "uri", "https://\u24d0.x/%252541"),
+        ("tools/list", "tools", "name", "l\u00f6schen"),
+    ):
+        dear = [{key: f"{start}{number}"} for number in range(1200)]
+        usual = [{key: f"notes:{number}"} for number in range(1200)]
+        raw = json.dumps({items: [*dear, *usual]}).encode()
+        assert json.loads(listed(raw, gate, method=method))[items] == [*dear[:1000], *usual]
+        assert listed(raw, gate, method=method, observe=True) is raw, "nothing is judged"
+        assert "200 unusual names too many" in caplog.text
+        caplog.clear()
+
+
 def test_a_page_of_hidden_things_is_an_empty_page_with_its_cursor() -> None:
     body = {"tools": TOOLS, "nextCursor": "p2"}
     assert json.loads(listed(body, Says(hidden=frozenset("abc")))) == {"tools": [], "nextCursor": "p2"}

@@ -341,3 +341,10 @@ def test_a_disguised_name_is_refused_and_unseen_even_where_everything_else_is_op
     assert not passes(gate, named(subject, name))
     assert not gate.visible(Principal("amy"), "files", subject, name)
     assert passes(gate, named(subject, "seen"))
+
+
+@pytest.mark.parametrize("mark", ["?", "#", "%3f", "?%2e%2e/x#"])
+def test_no_list_admits_what_goes_up_behind_the_path(mark: str) -> None:
+    uri = f"file:///pub/x{mark}/../../secret/a"
+    assert not lists(None, ["file:///secret/*"]).admits_uri(uri)
+    assert not lists(["file:///pub/*"], None).admits_uri(uri)
