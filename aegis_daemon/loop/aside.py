@@ -26,7 +26,7 @@ THREADS: Final = 8
 """Of one user at once; further work waits for these."""
 RETRY_S: Final = 0.2
 """Until the next attempt where the system has no thread to spare."""
-_Work = tuple[Callable[[], Any], Callable[[Any], object]]
+_Work = tuple[Callable[[], Any], Callable[[Any], object], int]
 
 
 class _Lane(msgspec.Struct, eq=False):
@@ -41,18 +41,26 @@ class Aside:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lanes: dict[int, _Lane] = {}
+        self.held = 0
+        """Descriptors that are not let go of yet, of all users together."""
 
-    def do(self, uid: int, work: Callable[[], Any], then: Callable[[Any], object] = lambda done: None) -> None:
-        """Has it done for this user, and `then` told in the loop what it returned: None where it raised."""
+    def do(
+        self, uid: int, work: Callable[[], Any], then: Callable[[Any], object] = lambda done: None, *, fds: int = 1
+    ) -> None:
+        """Has it done for this user, and `then` told in the loop what it returned: None where it raised.
+
+        `fds`: how many descriptors it keeps until then.
+        """
         lane = self._lanes.setdefault(uid, _Lane())
-        lane.waiting.append((work, then))
+        lane.waiting.append((work, then, fds))
+        self.held += fds
         self._more(uid, lane)
 
     def let_go(self, uid: int, fds: Iterable[int]) -> None:
         """Closes these descriptors, which nothing may use any more."""
         gone = list(fds)
         if gone:
-            self.do(uid, partial(close_all, gone))
+            self.do(uid, partial(close_all, gone), fds=len(gone))
 
     def behind(self, uid: int) -> int:
         """How much of this user's waits for a thread."""
@@ -75,19 +83,20 @@ class Aside:
         if not lane.busy and self._lanes.get(uid) is lane:
             del self._lanes[uid]
 
-    def _run(self, uid: int, lane: _Lane, work: Callable[[], Any], then: Callable[[Any], object]) -> None:
+    def _run(self, uid: int, lane: _Lane, work: Callable[[], Any], then: Callable[[Any], object], fds: int) -> None:
         done = None
         try:
             done = work()
         except Exception:
             _log.exception("what was done beside the loop failed")
         try:
-            self._loop.call_soon_threadsafe(self._done, uid, lane, then, done)
+            self._loop.call_soon_threadsafe(self._done, uid, lane, then, fds, done)
         except RuntimeError:
             pass  # the loop is closed: the daemon ends
 
-    def _done(self, uid: int, lane: _Lane, then: Callable[[Any], object], done: Any) -> None:
+    def _done(self, uid: int, lane: _Lane, then: Callable[[Any], object], fds: int, done: Any) -> None:
         lane.busy -= 1
+        self.held -= fds
         self._more(uid, lane)
         then(done)
 

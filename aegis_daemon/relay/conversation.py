@@ -562,6 +562,7 @@ class Conversation:
             self.held.clear()
             self.unsettled.end_tasks(f"{why} before the task ended")
             self.retire()
+        self.unsettled.lapse()  # a retry is judged as a new call
         try:
             self._spawn()
         except (OSError, ValueError) as error:

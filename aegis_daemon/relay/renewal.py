@@ -2,7 +2,8 @@
 
 What is under way at the old one is waited for, as long as the backend's `timeout` lets a call take; what comes
 meanwhile waits for the new one. That one is shown the handshake which the client had with the old one, or, in the
-modern era, the subscriptions that are open. Where it cannot be had, calls are refused and the next of them tries again.
+modern era, the subscriptions that are open, each judged anew. Where it cannot be had, calls are refused and the next
+of them tries again.
 What the old server alone knew is lost with it: its tasks, the log level, and what a legacy client had subscribed to.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import enum
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from aegis_daemon.core.call import Call
 from aegis_daemon.core.handed import Handed
@@ -109,20 +112,28 @@ class Renewal:
         self._shown, self.step = None, Step.OPENING
         for one in talk.to_client.all():
             one.cancelled = True  # its answer would reach another server
-        listening = [one for one in talk.to_server.all() if one.state is State.SENT and _listens(one)]
+        listening = [one for one in talk.to_server.all() if _listening(one)]
         reason = talk.replace_server(_WHY, "server_replaced", spared=listening)
         if reason is not None:
             self._failed(reason.text)
         elif talk.era is Era.LEGACY and self.greeted is not None:
             self._show(self.greeted)
         else:
-            server = talk.server
-            assert server is not None
-            for one in listening:
-                assert one.call is not None
-                one.deadline = talk.shell.now() + talk.shell.runtime.backend(talk.backend).timeout
-                server.send(one.call.frame.encoded(one.number), one.call.frame, one.number)
             self._done()
+            for one in listening:
+                self._anew(one)
+
+    def _anew(self, opened: Open) -> None:
+        """The subscription's call ends, unheard, and another goes to the new server if today's rules let it."""
+        talk, flight, call = self.talk, opened.waiter, opened.call
+        if not _listening(opened) or call is None:
+            return
+        talk.to_server.answered(opened.number)
+        flight.origin = _Moved()
+        flight.fail(Fault("server_replaced", f"{_WHY}; the subscription goes on at that one, if it may"))
+        opened.state, opened.waiter, opened.number = State.WAITING, None, 0
+        opened.call = msgspec.structs.replace(call, id=talk.new_id(), handed=talk.handed)
+        carry(opened.call, opened, talk.to_server_side, talk.to_server_side, talk.shell)
 
     def _show(self, greeted: Frame) -> None:
         """Shows the new server the handshake the client had with the old one; its answer is nobody's."""
@@ -198,7 +209,7 @@ class Renewal:
             return False
         if self.draining:
             talk.server = None
-            listening = list(filter(_listens, talk.to_server.all()))
+            listening = list(filter(_listening, talk.to_server.all()))
             talk.fail_sent(Fault("server_exited", f"{why} before it answered; outcome unknown"), listening)
             self._swap()
             return True
@@ -283,6 +294,20 @@ class _Shown(Unattended):
     def shown(self, call: Call, body: bytes, asked: float) -> None:
         """What it says of itself is looked at as ever."""
         self._renewal.talk.listing.shown(call, body, asked)
+
+
+class _Moved(Unattended):
+    """The origin of a subscription's call that has ended with its server: the client hears of the next one's end."""
+
+    __slots__ = ()
+
+    def answer(self, opened: Open, frame: bytes) -> bool:
+        """Not to the client."""
+        return True
+
+
+def _listening(opened: Open) -> bool:
+    return opened.state is State.SENT and not opened.cancelled and _listens(opened)
 
 
 def _listens(opened: Open) -> bool:

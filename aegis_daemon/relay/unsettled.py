@@ -114,11 +114,15 @@ class Unsettled:
 
     def close(self, why: str) -> None:
         """The session ends."""
+        self.lapse()
+        self.end_tasks(why)
+
+    def lapse(self) -> None:
+        """No retry takes up what was kept: what was agreed to for one server holds for no other."""
         for kept, timer in self.suspended.values():
             timer.cancel()
             self._lapsed(kept)
         self.suspended.clear()
-        self.end_tasks(why)
 
 
 def _continuation(call: Call, state: Any) -> bytes:

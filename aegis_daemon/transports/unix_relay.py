@@ -16,6 +16,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import socket
 import stat
 import struct
@@ -33,7 +34,9 @@ _log = logging.getLogger("aegis.unix")
 GREETING_S = 10.0
 """Seconds a peer has for its greeting."""
 GREETINGS = 1024
-"""Connections of one user that may not have greeted yet; another user's are counted apart."""
+"""Connections of one user that may not have greeted yet; another user's are counted apart.
+
+Of one of whom so much waits to be let go of, no more is served either."""
 GREETING_BYTES = 64 * 1024 * 1024
 """Bytes that unfinished greetings of one user may take in all."""
 _LARGE = 1 << 16
@@ -216,6 +219,12 @@ def _is_stream(fd: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
+def _room() -> int:
+    """How many descriptors may wait to be let go of: half of all, the rest is for those that are served."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft // 2
+
+
 def _hang_up(connection: socket.socket, fds: list[int]) -> None:
     """Beside the loop, too: what it holds unread may be descriptors."""
     connection.close()
@@ -323,7 +332,7 @@ class _Greeting:
     def _part(self) -> None:
         fds, self._fds = self._fds, []
         work = partial(_hang_up, self._connection, fds)
-        self._server.aside.do(self.peer.uid, work, lambda done: self._server.greeted(self))
+        self._server.aside.do(self.peer.uid, work, lambda done: self._server.greeted(self), fds=1 + len(fds))
 
 
 class UnixRelay:
@@ -358,6 +367,7 @@ class UnixRelay:
         self.on_attach = on_attach
         self._mode = mode
         self._greeting: set[_Greeting] = set()
+        self._said = False
 
     def open(self) -> None:
         """Listens. The caller holds the daemon's lock, so a socket file in the way is a dead daemon's.
@@ -422,19 +432,38 @@ class UnixRelay:
                 welcome = False
             behind = self.aside.behind(peer.uid) >= GREETINGS
             if not welcome or behind or sum(1 for one in self._greeting if one.peer.uid == peer.uid) >= GREETINGS:
-                self.aside.do(peer.uid, connection.close)
-                if behind:  # they come faster than they can be let go of
+                self._turn_away(peer.uid, connection)
+                if self._crowded():
                     self.loop.remove_reader(listener.fileno())
-                    self.loop.call_later(_PAUSE_S, self._again, listener, peer.uid)
+                    self.loop.call_later(_PAUSE_S, self._again, listener)
                     return
                 continue
             self._greeting.add(_Greeting(self, connection, peer, door))
 
-    def _again(self, listener: socket.socket, uid: int = NOBODY) -> None:
+    def _turn_away(self, uid: int, connection: socket.socket) -> None:
+        """It waits for a thread of its own user's, so that whoever comes too fast keeps nobody else out."""
+        try:
+            connection.shutdown(socket.SHUT_RDWR)  # the peer sees the end now, whatever closing takes
+        except OSError:
+            pass
+        self.aside.do(uid, connection.close)
+
+    def _crowded(self) -> bool:
+        """Whether what waits to be let go of leaves too few descriptors to take more."""
+        room = _room()
+        if self.aside.held < room:
+            self._said = self._said and self.aside.held >= room // 2
+            return False
+        if not self._said:
+            self._said = True
+            _log.error("no connections are accepted: %d descriptors wait to be let go of", self.aside.held)
+        return True
+
+    def _again(self, listener: socket.socket) -> None:
         if listener not in self._doors:
             return
-        if self.aside.behind(uid) >= GREETINGS:
-            self.loop.call_later(_PAUSE_S, self._again, listener, uid)
+        if self._crowded():
+            self.loop.call_later(_PAUSE_S, self._again, listener)
         else:
             self.loop.add_reader(listener.fileno(), self._accept, listener)
 

@@ -33,6 +33,20 @@ def test_whoever_sticks_all_of_theirs_waits_alone(run: Run) -> None:
     run(play())
 
 
+def test_descriptors_count_until_they_are_let_go_of(run: Run) -> None:
+    async def play() -> None:
+        made, freed = Aside(asyncio.get_running_loop()), threading.Event()
+        for _ in range(aside.THREADS + 1):
+            made.do(1, freed.wait, fds=5)
+        made.do(2, freed.wait)
+        assert made.held == 5 * (aside.THREADS + 1) + 1
+        freed.set()
+        await until(lambda: not made._lanes)
+        assert made.held == 0
+
+    run(play())
+
+
 def test_work_that_fails_is_over_too(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     async def play() -> None:
         made, done = Aside(asyncio.get_running_loop()), []

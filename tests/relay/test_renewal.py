@@ -328,3 +328,32 @@ def test_a_client_that_leaves_while_the_handshake_is_written_down_leaves_nothing
     s.server.hears("initialize")
     s.all_exit()
     assert s.over
+
+
+def test_an_approval_for_the_old_server_runs_no_retry_at_the_new_one(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = play.session()
+    s.client.says(modern(call(1, "pay")))
+    play.desk.decide(play.ticket().id, True, "ann")
+    asks = {"resultType": "input_required", "inputRequests": {}, "requestState": "s"}
+    s.server.answers(s.server.hears("tools/call", name="pay"), asks)
+    s.client.hears_result(1)
+    renew(s)
+    again = modern(call(2, "pay"))
+    again["params"]["requestState"] = "s"
+    s.client.says(again)
+    s.server.hears_nothing()
+    assert len(play.desk.pending()) == 1
+    s.client.dies()
+
+
+def test_a_subscription_that_is_not_allowed_any_more_does_not_reach_the_new_server(make_play: MakePlay) -> None:
+    play = make_play(CONFIG)
+    s = play.session()
+    s.client.says(modern(request("mine", "subscriptions/listen", notifications={"toolsListChanged": True})))
+    s.server.hears("subscriptions/listen")
+    play.reload(CONFIG.replace("allowed: true", "allowed: false"))
+    renew(s)
+    s.server.hears_nothing()
+    s.client.hears_error("mine", -31001)
+    s.client.dies()

@@ -218,42 +218,87 @@ def test_a_descriptor_whose_kind_is_slow_to_tell(run: Run, tmp_path: Path, monke
     run(play())
 
 
-def test_who_leaves_slowly_is_let_in_again_and_not_for_ever(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    freed, close_all = Event(), aside.close_all
+class Slow:
+    """Closing takes as long as `freed` is not set."""
 
-    def slow(fds: Iterable[int]) -> None:
-        freed.wait(30)
-        close_all(fds)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.freed, close_all = Event(), aside.close_all
 
-    monkeypatch.setattr(aside, "close_all", slow)
-    monkeypatch.setattr(unix_relay, "GREETINGS", 2)
-    monkeypatch.setattr(unix_relay, "_PAUSE_S", 0.01)
+        def slow(fds: Iterable[int]) -> None:
+            self.freed.wait(30)
+            close_all(fds)
 
-    async def play() -> None:
-        house = House(tmp_path / "s")
-        for _ in range(aside.THREADS + 2):  # so many at work, and two that wait
+        monkeypatch.setattr(aside, "close_all", slow)
+        monkeypatch.setattr(unix_relay, "GREETINGS", 2)
+        monkeypatch.setattr(unix_relay, "_PAUSE_S", 0.01)
+
+    async def fill(self, house: House) -> None:
+        """So many at work, and two that wait."""
+        for _ in range(aside.THREADS + 2):
             _, attachment = await house.greets()
             attachment.close_descriptors()
-        behind = attachment.aside.behind(attachment.peer.uid)
-        assert behind == 2
-        coming = [asyncio.ensure_future(house.greets()) for _ in range(4)]
-        await asyncio.sleep(0.1)
-        assert attachment.aside.behind(attachment.peer.uid) <= behind + 1, "one is turned away, and no more are taken"
-        assert len(house.attached) == aside.THREADS + 2
-        freed.set()
-        for one in coming:
-            one.cancel()
-        count = len(house.attached)
-        await until(lambda: not attachment.aside.behind(attachment.peer.uid))
-        _, attachment = await house.greets()
-        assert len(house.attached) > count
-        for one in house.attached:
-            one.close_descriptors()
-            one.control.close()
-        house.leaves()
-        await until(lambda: not house.relay.aside._lanes)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    made = Slow(monkeypatch)
+    yield made
+    made.freed.set()
+
+
+async def _cleared(house: House) -> None:
+    for one in house.attached:
+        one.close_descriptors()
+        one.control.close()
+    house.leaves()
+    await until(lambda: not house.relay.aside._lanes)
+
+
+def test_who_leaves_slowly_keeps_no_other_user_out(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: Slow
+) -> None:
+    async def play() -> None:
+        house = House(tmp_path / "s")
+        await slow.fill(house)
+        count, uid = len(house.attached), os.geteuid()
+        assert house.relay.aside.behind(uid) == 2
+        async with Watched():
+            for _ in range(20):
+                house.comes()
+            await until(lambda: house.relay.aside.behind(uid) == 22)
+            assert len(house.attached) == count, "none of those is served"
+            assert all(peer.recv(1) == b"" for peer in house.peers[-20:]), "and each is told at once"
+            with monkeypatch.context() as patch:
+                patch.setattr(unix_relay, "peer_of", lambda connection: unix_relay.Peer(uid + 1, None))
+                patch.setattr(unix_relay, "_answers", lambda fd: True)
+                await house.greets()
+        slow.freed.set()
+        await until(lambda: not house.relay.aside.behind(uid))
+        await house.greets()  # and who left slowly is let in again
+        await _cleared(house)
+        assert house.relay.aside.held == 0
+
+    run(play())
+
+
+def test_when_too_few_descriptors_are_left_all_wait_and_it_is_said_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: Slow, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play() -> None:
+        house = House(tmp_path / "s")
+        await slow.fill(house)
+        held = house.relay.aside.held
+        assert held == 4 * (aside.THREADS + 2)
+        monkeypatch.setattr(unix_relay, "_room", lambda: held + 3)
+        for _ in range(20):
+            house.comes()
+        await asyncio.sleep(0.2)
+        assert house.relay.aside.held == held + 3
+        assert caplog.text.count("no connections are accepted") == 1
+        monkeypatch.setattr(unix_relay, "GREETINGS", 100)  # those that wait at the door are all let in
+        slow.freed.set()
+        await house.greets()
+        await _cleared(house)
 
     run(play())
 
