@@ -17,6 +17,8 @@ from e2e.house import Agent, Home, call, until
 import aegis_daemon.demo
 
 SERVER = Path(aegis_daemon.demo.__file__).with_name("server.py")
+# The server does not read it. A page shows the whole command to who decides, and has nowhere to break this one.
+UNBROKEN = "v" * 300
 CONFIG = """
 server: {{listen: "{listen}"}}
 backends: {{blog: {{}}}}
@@ -93,7 +95,7 @@ class Site:
 
     def agent(self, name: str = "claude-code", says: dict[str, str] | None = None) -> Agent:
         """A client whose session with the wrapped server is open. `says` is how it introduces itself."""
-        command = (sys.executable, "-I", "-S", str(SERVER), str(self._tally))
+        command = (sys.executable, "-I", "-S", str(SERVER), str(self._tally), UNBROKEN)
         client = says or {"name": "claude-code", "version": "2.1.329"}
         return self.home.wrap(*command, agent=name, backend="blog").handshake(clientInfo=client)
 
