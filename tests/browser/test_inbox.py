@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from e2e.house import call, until
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import Locator, Route, expect
 
 from .site import Collector, Site, text
 from .test_approval_page import LONG, LOOKS, PAYLOADS, SCHEME
@@ -114,6 +114,26 @@ def test_who_logs_out_is_out_in_all_tabs(site: Site, enters: Opens, opens: Opens
     other.page.get_by_role("button", name="Log in").wait_for()
     window.goes(f"{site.url}/ui")
     assert "Log in" in window.heading
+
+
+def test_a_logout_is_not_overtaken_by_a_look_that_is_under_way(site: Site, enters: Opens) -> None:
+    window = enters(site)
+    window.goes(f"{site.url}/ui/limits")
+    looks: list[Route] = []
+    window.page.route("**/ui/limits", lambda look: looks.append(look))
+    window._forgive(401)
+
+    def logs_out(form: Route) -> None:
+        answer = form.fetch(max_redirects=0)  # the session is over, and nobody has told the page yet
+        looks[0].continue_()
+        window.page.wait_for_timeout(300)
+        form.fulfill(response=answer)
+
+    window.page.route("**/ui/logout", logs_out)
+    while not looks:
+        window.page.wait_for_timeout(100)
+    window.presses("Log out")
+    assert window.page.url == f"{site.url}/ui/login"
 
 
 def test_aegis_ui_logout_ends_what_is_open(site: Site, enters: Opens) -> None:

@@ -100,9 +100,12 @@ async function pinsEvent(told) {
   localTimes();
 }
 
-// The session is over. Said at the door, so that nobody wonders.
+// A form is on its way and will load a page of its own.
+let leaving = false;
+
+// The session is over. Said at the door, so that nobody wonders; a logout under way gets there by itself.
 function out() {
-  location.assign("/ui/login?ended");
+  if (!leaving) location.assign("/ui/login?ended");
 }
 
 async function fetched(address) {
@@ -482,7 +485,12 @@ if (!door && page !== "fault") {
   setInterval(refresh, 4000);
   document.addEventListener("visibilitychange", () => (document.hidden ? end() : begin()));
   addEventListener("pagehide", end);
-  // A form that leaves the page is not overtaken by what the stream says of it: a logout ends the stream with `bye`.
-  document.addEventListener("submit", (event) => { if (!event.target.matches("[data-decide]")) end(); });
+  // A form that leaves the page is not overtaken by what the stream or a fetch under way says of it: a logout ends both.
+  document.addEventListener("submit", (event) => {
+    if (event.target.matches("[data-decide]")) return;
+    leaving = true;
+    end();
+  });
+  addEventListener("pageshow", (event) => { if (event.persisted) leaving = false; });
   begin();
 }
