@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from types import TracebackType
 
 # Ctrl-C reaches whoever has the terminal as its own.
@@ -54,6 +55,17 @@ class Terminal:
 
     def send(self, text: str) -> None:
         os.write(self._main, text.encode())
+
+    def interrupts(self, bound: float = 20) -> None:
+        """Ctrl-C at a question, as a person's: when what asks has begun to wait.
+
+        In the microseconds before, `input` of CPython looks for signals no more and sleeps until the next key.
+        """
+        until = time.monotonic() + bound
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < until, f"it never waited; this was shown: {strip(self.shown)[-3000:]}"
+            time.sleep(0.01)
+        self.send("\x03")
 
     def end(self, bound: float = 20) -> int:
         """Waits for its end; the exit status."""

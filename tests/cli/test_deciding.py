@@ -115,12 +115,15 @@ def test_a_person_sees_the_whole_call_and_is_asked(served: Served) -> None:
     assert served.governor.decided[0][0] == made.call_id
 
 
-@pytest.mark.parametrize("answer", ["n\r", "\r", "\x04", "\x03"])
-def test_any_answer_but_yes_decides_nothing(served: Served, answer: str) -> None:
+@pytest.mark.parametrize("answer", ["n\r", "\r", "\x04", None])
+def test_any_answer_but_yes_decides_nothing(served: Served, answer: str | None) -> None:
     served.governor.tickets.append(ticket("AAAA"))
     with Terminal("reject", "AAAA") as terminal:
         terminal.expect("reject AAAA? [y/N]")
-        terminal.send(answer)
+        if answer is None:
+            terminal.interrupts()
+        else:
+            terminal.send(answer)
         assert terminal.end() in (1, 130)
         assert "Traceback" not in terminal.shown
     assert not served.governor.decided

@@ -340,7 +340,7 @@ def test_an_interrupt_at_any_question_leaves_everything_as_it_was(user: Path, ho
             screen.expect(question, BOUND_S)
             screen.send(answer)
         screen.expect(QUESTIONS[at], BOUND_S)
-        screen.send("\x03")
+        screen.interrupts()
         assert screen.end() == 130
     assert tree(user, home) == before
 
