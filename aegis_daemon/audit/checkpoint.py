@@ -120,6 +120,8 @@ def read_note(note: str) -> Note:
             found = b64decode(encoded, validate=True)
         except (binascii.Error, ValueError):
             found = b""
+        if b64encode(found).decode() != encoded:  # else a letter could be changed that nobody misses
+            found = b""
         if not line.startswith(_DASH) or not space or not _is_name(name) or len(found) <= 4:
             raise NoteError("a signature is written `— name base64`")
         signatures.append(Signature(name, found[:4], found[4:]))
