@@ -81,7 +81,7 @@ def test_what_is_no_checkpoint_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "note",
-    ["", "a\n", "a\n\n", "a\n\nb\n", "a\n\n— b\n", "a\n\n— b AAAA\n", "a\n\n— b c AAAAAAAA\n", "a\t\n\n— b AAAAAAAA\n",
+    ["", "a\n", "a\n\n", "a\n\nb\n", "a\n\n— b\n", "a\n\n— b AAAA\n", "a\n\n— b c AAAAAAAA\n", "a\n\n— b AAAAAAB=\n", "a\t\n\n— b AAAAAAAA\n",
      "a\n\n— b+c AAAAAAAA\n", "a\n\n— b AAAAAAAA", "a\n\n" + "— b AAAAAAAA\n" * 65, "a" * 70000 + "\n\n— b AAAAAAAA\n"],
 )  # fmt: skip
 def test_what_is_no_note_is_refused(note: str) -> None:

@@ -439,6 +439,17 @@ def test_both_find_a_whole_log_whole(logs: Logs) -> None:
         db.close()
 
 
+def test_both_find_a_change_of_the_letter_whose_last_bits_base64_throws_away(logs: Logs) -> None:
+    db = copied(logs.store)
+    rotation = _rotation(db)
+    assert rotation.endswith("=\n")
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    other = letters[letters.index(rotation[-3]) ^ 1]
+    db.execute("UPDATE keys SET rotation = ? WHERE number = 2", (f"{rotation[:-3]}{other}=\n",))
+    assert logs.judge(db, (logs.notes[-1],))[:2] == (True, True)
+    db.close()
+
+
 def test_both_find_hundreds_of_random_changes(logs: Logs) -> None:
     found = tampered(logs, 504, SEED)
     assert len(found) == len(DEEDS)

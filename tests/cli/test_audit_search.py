@@ -203,4 +203,6 @@ def test_a_tail_of_a_quiet_log_ends_when_nobody_reads_it_any_more(home: str) -> 
         out.close()
         assert tail.wait(10) == 0
         assert tail.stderr is not None
-        assert tail.stderr.read() == ""
+        told = tail.stderr.read().splitlines()
+        # On a slow machine it may have waited, and said so; nothing is said of the reader that has gone.
+        assert [line for line in told if not line.startswith("waiting for the daemon")] == []
